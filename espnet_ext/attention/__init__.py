@@ -1,0 +1,5 @@
+"""Self-attention variants, one per file, and the registry of their names."""
+
+from espnet_ext.attention.registry import ATTENTIONS, build_attention
+
+__all__ = ["ATTENTIONS", "build_attention"]

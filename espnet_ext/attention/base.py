@@ -1,0 +1,387 @@
+"""What the variants share: relative positions, chunk masks, offline and streaming attention.
+
+A score is [(q_i + u) . k_j + (q_i + v) . p_{i-j}] / sqrt(d_k) (Dai et al. 2019, Transformer-XL;
+ESPnet's ``rel_pos_type: latest``). The position term never touches k_j, so a variant is free to
+keep keys, inputs or latents in its cache, and needs no rotary split.
+
+Letters in shapes: B batch, H heads, G key-value heads, T frames, n query frames of one block or
+step, K key frames it sees, d = d_k, D = n_feat, r width of a cached vector.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
+from torch import nn
+
+from espnet_ext.state import FrameCache
+
+# Query frames per block offline. 128 keeps a block's scores in a core's cache; below 256 frames
+# one block is cheaper than two.
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class ChunkView:
+    """Relative positions together with the frames that a frame may see.
+
+    Frame i of the chunk that starts at s sees frame j with
+    s - left_context <= j < s + chunk_size.
+
+    Attributes:
+        pos_emb: Position embeddings (1, 2T-1, n_feat), the largest distance i - j first.
+        chunk_size: Frames per chunk.
+        left_context: Frames before the chunk, -1 for all.
+    """
+
+    pos_emb: torch.Tensor
+    chunk_size: int
+    left_context: int
+
+    def visible_range(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        """Keys lo..hi-1 that the queries start..stop-1 of ``length`` frames may see."""
+        first_chunk = start - start % self.chunk_size
+        lo = 0 if self.left_context < 0 else max(0, first_chunk - self.left_context)
+        last_chunk = (stop - 1) - (stop - 1) % self.chunk_size
+        return lo, min(length, last_chunk + self.chunk_size)
+
+    def mask(self, start: int, stop: int, lo: int, hi: int, device) -> torch.Tensor:
+        """True where query start..stop-1 may see key lo..hi-1 (n, K)."""
+        query = torch.arange(start, stop, device=device)
+        chunk = (query - query % self.chunk_size)[:, None]  # (n, 1)
+        key = torch.arange(lo, hi, device=device)
+        visible = key < chunk + self.chunk_size
+        if self.left_context >= 0:
+            visible = visible & (key >= chunk - self.left_context)
+        return visible
+
+
+def check_at_least(key: str, value, least: int) -> None:
+    """Refuse ``value`` unless it is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{key}: must be an integer of at least {least}, got {value!r}")
+
+
+def check_choice(key: str, value, choices) -> None:
+    """Refuse ``value`` unless it is one of ``choices``."""
+    if value not in tuple(choices):
+        raise ValueError(f"{key}: must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def position_scores(q_v: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Scores (q_i + v) . p_{i-j} of n queries and K keys, each a run of neighbouring frames.
+
+    Args:
+        q_v: Queries with position bias (B, H, n, d).
+        p: Projected positions (H, K+n-1, d), from the distance between the last query and the
+            first key down to the distance between the first query and the last key.
+
+    Returns:
+        Scores (B, H, n, K).
+    """
+    n, rows = q_v.size(-2), p.size(-2)
+    scores = torch.matmul(q_v, p.transpose(-2, -1))  # (B, H, n, K+n-1)
+    if n == 1:
+        return scores
+    # Query a finds key c in column n-1-a+c. Dropping n-1 values in front and reading rows one
+    # value shorter moves every row into place without a copy.
+    scores = scores.flatten(-2)[..., n - 1 : n * rows - 1]  # (B, H, n * (K+n-2))
+    return scores.unflatten(-1, (n, rows - 1))[..., : rows - n + 1]
+
+
+def attend(q, k, v, bias, scale, dropout=0.0):
+    """Attention with an additive bias; a group's query heads are folded into the query rows.
+
+    Args:
+        q: Queries (B, H, n, r).
+        k: Keys (B, G, K, r), G divides H.
+        v: Values (B, G, K, w).
+        bias: Added to the scaled scores, large negative where masked (B, H, n, K).
+        scale: Factor of the scores.
+        dropout: Probability of dropping a weight.
+
+    Returns:
+        Context (B, H, n, w).
+    """
+    n_head, n = q.shape[1:3]
+    groups = k.size(1)
+    if groups != n_head:
+        q = q.reshape(q.size(0), groups, -1, q.size(-1))  # (B, H, n, r) -> (B, G, H/G*n, r)
+        bias = bias.reshape(bias.size(0), groups, -1, bias.size(-1))
+    context = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout, scale=scale)
+    return context.reshape(context.size(0), n_head, n, -1)
+
+
+def attend_with_weights(q, k, v, bias, scale, dropout=0.0):
+    """As ``attend``, and also the weights before dropout (B, H, n, K), for attention plots."""
+    n_rep = q.size(1) // k.size(1)
+    k, v = k.repeat_interleave(n_rep, dim=1), v.repeat_interleave(n_rep, dim=1)
+    weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * scale + bias, dim=-1)
+    return torch.matmul(F.dropout(weights, dropout), v), weights
+
+
+class Attention(MultiHeadedAttention):
+    """What every variant, softmax or not, offers to an encoder.
+
+    It is an ESPnet ``MultiHeadedAttention`` so that ESPnet's attention plots find it; nothing of
+    that class is run. A variant defines ``forward``, ``init_cache``, ``forward_chunk`` and
+    ``cache_values``.
+
+    Args:
+        n_head: Number of query heads.
+        n_feat: Width of the model; ``n_head`` divides it.
+        dropout_rate: Dropout of attention weights.
+
+    Raises:
+        ValueError: A value breaks its rule; the message names key, rule and value.
+    """
+
+    #: False for a variant that cannot forget a frame, and so ignores a left context
+    has_left_context = True
+
+    def __init__(self, n_head: int, n_feat: int, dropout_rate: float = 0.0):
+        nn.Module.__init__(self)
+        check_at_least("attention_heads", n_head, 1)
+        check_at_least("output_size", n_feat, 1)
+        if n_feat % n_head:
+            raise ValueError(
+                f"attention_heads: must divide output_size {n_feat}, got {n_head}"
+            )
+        if not 0 <= dropout_rate < 1:
+            raise ValueError(f"attention_dropout_rate: must be in [0, 1), got {dropout_rate!r}")
+        self.h = n_head
+        self.n_feat = n_feat
+        self.d_k = n_feat // n_head
+        self.dropout_rate = dropout_rate
+        self.attn = None
+
+    def forward(self, query, key, value, pos_emb, mask):
+        """Self-attention over whole utterances.
+
+        Args:
+            query: Layer input (B, T, n_feat); ``key`` and ``value`` are the same tensor.
+            key: Not read: self-attention.
+            value: Not read.
+            pos_emb: Position embeddings (1, 2T-1, n_feat), or a ``ChunkView`` of them.
+            mask: True on real frames (B, 1, T), or None.
+
+        Returns:
+            Layer output (B, T, n_feat).
+        """
+        raise NotImplementedError
+
+    def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
+        """Empty cache of a stream.
+
+        Args:
+            batch_size: Streams side by side.
+            chunk_size: Most frames per step.
+            left_context: Frames seen before a chunk, -1 for all.
+            dtype: What the cache is stored in.
+            device: Where it lives.
+
+        Returns:
+            A ``FrameCache`` or ``RunningSums``.
+        """
+        raise NotImplementedError
+
+    def forward_chunk(self, x, cache, padding=None):
+        """Self-attention of one chunk that also sees the cache.
+
+        Args:
+            x: Layer input (B, n, n_feat).
+            cache: What ``init_cache`` returned; it is updated in place.
+            padding: How many of the newest frames are padding, per stream (B,), which may be more
+                than the chunk for a stream that ended long ago. None where all frames are real.
+
+        Returns:
+            Layer output (B, n, n_feat).
+        """
+        raise NotImplementedError
+
+    def cache_values(self, frames: int) -> int:
+        """Numbers that one stream keeps after ``frames`` frames, by formula."""
+        raise NotImplementedError
+
+    def plotting(self) -> bool:
+        """Whether somebody listens for attention weights (ESPnet's plots hook the module)."""
+        return bool(self._forward_hooks)
+
+    def split_heads(self, x):
+        """(B, T, heads * d_k) -> (B, heads, T, d_k)."""
+        return x.unflatten(-1, (-1, self.d_k)).transpose(1, 2)
+
+    def merge_heads(self, x):
+        """(B, H, T, d_k) -> (B, T, n_feat)."""
+        return x.transpose(1, 2).flatten(2)
+
+
+class SoftmaxAttention(Attention):
+    """Softmax attention with relative positions; a subclass says what a frame leaves behind.
+
+    Subclasses implement ``record`` (what is cached), ``key_value`` (keys and values from it) and,
+    where the cache can be attended to directly, ``absorbed_weights``.
+    """
+
+    def __init__(self, n_head: int, n_feat: int, dropout_rate: float = 0.0):
+        super().__init__(n_head, n_feat, dropout_rate)
+        self.linear_q = nn.Linear(n_feat, n_feat)
+        self.linear_out = nn.Linear(n_feat, n_feat)
+        self.linear_pos = nn.Linear(n_feat, n_feat, bias=False)
+        self.pos_bias_u = nn.Parameter(torch.empty(n_head, self.d_k))
+        self.pos_bias_v = nn.Parameter(torch.empty(n_head, self.d_k))
+        nn.init.xavier_uniform_(self.pos_bias_u)
+        nn.init.xavier_uniform_(self.pos_bias_v)
+        self._positions = None
+
+    # what a variant defines
+
+    def record(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What frames leave in the cache: (B, T, n_feat) -> name to (B, ..., T, width)."""
+        raise NotImplementedError
+
+    def record_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to the shape of one frame of ``record``, batch and time left out."""
+        raise NotImplementedError
+
+    def key_value(self, record: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, G, T, d_k) each, from what ``record`` returned."""
+        raise NotImplementedError
+
+    def absorbed_weights(self):
+        """Weights that let queries meet the cached vectors themselves, where that is possible.
+
+        Returns:
+            None, or W_K (G, d_k, r), W_V (G, r, d_k) and the value bias (G, 1, d_k) or None, for a
+            ``record`` of one tensor of width r.
+        """
+        return None
+
+    # what all share
+
+    def query(self, x):
+        """Queries with content and with position bias: (B, T, n_feat) -> two of (B, H, T, d_k)."""
+        q = self.linear_q(x).unflatten(-1, (self.h, self.d_k))  # (B, T, D) -> (B, T, H, d)
+        q_u = (q + self.pos_bias_u.to(q.dtype)).transpose(1, 2)  # (B, T, H, d) -> (B, H, T, d)
+        q_v = (q + self.pos_bias_v.to(q.dtype)).transpose(1, 2)
+        return q_u, q_v
+
+    def forward(self, query, key, value, pos_emb, mask):
+        view = pos_emb if isinstance(pos_emb, ChunkView) else None
+        pos_emb = view.pos_emb if view else pos_emb
+        length = query.size(1)
+        q_u, q_v = self.query(query)
+        k, v = self.key_value(self.record(query))
+        p = self.split_heads(self.linear_pos(pos_emb))[0]  # (1, 2T-1, D) -> (H, 2T-1, d)
+        scale = 1 / math.sqrt(self.d_k)
+        dropout = self.dropout_rate if self.training else 0.0
+        block = length if length < 2 * BLOCK or self.plotting() else BLOCK
+        contexts = []
+        for start in range(0, length, block):
+            stop = min(start + block, length)
+            lo, hi = view.visible_range(start, stop, length) if view else (0, length)
+            # distances stop-1-lo down to start-(hi-1): row r of p is distance length-1-r
+            rows = p[:, length - stop + lo : length - start + hi - 1]
+            bias = position_scores(q_v[:, :, start:stop], rows) * scale  # (B, H, n, K)
+            hidden = mask[:, None, :, lo:hi].eq(0) if mask is not None else None  # (B, 1, 1, K)
+            if view:
+                unseen = ~view.mask(start, stop, lo, hi, query.device)  # (n, K)
+                hidden = unseen if hidden is None else hidden | unseen
+            if hidden is not None:
+                # half the smallest number: adding a score to it cannot overflow in half precision
+                bias = bias.masked_fill(hidden, torch.finfo(bias.dtype).min / 2)
+            args = (q_u[:, :, start:stop], k[:, :, lo:hi], v[:, :, lo:hi], bias, scale, dropout)
+            if self.plotting():
+                context, self.attn = attend_with_weights(*args)
+            else:
+                context = attend(*args)
+            contexts.append(context)
+        return self.linear_out(self.merge_heads(torch.cat(contexts, dim=2)))
+
+    def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
+        self.position_rows(chunk_size + max(left_context, 0), chunk_size)
+        shapes = {name: (batch_size, *shape) for name, shape in self.record_shapes().items()}
+        return FrameCache.allocate(shapes, left_context, chunk_size, dtype, device)
+
+    def cache_values(self, frames):
+        return frames * sum(math.prod(shape) for shape in self.record_shapes().values())
+
+    def forward_chunk(self, x, cache, padding=None):
+        q_u, q_v = self.query(x)
+        seen, oldest = cache.append(self.record(x))
+        n, keys = x.size(1), next(iter(seen.values())).size(-2)
+        scale = 1 / math.sqrt(self.d_k)
+        bias = position_scores(q_v, self.position_rows(keys, n)) * scale  # (B, H, n, K)
+        if padding is not None:
+            age = torch.arange(keys - 1, -1, -1, device=x.device)  # (K,) frames before the newest
+            hidden = (age < padding[:, None])[:, None, None]  # (B, 1, 1, K)
+            bias = bias.masked_fill(hidden, torch.finfo(bias.dtype).min / 2)
+        if oldest:  # the cache is a ring: bring the bias into its order, not the cache into time's
+            bias = torch.cat([bias[..., keys - oldest :], bias[..., : keys - oldest]], dim=-1)
+        weights = self.absorbed_weights()
+        if weights is not None and self._absorb(n, weights[0]):
+            context = self._attend_absorbed(q_u, *seen.values(), *weights, bias, scale)
+        else:
+            k, v = self.key_value(seen)
+            context = attend(q_u, k, v, bias, scale)
+        return self.linear_out(self.merge_heads(context))
+
+    def _absorb(self, n, w_k):
+        """Whether n queries are cheaper against the cached vectors than against rebuilt keys.
+
+        Multiplications per cached frame: the absorbed form meets a vector of width r in all H heads
+        of n queries, twice; the expanded form rebuilds G keys and values from it, and meets d_k.
+        """
+        groups, _, width = w_k.shape
+        return n * self.h * width < groups * self.d_k * width + n * self.h * self.d_k
+
+    def _attend_absorbed(self, q_u, cached, w_k, w_v, bias_v, bias, scale):
+        """Attention of n queries to the cached vectors (B, K, r) as they are."""
+        n_rep = self.h // w_k.size(0)
+        w_k, w_v = w_k.repeat_interleave(n_rep, 0), w_v.repeat_interleave(n_rep, 0)
+        q = torch.matmul(q_u, w_k)  # (B, H, n, d) x (H, d, r) -> (B, H, n, r)
+        cached = cached.unsqueeze(1)  # (B, K, r) -> (B, 1, K, r): one key-value head for all
+        context = torch.matmul(attend(q, cached, cached, bias, scale), w_v)  # (B, H, n, d)
+        if bias_v is not None:  # weights sum to one, so the bias passes straight through
+            context = context + bias_v.repeat_interleave(n_rep, 0)
+        return context
+
+    def position_rows(self, keys: int, n: int):
+        """Projected positions of distances keys-1 down to -(n-1): (H, keys+n-1, d_k).
+
+        They depend on the weights alone, so they are projected once and shared by all streams; the
+        table doubles when a stream outgrows it and is rebuilt when the weights have changed.
+        """
+        weight = self.linear_pos.weight
+        made_for = (weight.data_ptr(), weight._version, weight.device, weight.dtype)
+        if self._positions is None or self._positions.made_for != made_for:
+            self._positions = None
+        old = self._positions
+        if old is None or keys > old.past or n > old.future:
+            past = max(keys, old.past if keys <= old.past else 2 * old.past) if old else keys
+            future = max(n, old.future if old else 0)
+            distances = torch.arange(past - 1, -future, -1, device=weight.device)
+            p = self.linear_pos(relative_positions(distances, self.n_feat, weight.dtype))
+            table = self.split_heads(p[None])[0].contiguous()  # (R, D) -> (H, R, d)
+            self._positions = _PositionTable(made_for, past, future, table)
+        zero = self._positions.past - 1  # row of distance 0
+        return self._positions.table[:, zero - (keys - 1) : zero + n]
+
+
+class _PositionTable(NamedTuple):
+    made_for: tuple
+    past: int
+    future: int
+    table: torch.Tensor
+
+
+def relative_positions(distances: torch.Tensor, n_feat: int, dtype) -> torch.Tensor:
+    """Sinusoids of distances i - j (R,) -> (R, n_feat), as ESPnet's ``RelPositionalEncoding``."""
+    rates = torch.exp(
+        torch.arange(0, n_feat, 2, device=distances.device) * -(math.log(10000.0) / n_feat)
+    )
+    angles = distances[:, None] * rates  # (R, D/2)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(dtype)

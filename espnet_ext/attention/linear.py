@@ -1,0 +1,100 @@
+"""Linear attention (Katharopoulos et al. 2020): the past is two sums, whatever its length."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from espnet_ext.attention.base import Attention, ChunkView, check_choice
+from espnet_ext.state import RunningSums
+
+FEATURE_MAPS = {"elu": lambda x: F.elu(x) + 1}
+EPS = 1e-6
+
+
+class LinearAttention(Attention):
+    """y_i = (phi(q_i) S) / (phi(q_i) . z) with S = sum_j phi(k_j) v_j^T and z = sum_j phi(k_j).
+
+    The sums run over all frames offline, and over all frames up to the end of the chunk when
+    chunk-masked or streaming. It takes ``pos_emb`` and does not use it: the order of frames reaches
+    it through the convolutions. A sum cannot forget, so a finite left context is ignored.
+
+    Args:
+        n_head: Number of heads.
+        n_feat: Width of the model.
+        dropout_rate: Accepted for the sake of one signature; there are no weights to drop.
+        feature_map: phi; ``elu`` is elu(x) + 1.
+
+    Raises:
+        ValueError: A value breaks its rule; the message names key, rule and value.
+    """
+
+    has_left_context = False
+
+    def __init__(
+        self, n_head: int, n_feat: int, dropout_rate: float = 0.0, feature_map: str = "elu"
+    ):
+        super().__init__(n_head, n_feat, dropout_rate)
+        check_choice("feature_map", feature_map, FEATURE_MAPS)
+        self.phi = FEATURE_MAPS[feature_map]
+        self.linear_q = nn.Linear(n_feat, n_feat)
+        self.linear_k = nn.Linear(n_feat, n_feat)
+        self.linear_v = nn.Linear(n_feat, n_feat)
+        self.linear_out = nn.Linear(n_feat, n_feat)
+
+    def features(self, x, mask=None):
+        """phi(q), phi(k) and v, each (B, H, T, d_k); phi(k) is zero where ``mask`` (B, T) is False."""
+        # sums over thousands of frames: float32 also under AMP
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        q = self.phi(self.split_heads(self.linear_q(x)).to(dtype))
+        k = self.phi(self.split_heads(self.linear_k(x)).to(dtype))
+        v = self.split_heads(self.linear_v(x)).to(dtype)
+        return q, k if mask is None else k * mask[:, None, :, None], v
+
+    def forward(self, query, key, value, pos_emb, mask):
+        q, k, v = self.features(query, None if mask is None else mask[:, 0].ne(0))
+        with torch.autocast(query.device.type, enabled=False):
+            chunk = pos_emb.chunk_size if isinstance(pos_emb, ChunkView) else q.size(2)
+            if self.plotting():
+                self.attn = self._weights(q, k, chunk)
+            context = self._chunked(q, k, v, chunk)
+        return self.linear_out(self.merge_heads(context).to(query.dtype))
+
+    @staticmethod
+    def _chunked(q, k, v, chunk):
+        """Context of frames that see all chunks up to their own (B, H, T, d_k)."""
+        length = q.size(2)
+        # (B, H, T, d) -> (B, H, N, chunk, d), zeros after the end add nothing to a sum
+        q, k, v = (
+            F.pad(t, (0, 0, 0, -length % chunk)).unflatten(2, (-1, chunk)) for t in (q, k, v)
+        )
+        s = torch.einsum("bhncd,bhnce->bhnde", k, v).cumsum(2)  # (B, H, N, d, d)
+        z = k.sum(3).cumsum(2)  # (B, H, N, d)
+        context = torch.matmul(q, s) / (torch.matmul(q, z[..., None]) + EPS)
+        return context.flatten(2, 3)[:, :, :length]
+
+    @staticmethod
+    def _weights(q, k, chunk):
+        """The weights that the sums stand for (B, H, T, T), for attention plots only."""
+        weights = torch.matmul(q, k.transpose(-2, -1))
+        frame = torch.arange(q.size(2), device=q.device) // chunk
+        weights = weights * (frame[None, :] <= frame[:, None])
+        return weights / (weights.sum(-1, keepdim=True) + EPS)
+
+    def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
+        # an accumulator in half precision would stop growing, so the sums stay in float32
+        s = torch.zeros(batch_size, self.h, self.d_k, self.d_k, device=device)
+        return RunningSums(s=s, z=s.new_zeros(batch_size, self.h, self.d_k))
+
+    def forward_chunk(self, x, cache, padding=None):
+        real = None
+        if padding is not None:
+            age = torch.arange(x.size(1) - 1, -1, -1, device=x.device)  # (n,)
+            real = age >= padding[:, None]  # (B, n)
+        q, k, v = self.features(x, real)
+        cache.s += torch.matmul(k.transpose(-2, -1), v)  # (B, H, d, d)
+        cache.z += k.sum(2)  # (B, H, d)
+        context = torch.matmul(q, cache.s) / (torch.matmul(q, cache.z[..., None]) + EPS)
+        return self.linear_out(self.merge_heads(context).to(x.dtype))
+
+    def cache_values(self, frames):
+        return self.h * (self.d_k * self.d_k + self.d_k)

@@ -1,0 +1,45 @@
+"""ESPnet's Branchformer (Peng et al. 2022) with a choice of attention, offline and streaming."""
+
+import torch
+from espnet2.asr.encoder.branchformer_encoder import (
+    BranchformerEncoder as ESPnetBranchformerEncoder,
+)
+
+from espnet_ext.encoder.streaming import StreamingEncoder
+
+
+class BranchformerEncoder(StreamingEncoder, ESPnetBranchformerEncoder):
+    """Branchformer; see ``StreamingEncoder`` for what it adds to ESPnet's options.
+
+    Both branches are needed. ``merge_method: learned_ave`` pools over the whole utterance, so it
+    cannot stream.
+    """
+
+    attention_name = "attn"
+    required_conf = StreamingEncoder.required_conf | {
+        "attention_layer_type": "rel_selfattn",
+        "use_attn": True,
+        "use_cgmlp": True,
+    }
+    required_streaming_conf = {"merge_method": "concat"}
+
+    @staticmethod
+    def convolutions(layer):
+        return {"cgmlp": (layer.cgmlp.csgu, "conv")}
+
+    @staticmethod
+    def layer_chunk(layer, x, state, padding):
+        attended = layer.attn.forward_chunk(layer.norm_mha(x), state.attention, padding)
+        gated = cgmlp_chunk(layer.cgmlp, layer.norm_mlp(x), state.convolution["cgmlp"])
+        x = x + layer.merge_proj(torch.cat([attended, gated], dim=-1))
+        return layer.norm_final(x)
+
+
+def cgmlp_chunk(cgmlp, x, state):
+    """Convolutional gating MLP on one chunk (B, n, n_feat) -> (B, n, n_feat)."""
+    csgu = cgmlp.csgu
+    content, gate = cgmlp.channel_proj1(x).chunk(2, dim=-1)
+    gate = csgu.conv.forward_chunk(csgu.norm(gate).transpose(1, 2), state).transpose(1, 2)
+    if csgu.linear is not None:
+        gate = csgu.linear(gate)
+    return cgmlp.channel_proj2(content * csgu.act(gate))

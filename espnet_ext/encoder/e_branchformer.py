@@ -1,0 +1,39 @@
+"""ESPnet's E-Branchformer (Kim et al. 2023) with a choice of attention, offline and streaming."""
+
+import torch
+from espnet2.asr.encoder.e_branchformer_encoder import (
+    EBranchformerEncoder as ESPnetEBranchformerEncoder,
+)
+
+from espnet_ext.encoder.branchformer import cgmlp_chunk
+from espnet_ext.encoder.streaming import StreamingEncoder
+
+
+class EBranchformerEncoder(StreamingEncoder, ESPnetEBranchformerEncoder):
+    """E-Branchformer; see ``StreamingEncoder`` for what it adds to ESPnet's options."""
+
+    attention_name = "attn"
+    required_conf = StreamingEncoder.required_conf | {"attention_layer_type": "rel_selfattn"}
+    required_streaming_conf = {
+        "positionwise_layer_type": "linear",
+        "interctc_use_conditioning": False,
+    }
+
+    @staticmethod
+    def convolutions(layer):
+        return {"cgmlp": (layer.cgmlp.csgu, "conv"), "merge": (layer, "depthwise_conv_fusion")}
+
+    @staticmethod
+    def layer_chunk(layer, x, state, padding):
+        if layer.feed_forward_macaron is not None:
+            x = x + layer.ff_scale * layer.feed_forward_macaron(layer.norm_ff_macaron(x))
+        attended = layer.attn.forward_chunk(layer.norm_mha(x), state.attention, padding)
+        gated = cgmlp_chunk(layer.cgmlp, layer.norm_mlp(x), state.convolution["cgmlp"])
+        both = torch.cat([attended, gated], dim=-1)  # (B, n, 2 * n_feat)
+        fused = layer.depthwise_conv_fusion.forward_chunk(
+            both.transpose(1, 2), state.convolution["merge"]
+        ).transpose(1, 2)
+        x = x + layer.merge_proj(both + fused)
+        if layer.feed_forward is not None:
+            x = x + layer.ff_scale * layer.feed_forward(layer.norm_ff(x))
+        return layer.norm_final(x)

@@ -1,0 +1,334 @@
+"""What makes an ESPnet encoder stream: swapped attention, chunk view, and one ``forward_chunk``."""
+
+import warnings
+from functools import cached_property
+
+import torch
+from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositionalEncoding
+from torch import nn
+
+from espnet_ext.attention import build_attention
+from espnet_ext.attention.base import ChunkView, check_at_least, check_choice
+from espnet_ext.encoder.conv import CausalConv1d
+from espnet_ext.state import LayerState, StreamState, check_cache_dtype
+
+# dynamic_chunk draws from these: half of the batches see everything, the others chunks of up to
+# one second at 40 ms per frame, with up to this many chunks before them
+MAX_DYNAMIC_CHUNK = 25
+MAX_DYNAMIC_LEFT_CHUNKS = 8
+
+
+class ChunkedPositionalEncoding(RelPositionalEncoding):
+    """ESPnet's relative positions, which also say which frames a frame may see.
+
+    Attributes:
+        chunk_size: Encoder frames per chunk, or None where every frame sees all.
+        left_context: Encoder frames seen before a chunk, -1 for all.
+        dynamic_chunk: Draw both anew for every training batch, full context included.
+    """
+
+    chunk_size: int | None = None
+    left_context: int = -1
+    dynamic_chunk: bool = False
+
+    def forward(self, x):
+        """Scale the input: (B, T, n_feat) -> the same, and positions or a ``ChunkView``."""
+        x, pos_emb = super().forward(x)
+        chunk_size, left_context = self.chunk_size, self.left_context
+        if self.dynamic_chunk and self.training:
+            chunk_size, left_context = self.draw()
+        if chunk_size is None:
+            return x, pos_emb
+        return x, ChunkView(pos_emb, chunk_size, left_context)
+
+    @staticmethod
+    def draw() -> tuple[int | None, int]:
+        """A random chunk size and left context for one training batch."""
+        full, unlimited, chunk, left = torch.rand(4).tolist()
+        if full < 0.5:
+            return None, -1
+        chunk_size = 1 + int(chunk * MAX_DYNAMIC_CHUNK)
+        left_chunks = int(left * (MAX_DYNAMIC_LEFT_CHUNKS + 1))
+        return chunk_size, -1 if unlimited < 0.5 else left_chunks * chunk_size
+
+
+def check_chunk(chunk_size, left_context):
+    """Refuse an impossible chunk size or left context, naming the key, the rule and the value."""
+    if chunk_size is not None:
+        check_at_least("chunk_size", chunk_size, 1)
+    check_at_least("left_context", left_context, -1)
+
+
+class StreamingEncoder(nn.Module):
+    """Mixed into an ESPnet encoder before ESPnet's class.
+
+    A subclass sets ``attention_name``, the attribute of a layer that holds its attention, says
+    where a layer's convolutions over time are, and runs one layer on one chunk.
+
+    Args:
+        input_size: Features per frame.
+        output_size: Width of the model, n_feat.
+        attention_heads: Query heads, n_head.
+        attention_dropout_rate: Dropout of attention weights.
+        rel_pos_type: ``latest``, ESPnet's current relative positions; the others are refused.
+        attention: One of ``espnet_ext.attention.ATTENTIONS``.
+        attention_conf: Options of that attention.
+        causal: Convolutions see no future frame. Needed to stream.
+        chunk_size: Encoder frames per chunk (40 ms each at 16 kHz, hop 160, conv2d); None lets
+            every frame see the whole utterance.
+        left_context: Encoder frames that a chunk sees before itself; -1 is unlimited.
+        dynamic_chunk: Draw chunk size and left context anew for every training batch, full context
+            included, so that one model serves every latency.
+        espnet_conf: Everything else goes to ESPnet's encoder.
+
+    Raises:
+        ValueError: An impossible value; the message names key, rule and value.
+    """
+
+    attention_name: str
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int = 256,
+        attention_heads: int = 4,
+        attention_dropout_rate: float = 0.0,
+        rel_pos_type: str = "latest",
+        attention: str = "mha",
+        attention_conf: dict | None = None,
+        causal: bool = False,
+        chunk_size: int | None = None,
+        left_context: int = -1,
+        dynamic_chunk: bool = False,
+        **espnet_conf,
+    ):
+        check_chunk(chunk_size, left_context)
+        check_choice("causal", causal, (True, False))
+        check_choice("dynamic_chunk", dynamic_chunk, (True, False))
+        self._check_espnet_conf(
+            {"rel_pos_type": rel_pos_type, **espnet_conf},
+            streams=causal or dynamic_chunk or chunk_size is not None,
+        )
+
+        def make_attention():
+            return build_attention(
+                attention, attention_heads, output_size, attention_dropout_rate, attention_conf
+            )
+
+        make_attention()  # complain about its options before ESPnet asserts
+        super().__init__(
+            input_size,
+            output_size=output_size,
+            attention_heads=attention_heads,
+            attention_dropout_rate=attention_dropout_rate,
+            rel_pos_type=rel_pos_type,
+            **espnet_conf,
+        )
+        for layer in self.encoders:
+            setattr(layer, self.attention_name, make_attention())
+            if causal:
+                for holder, name in self.convolutions(layer).values():
+                    setattr(holder, name, CausalConv1d.like(getattr(holder, name)))
+        for name, module in self.embed.named_children():
+            if isinstance(module, RelPositionalEncoding):
+                self._positions = ChunkedPositionalEncoding(
+                    module.d_model, module.dropout.p, (module.pe.size(1) + 1) // 2
+                )
+                setattr(self.embed, name, self._positions)
+        self._positions.dynamic_chunk = dynamic_chunk
+        self._input_size = input_size
+        self.causal = causal
+        self.chunk_size = chunk_size
+        self.left_context = left_context
+
+    # what a subclass defines
+
+    @staticmethod
+    def convolutions(layer) -> dict[str, tuple[nn.Module, str]]:
+        """Name of each convolution over time -> the module that holds it and its attribute."""
+        raise NotImplementedError
+
+    @staticmethod
+    def layer_chunk(layer, x, state: LayerState, padding):
+        """One layer on one chunk (B, n, n_feat) -> (B, n, n_feat)."""
+        raise NotImplementedError
+
+    #: ESPnet option -> the only value that works here, and when it must hold
+    required_conf = {
+        "rel_pos_type": "latest",
+        "pos_enc_layer_type": "rel_pos",
+        "zero_triu": False,
+        "qk_norm": False,
+    }
+    required_streaming_conf: dict = {}
+
+    def _check_espnet_conf(self, conf, streams):
+        required = self.required_conf | (self.required_streaming_conf if streams else {})
+        for key, value in required.items():
+            if key in conf and conf[key] != value:
+                why = "to stream or to be chunk-masked" if key not in self.required_conf else "here"
+                raise ValueError(f"{key}: must be {value!r} {why}, got {conf[key]!r}")
+
+    # what a frame may see
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Encoder frames per chunk of the offline pass, None for full context. May be set."""
+        return self._positions.chunk_size
+
+    @chunk_size.setter
+    def chunk_size(self, value):
+        check_chunk(value, self.left_context)
+        self._positions.chunk_size = value
+
+    @property
+    def left_context(self) -> int:
+        """Encoder frames that a chunk sees before itself, -1 for all. May be set."""
+        return self._positions.left_context
+
+    @left_context.setter
+    def left_context(self, value):
+        check_chunk(self.chunk_size, value)
+        self._positions.left_context = self._effective_left_context(value)
+
+    def _effective_left_context(self, left_context):
+        attention = getattr(self.encoders[0], self.attention_name)
+        if left_context >= 0 and not attention.has_left_context:
+            warnings.warn(
+                f"left_context: {type(attention).__name__} keeps sums that cannot forget a frame, "
+                f"so {left_context} is ignored; set -1",
+                stacklevel=3,
+            )
+            return -1
+        return left_context
+
+    @cached_property
+    def _subsampling(self) -> tuple[int, int]:
+        """Feature frames from one encoder frame to the next, and that one encoder frame sees."""
+        step, sees = 1, 1
+        for module in self.embed.modules():
+            if isinstance(module, nn.Conv2d):
+                sees += (module.kernel_size[0] - 1) * step
+                step *= module.stride[0]
+        return step, sees
+
+    def output_length(self, frames: int) -> int:
+        """Encoder frames that ``frames`` feature frames give."""
+        step, sees = self._subsampling
+        return max(0, (frames - sees) // step + 1)
+
+    # streaming
+
+    def init_state(
+        self, batch_size=1, chunk_size=None, left_context=None, device=None, dtype=None
+    ) -> StreamState:
+        """State of streams that have not begun.
+
+        Args:
+            batch_size: Streams side by side.
+            chunk_size: Encoder frames per step; the encoder's own by default.
+            left_context: Encoder frames seen before a chunk; the encoder's own by default.
+            device: Where the state lives; with the weights by default.
+            dtype: What the attention caches are stored in: float32, bfloat16, float16 or int8; the
+                weights' own by default.
+
+        Raises:
+            ValueError: The encoder cannot stream, or a value breaks its rule.
+        """
+        if not self.causal:
+            raise ValueError(
+                "causal: an encoder that streams must be built and trained with true, got false"
+            )
+        if chunk_size is None:
+            chunk_size = self.chunk_size
+        if chunk_size is None:
+            raise ValueError("chunk_size: needed to stream, in the encoder's options or here")
+        left_context = self.left_context if left_context is None else left_context
+        check_chunk(chunk_size, left_context)
+        check_at_least("batch_size", batch_size, 1)
+        left_context = self._effective_left_context(left_context)
+        weight = next(self.parameters())
+        dtype = weight.dtype if dtype is None else dtype
+        device = weight.device if device is None else device
+        check_cache_dtype(dtype)
+        layers = []
+        for layer in self.encoders:
+            attention = getattr(layer, self.attention_name)
+            cache = attention.init_cache(batch_size, chunk_size, left_context, dtype, device)
+            convolutions = {
+                name: getattr(holder, attribute).init_state(batch_size, device)
+                for name, (holder, attribute) in self.convolutions(layer).items()
+            }
+            layers.append(LayerState(cache, convolutions))
+        return StreamState(
+            layers=layers,
+            pending=torch.zeros(
+                batch_size, 0, self._input_size, dtype=weight.dtype, device=device
+            ),
+            chunk_size=chunk_size,
+            left_context=left_context,
+            input_lengths=[0] * batch_size,
+            lengths=[0] * batch_size,
+        )
+
+    @torch.no_grad()
+    def forward_chunk(self, feats, state: StreamState, is_final=False, lengths=None):
+        """Encode what one packet of features completes.
+
+        Args:
+            feats: Features (B, n, input_size) of any length n, also 0.
+            state: From ``init_state`` or the step before. It is updated in place.
+            is_final: No packet follows: encode what is left, in a last chunk that may be shorter.
+            lengths: Frames of this packet that are speech, per stream (B,), for streams of a batch
+                that end before others; a stream stays ended. None where all are.
+
+        Returns:
+            Encoder output (B, m, output_size), m a multiple of the chunk size unless final and 0
+            while no chunk is full; and the state.
+
+        Raises:
+            ValueError: The packet does not fit the state, or the stream has ended.
+        """
+        self._check_packet(feats, state)
+        n = feats.size(1)
+        for i, received in enumerate([n] * feats.size(0) if lengths is None else lengths):
+            state.input_lengths[i] += int(received)
+        pending = torch.cat([state.pending, feats.to(state.pending.dtype)], dim=1)
+        step, sees = self._subsampling
+        full = (state.chunk_size - 1) * step + sees  # feature frames that one chunk looks at
+        start, outputs = 0, []
+        while pending.size(1) - start >= full:
+            outputs.append(self._encode_chunk(pending[:, start : start + full], state))
+            start += state.chunk_size * step
+        if is_final:
+            if pending.size(1) - start >= sees:
+                outputs.append(self._encode_chunk(pending[:, start:], state))
+            start = pending.size(1)
+            state.finished = True
+        state.pending = pending[:, start:].clone()  # a view would keep the whole packet alive
+        if not outputs:
+            outputs.append(pending.new_zeros(pending.size(0), 0, self.output_size()))
+        return torch.cat(outputs, dim=1), state
+
+    def _encode_chunk(self, feats, state):
+        x = self.embed(feats, None)[0] if self._subsampling[1] > 1 else self.embed(feats)
+        x = x[0]  # without the position embeddings
+        state.frames += x.size(1)
+        state.lengths = [min(state.frames, self.output_length(n)) for n in state.input_lengths]
+        padding = None
+        if min(state.lengths) < state.frames:
+            padding = torch.tensor([state.frames - n for n in state.lengths], device=x.device)
+        for layer, layer_state in zip(self.encoders, state.layers, strict=True):
+            x = self.layer_chunk(layer, x, layer_state, padding)
+        return self.after_norm(x)
+
+    def _check_packet(self, feats, state):
+        if self.training:
+            raise ValueError("training: forward_chunk needs eval() first")
+        if state.finished:
+            raise ValueError("state: the stream has ended; init_state() begins another")
+        batch_size = len(state.input_lengths)
+        if feats.dim() != 3 or feats.shape[::2] != (batch_size, self._input_size):
+            raise ValueError(
+                f"feats: must be ({batch_size}, any, {self._input_size}), got {tuple(feats.shape)}"
+            )

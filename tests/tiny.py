@@ -1,0 +1,70 @@
+"""Encoders small enough for a test, one of each kind, and what makes them comparable."""
+
+import torch
+
+from espnet_ext.attention import ATTENTIONS
+from espnet_ext.encoder import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
+
+N_FEAT, N_HEAD, INPUT_SIZE = 32, 4, 20
+
+# options of the variants that need some; a variant that is not here is built with its defaults
+ATTENTION_CONF = {"gqa": {"n_kv_head": 2}, "mla": {"kv_lora_rank": 12}}
+
+# every attention of the registry, and the ones with a choice of cache in both forms
+VARIANTS = {name: (name, ATTENTION_CONF.get(name, {})) for name in ATTENTIONS}
+VARIANTS |= {
+    f"{name}_input": (name, ATTENTION_CONF.get(name, {}) | {"cache": "input"})
+    for name in ("mha", "gqa")
+}
+
+ENCODERS = {
+    "conformer": (
+        ConformerEncoder,
+        {"macaron_style": True, "cnn_module_kernel": 7, "linear_units": 32},
+    ),
+    "branchformer": (BranchformerEncoder, {"cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7}),
+    "e_branchformer": (
+        EBranchformerEncoder,
+        {
+            "cgmlp_linear_units": 48,
+            "cgmlp_conv_kernel": 7,
+            "merge_conv_kernel": 5,
+            "use_ffn": True,
+            "macaron_ffn": True,
+            "linear_units": 32,
+        },
+    ),
+}
+
+
+def build_encoder(encoder, variant="mha", num_blocks=2, **options):
+    """A tiny encoder with weights large enough for an error to show."""
+    cls, conf = ENCODERS[encoder]
+    attention, attention_conf = VARIANTS[variant]
+    model = cls(
+        INPUT_SIZE,
+        output_size=N_FEAT,
+        attention_heads=N_HEAD,
+        num_blocks=num_blocks,
+        attention=attention,
+        attention_conf=attention_conf,
+        **(conf | options),
+    )
+    return randomize(model)
+
+
+def randomize(model):
+    """Draw biases, convolutions and running statistics anew: ESPnet starts some of them at zero."""
+    for name, parameter in model.named_parameters():
+        if "conv" in name or "bias" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    for name, buffer in model.named_buffers():
+        if "running_mean" in name:
+            buffer.normal_()
+    return model
+
+
+def max_error(a, b):
+    """Largest absolute difference of two tensors of the same shape."""
+    assert a.shape == b.shape, f"{tuple(a.shape)} against {tuple(b.shape)}"
+    return (a - b).abs().max().item() if a.numel() else 0.0
