@@ -1,0 +1,8 @@
+# Where the corpora are on this machine.
+
+# Directory with LibriSpeech/ in it, which has SPEAKERS.TXT, train-clean-100, dev-clean, dev-other,
+# test-clean and test-other.
+LIBRISPEECH=
+
+# Free Spoken Digit Dataset: its directory or its .tar.gz archive.
+FSDD=

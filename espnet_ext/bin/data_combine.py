@@ -1,0 +1,21 @@
+"""Merge data directories into one."""
+
+import argparse
+
+from espnet_ext.data import kaldi
+from espnet_ext.errors import cli
+
+
+@cli
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", metavar="OUT")
+    parser.add_argument("inputs", metavar="IN", nargs="+")
+    args = parser.parse_args(argv)
+    kaldi.write_data_dir(
+        args.output, kaldi.combine([(path, kaldi.read_data_dir(path)) for path in args.inputs])
+    )
+
+
+if __name__ == "__main__":
+    main()

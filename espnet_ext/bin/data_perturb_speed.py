@@ -1,0 +1,22 @@
+"""Describe a data directory at another speed (utt2speed); data_format writes the audio."""
+
+import argparse
+
+from espnet_ext.data import kaldi
+from espnet_ext.errors import cli
+
+
+@cli
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--factor", required=True, help="such as 0.9; above 1 is faster")
+    parser.add_argument("input", metavar="IN")
+    parser.add_argument("output", metavar="OUT")
+    args = parser.parse_args(argv)
+    kaldi.write_data_dir(
+        args.output, kaldi.perturb_speed(kaldi.read_data_dir(args.input), args.factor)
+    )
+
+
+if __name__ == "__main__":
+    main()

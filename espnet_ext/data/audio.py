@@ -1,0 +1,308 @@
+"""Audio files: read with clear errors, brought to one rate, one channel and one format."""
+
+import ctypes
+import functools
+import io
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+import soundfile as sf
+from tqdm import tqdm
+
+from espnet_ext.data import kaldi
+from espnet_ext.errors import UserError
+
+IN_PLACE = ("FLAC", "WAV", "WAVEX")
+OVERRUN = 0.1  # seconds that a segment may end after its recording, from rounded times
+CHUNK = 32  # files handed to a worker at a time
+
+
+def parse_rate(rate):
+    """Turn a sampling rate such as ``"16k"``, ``"44.1k"`` or ``"8000"`` into Hz.
+
+    Raises:
+        UserError: It is not such a number.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(k?)", rate)
+    hertz = Fraction(match[1]) * (1000 if match[2] else 1) if match else 0
+    if hertz < 1 or hertz != int(hertz):
+        raise UserError(f"sampling rate {rate!r}: give Hz or kHz, as in 16000 or 16k")
+    return int(hertz)
+
+
+@contextmanager
+def open_audio(path):
+    """Open an audio file that has samples; every failure, also one while reading, names the file.
+
+    Args:
+        path: WAV, FLAC or whatever libsndfile knows.
+
+    Yields:
+        ``soundfile.SoundFile``.
+
+    Raises:
+        UserError: The file is missing, not readable, corrupt or without samples.
+    """
+    try:
+        with open(path, "rb") as raw:
+            if not raw.read(1):
+                raise UserError(f"{path}: empty, the file has 0 bytes")
+        with sf.SoundFile(path) as audio:
+            if not 0 < audio.frames < 2**40:
+                raise UserError(
+                    f"{path}: {'no samples' if not audio.frames else 'no length in its header'}"
+                )
+            yield audio
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except sf.LibsndfileError as error:
+        reason = error.error_string.removeprefix("Error :").strip(" .")
+        raise UserError(f"{path}: corrupt or no audio file ({reason}); get it again") from error
+
+
+def read(audio, start, num):
+    """Read samples of an open file.
+
+    Args:
+        audio: What ``open_audio`` gave.
+        start: First sample.
+        num: Number of samples.
+
+    Returns:
+        float32 array (num, n_channel).
+
+    Raises:
+        UserError: The file ends before.
+    """
+    audio.seek(start)
+    samples = audio.read(num, dtype="float32", always_2d=True)
+    if len(samples) != num or not np.isfinite(samples).all():
+        raise UserError(
+            f"{audio.name}: ends early or has samples that are not numbers; get it again"
+        )
+    return samples
+
+
+@functools.cache
+def _resampler(source, target):
+    import torchaudio  # here: most directories need no conversion, and it takes seconds
+
+    return torchaudio.transforms.Resample(source, target)
+
+
+def resample(samples, ratio):
+    """Change the number of samples.
+
+    Args:
+        samples: float32 array (num,).
+        ratio: Fraction of old to new samples: speed factor times old rate over new rate.
+
+    Returns:
+        float32 array (ceil(num / ratio),).
+    """
+    if ratio == 1:
+        return samples
+    import torch
+
+    return _resampler(ratio.numerator, ratio.denominator)(torch.from_numpy(samples)).numpy()
+
+
+def encode(samples, rate, audio_format):
+    """Encode samples with 16 bits; what exceeds the range is clipped.
+
+    Args:
+        samples: float32 array (num,), full scale is 1.
+        rate: Sampling rate in Hz.
+        audio_format: ``"flac"`` or ``"wav"``.
+
+    Returns:
+        Bytes of the file.
+    """
+    pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+    content = io.BytesIO()
+    sf.write(content, pcm, rate, format=audio_format.upper(), subtype="PCM_16")
+    return content.getvalue()
+
+
+def _start_worker():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(
+            1, signal.SIGKILL
+        )  # PR_SET_PDEATHSIG: a killed parent leaves nothing behind
+
+
+def parallel_map(function, items, nj):
+    """Apply a picklable function in worker processes, never more than there are processors.
+
+    Args:
+        function: Function of one item.
+        items: List.
+        nj: Worker processes wanted; 1 means this process.
+
+    Yields:
+        Results in the order of ``items``.
+
+    Raises:
+        UserError: A worker died.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    nj = min(nj, cores, -(-len(items) // CHUNK))
+    progress = functools.partial(tqdm, total=len(items), unit="file", disable=None, leave=False)
+    if nj <= 1:
+        yield from progress(map(function, items))
+        return
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # threads of this process, if any, are not forked
+    try:
+        with ProcessPoolExecutor(nj, context, _start_worker) as pool:
+            yield from progress(pool.map(function, items, chunksize=CHUNK))
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a worker process died, perhaps for lack of memory; use fewer than --nj {nj}"
+        ) from error
+
+
+class _Job(NamedTuple):
+    """One utterance to format."""
+
+    utt: str
+    source: str
+    start: float | None  # seconds
+    end: float | None
+    speed: Fraction
+    target: Path
+    rate: int  # Hz
+    audio_format: str
+
+
+class _Done(NamedTuple):
+    path: str = ""
+    num_samples: int = 0
+    n_channel: int = 1
+    problem: str = ""
+
+
+def _format(job):
+    try:
+        with open_audio(job.source) as audio:
+            first, last = 0, audio.frames
+            if job.end is not None:
+                first, end = round(job.start * audio.samplerate), round(job.end * audio.samplerate)
+                last = min(end, audio.frames)
+                if last <= first or end - last > OVERRUN * audio.samplerate:
+                    seconds = audio.frames / audio.samplerate
+                    raise UserError(
+                        f"{job.source}: {seconds:.2f} s, its segment {job.start}-{job.end} s"
+                    )
+            elif (audio.samplerate, audio.channels, job.speed) == (
+                job.rate,
+                1,
+                1,
+            ) and audio.format in IN_PLACE:
+                read(audio, last - 1, 1)  # a file cut short is found here, not in training
+                return _Done(job.source, last)
+            if not job.target.exists():
+                samples = read(audio, first, last - first).mean(axis=1)
+                samples = resample(samples, job.speed * audio.samplerate / job.rate)
+                kaldi.write_atomic(job.target, encode(samples, job.rate, job.audio_format))
+            return _Done(str(job.target), sf.info(job.target).frames, audio.channels)
+    except UserError as error:
+        return _Done(problem=f"{job.utt}: {error}")
+
+
+def _signature(job):
+    """Describe what a converted file is made from; a file with another signature is made again."""
+    try:
+        stat = os.stat(job.source)
+        version = f"{stat.st_size} {stat.st_mtime_ns}"
+    except OSError:
+        version = "missing"
+    return f"{job.rate} {job.speed} {job.start} {job.end} {version} {job.source}"
+
+
+def _drop_outdated(out, jobs):
+    """Remove converted files of an earlier run whose source or settings have changed since."""
+    record = out / ".sources"
+    new = {job.target.name: _signature(job) for job in jobs}
+    old = kaldi.read_scp(record) if record.exists() else {}
+    for name in old.keys() | new.keys():
+        if old.get(name) != new.get(name):
+            kaldi.remove(out / "data" / name)
+    kaldi.write_scp(record, new)
+
+
+def format_data_dir(source, out, rate, audio_format="flac", nj=1):
+    """Bring the audio of a data directory to one rate, one channel and one utterance per file.
+
+    FLAC and WAV files that are so already are referenced where they are. Others are converted once,
+    into ``<out>/data``: cut as ``segments`` says, channels averaged, resampled, and sped up as
+    ``utt2speed`` says.
+
+    Args:
+        source: Data directory to read.
+        out: Data directory to write.
+        rate: Sampling rate in Hz.
+        audio_format: ``"flac"`` or ``"wav"``, for what is converted.
+        nj: Worker processes.
+
+    Returns:
+        Dict ``{"in place": n, "converted": n, "mixed to mono": n}``.
+
+    Raises:
+        UserError: A table is wrong or a file cannot be read; ``<out>`` has no ``wav.scp`` then.
+    """
+    source, out = Path(source), Path(out)
+    if out.resolve() == source.resolve():
+        raise UserError(f"{out}: give an output directory that is not the input")
+    if audio_format not in ("flac", "wav"):
+        raise UserError(
+            f"--audio_format {audio_format}: give flac or wav (no archives: audio that "
+            "fits is used in place)"
+        )
+    tables = kaldi.read_data_dir(source)
+    kaldi.refuse(kaldi.find_problems(source, tables))
+    speeds = {
+        speed: kaldi.parse_speed(speed) for speed in {"1.0", *tables.get("utt2speed", {}).values()}
+    }
+    jobs = []
+    for utt in kaldi.utterances(tables):
+        recording, start, end = kaldi.parse_segment(tables, utt)
+        speed = speeds[tables["utt2speed"][utt] if "utt2speed" in tables else "1.0"]
+        target = out / "data" / f"{quote(utt, safe='')}.{audio_format}"
+        jobs.append(
+            _Job(utt, tables["wav.scp"][recording], start, end, speed, target, rate, audio_format)
+        )
+    kaldi.remove(out / "wav.scp")
+    _drop_outdated(out, jobs)
+    done = {
+        job.utt: result for job, result in zip(jobs, parallel_map(_format, jobs, nj), strict=True)
+    }
+    kaldi.refuse([result.problem for result in done.values() if result.problem])
+
+    formatted = {name: tables[name] for name in ("text", "utt2spk", "spk2gender") if name in tables}
+    formatted["wav.scp"] = {utt: result.path for utt, result in done.items()}
+    formatted["utt2num_samples"] = {utt: str(result.num_samples) for utt, result in done.items()}
+    formatted |= {"feats_type": {"raw": ""}, "audio_format": {audio_format: ""}}
+    kaldi.write_data_dir(out, formatted)
+    converted = sum(
+        result.path == str(job.target) for job, result in zip(jobs, done.values(), strict=True)
+    )
+    return {
+        "in place": len(jobs) - converted,
+        "converted": converted,
+        "mixed to mono": sum(result.n_channel > 1 for result in done.values()),
+    }

@@ -1,0 +1,478 @@
+"""Kaldi-style data directories: tables of ``id value`` lines, sorted by bytes.
+
+A directory is held in memory as ``{"wav.scp": {id: path}, "text": {id: words}, ...}``. ``wav.scp``
+is written last, so a directory that has one is whole.
+"""
+
+import os
+import re
+from fractions import Fraction
+from pathlib import Path
+
+from espnet_ext.errors import UserError
+
+BY_UTTERANCE = ("text", "utt2spk", "utt2speed", "utt2num_samples")
+BY_SPEAKER = ("spk2utt", "spk2gender")
+CONSTANTS = ("feats_type", "audio_format")  # one line with one word
+TABLES = (*BY_UTTERANCE, *BY_SPEAKER, *CONSTANTS, "segments", "wav.scp")
+REQUIRED = ("wav.scp", "text", "utt2spk")
+MAX_PROBLEMS = 20
+
+
+def refuse(problems):
+    """Raise what is wrong, if anything is.
+
+    Args:
+        problems: List of lines, one per problem.
+
+    Raises:
+        UserError: ``problems`` is not empty; the message holds the first 20 lines.
+    """
+    if problems:
+        more = len(problems) - MAX_PROBLEMS
+        tail = [f"... and {more} problems more"] if more > 0 else []
+        raise UserError("\n".join(problems[:MAX_PROBLEMS] + tail))
+
+
+def write_atomic(path, content):
+    """Write a file that is either whole or not there; missing directories are made.
+
+    Args:
+        path: File to write or to replace.
+        content: Bytes.
+
+    Raises:
+        UserError: The disk is full, the directory is not writable, ...
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def remove(path):
+    """Remove a file if it is there.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: It cannot be removed.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be removed ({error.strerror})") from error
+
+
+def read_lines(path):
+    """Read the lines of a UTF-8 text file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        List of lines without line ends.
+
+    Raises:
+        UserError: The file is not there, not readable or not UTF-8.
+    """
+    try:
+        lines = Path(path).read_bytes().decode("utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start + 1} is not UTF-8 text") from error
+    return lines if lines[-1] else lines[:-1]
+
+
+def read_scp(path):
+    """Read a table: the id ends at the first space, the rest of the line is the value.
+
+    Args:
+        path: File of ``id value`` lines.
+
+    Returns:
+        Dict ``{id: value}`` in the order of the file; a line with an id alone has the value ``""``.
+
+    Raises:
+        UserError: The file is not readable, or a line is blank or repeats an id.
+    """
+    table = {}
+    for number, line in enumerate(read_lines(path), 1):
+        key, *value = line.rstrip().split(maxsplit=1) or [""]
+        if not key:
+            raise UserError(f"{path}: line {number} is blank")
+        if key in table:
+            raise UserError(f"{path}: line {number} repeats the id {key}")
+        table[key] = value[0] if value else ""
+    return table
+
+
+def write_scp(path, table):
+    """Write a table, sorted by the bytes of its ids, whole or not at all.
+
+    Args:
+        path: File to write.
+        table: Dict ``{id: value}``.
+
+    Raises:
+        UserError: An id or a value would not be read back as it is, or the file cannot be written.
+    """
+    for key, value in table.items():
+        if key.split() != [key]:
+            raise UserError(f"{path}: the id {key!r} is empty or has a space in it")
+        if value != value.strip() or "\n" in value or "\r" in value:
+            raise UserError(
+                f"{path}: the value {value!r} of {key} has a space at an end, or a line end"
+            )
+    try:  # code points sort as their UTF-8 bytes do
+        content = "".join(f"{key} {table[key]}".rstrip() + "\n" for key in sorted(table)).encode(
+            "utf-8"
+        )
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{path}: {error.object[error.start - 40 : error.end]!r} is not UTF-8 text"
+        ) from error
+    write_atomic(path, content)
+
+
+def spk2utt(utt2spk):
+    """Turn utterance -> speaker into speaker -> its utterances, space-separated and sorted."""
+    utts = {}
+    for utt in sorted(utt2spk):
+        utts.setdefault(utt2spk[utt], []).append(utt)
+    return {speaker: " ".join(group) for speaker, group in utts.items()}
+
+
+def utterances(tables):
+    """Return the utterance ids of a data directory, a dict's keys in their order."""
+    return tables.get("segments", tables["wav.scp"]).keys()
+
+
+def _difference(path, expected, found, source):
+    """Name the ids that a table lacks or has too many, at most one of each by name."""
+    for word, ids in (("lacks", expected - found), ("alone has", found - expected)):
+        if ids:
+            more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+            yield f"{path}: {word} the id {min(ids)}{more}; compared with {source}"
+
+
+def find_problems(path, tables):
+    """Check that the tables of a data directory agree.
+
+    Args:
+        path: The directory, for the messages.
+        tables: What ``read_data_dir`` returned.
+
+    Returns:
+        List of lines, one per problem; empty for a sound directory.
+    """
+    path = Path(path)
+    problems = [f"{path / name}: missing" for name in REQUIRED if name not in tables]
+    for name, table in tables.items():
+        if not table:
+            problems.append(f"{path / name}: empty")
+        if name not in ("text", *CONSTANTS):
+            problems += [
+                f"{path / name}: {key} has no value" for key, value in table.items() if not value
+            ]
+    if problems:
+        return problems
+
+    utts = utterances(tables)
+    source = "segments" if "segments" in tables else "wav.scp"
+    for name in BY_UTTERANCE:
+        if name in tables:
+            problems += _difference(path / name, utts, tables[name].keys(), source)
+    speakers = set(tables["utt2spk"].values())
+    for name in BY_SPEAKER:
+        if name in tables:
+            problems += _difference(path / name, speakers, tables[name].keys(), "utt2spk")
+    if not problems and tables.get("spk2utt", expected := spk2utt(tables["utt2spk"])) != expected:
+        problems.append(f"{path / 'spk2utt'}: does not list the utterances of utt2spk in order")
+    for speaker, gender in tables.get("spk2gender", {}).items():
+        if gender not in ("m", "f"):
+            problems.append(f"{path / 'spk2gender'}: {speaker} is {gender!r}, not m or f")
+    for utt in tables.get("segments", {}):
+        try:
+            recording, _, _ = parse_segment(tables, utt)
+        except ValueError:
+            problems.append(
+                f"{path / 'segments'}: {utt} needs: recording start end (seconds, 0 <= start < end)"
+            )
+        else:
+            if recording not in tables["wav.scp"]:
+                problems.append(
+                    f"{path / 'segments'}: {utt} is cut from {recording}, which wav.scp lacks"
+                )
+    return problems
+
+
+def parse_segment(tables, utt):
+    """Say which part of which recording an utterance is.
+
+    Args:
+        tables: Tables of a data directory.
+        utt: Utterance id.
+
+    Returns:
+        (recording, start, end) in seconds; (utterance, None, None) without ``segments``.
+
+    Raises:
+        ValueError: Its line in ``segments`` is not a recording and two times.
+    """
+    if "segments" not in tables:
+        return utt, None, None
+    recording, start, end = tables["segments"][utt].split()
+    if not 0 <= float(start) < float(end) < float("inf"):
+        raise ValueError(utt)
+    return recording, float(start), float(end)
+
+
+def read_data_dir(path):
+    """Read the tables of a data directory.
+
+    Args:
+        path: Directory with ``wav.scp`` and others of ``TABLES``.
+
+    Returns:
+        Dict ``{table: {id: value}}``.
+
+    Raises:
+        UserError: There is no ``wav.scp``, or a table is not readable.
+    """
+    path = Path(path)
+    if not (path / "wav.scp").exists():
+        raise UserError(
+            f"{path}: no data directory, it has no wav.scp; run the stage that makes it"
+        )
+    return {name: read_scp(path / name) for name in TABLES if (path / name).exists()}
+
+
+def write_data_dir(path, tables):
+    """Write the tables of a data directory; tables of an earlier run are removed.
+
+    Args:
+        path: Directory to write into; other files in it stay.
+        tables: Dict ``{table: {id: value}}``; ``spk2utt`` is made from ``utt2spk``.
+
+    Raises:
+        UserError: The tables do not agree (nothing is written then) or cannot be written.
+    """
+    path = Path(path)
+    refuse(find_problems(path, tables := tables | {"spk2utt": spk2utt(tables.get("utt2spk", {}))}))
+    for name in reversed(TABLES):  # wav.scp first: without it the directory does not pass for whole
+        if name == "wav.scp" or name not in tables:
+            remove(path / name)
+    for name in TABLES:
+        if name in tables:
+            write_scp(path / name, tables[name])
+
+
+def validate(path):
+    """Check a data directory on disk: its tables, their order, and that the audio files exist.
+
+    Args:
+        path: The directory.
+
+    Returns:
+        List of lines, one per problem.
+    """
+    path = Path(path)
+    try:
+        tables = read_data_dir(path)
+    except UserError as error:
+        return [str(error)]
+    problems = [
+        f"{path / name}: not sorted by bytes (LC_ALL=C sort)"
+        for name, table in tables.items()
+        if list(table) != sorted(table)
+    ]
+    problems += find_problems(path, tables)
+    problems += [
+        f"{path / 'wav.scp'}: {key}: no such file: {audio}"
+        for key, audio in tables["wav.scp"].items()
+        if audio and not os.path.exists(audio)
+    ]
+    return problems
+
+
+def parse_speed(factor):
+    """Turn a speed factor such as ``"0.9"`` into an exact ratio.
+
+    Raises:
+        UserError: It is not a number from 0.5 to 2 with at most two decimals.
+    """
+    if not re.fullmatch(r"[0-9](\.[0-9]{1,2})?", factor) or not 0.5 <= Fraction(factor) <= 2:
+        raise UserError(
+            f"speed factor {factor!r}: give a number from 0.5 to 2 with at most two decimals"
+        )
+    return Fraction(factor)
+
+
+def perturb_speed(tables, factor):
+    """Describe the same utterances at another speed; no audio is written, formatting does that.
+
+    Args:
+        tables: What ``read_data_dir`` returned.
+        factor: String such as ``"0.9"``; above 1 is faster.
+
+    Returns:
+        Tables whose utterances and speakers are named ``sp<factor>-<id>``, with ``utt2speed``. With
+        ``segments``, recordings and times stay those of the unchanged audio.
+
+    Raises:
+        UserError: The factor is out of range or the directory is perturbed already.
+    """
+    parse_speed(factor)
+    if "utt2speed" in tables:
+        raise UserError(
+            f"speed factor {factor}: the utterances have a speed factor (utt2speed) already"
+        )
+    prefix = f"sp{factor}-"
+    keyed = {"text", "utt2spk", "spk2gender", "segments" if "segments" in tables else "wav.scp"}
+    out = {
+        name: {prefix + key: value for key, value in tables[name].items()}
+        for name in keyed & tables.keys()
+    }
+    out["utt2spk"] = {utt: prefix + speaker for utt, speaker in out["utt2spk"].items()}
+    out.setdefault("wav.scp", tables["wav.scp"])
+    out["utt2speed"] = dict.fromkeys(out["utt2spk"], factor)
+    return out
+
+
+def combine(directories):
+    """Merge data directories into one.
+
+    Args:
+        directories: List of (path, tables).
+
+    Returns:
+        The merged tables; utterances without ``utt2speed`` get factor 1.0 when others have one.
+
+    Raises:
+        UserError: Two directories share an utterance, disagree about a speaker, or only some
+            have segments.
+    """
+    if len({"segments" in tables for _, tables in directories}) > 1:
+        raise UserError("data_combine: only some directories have segments; format them first")
+    speeds = any("utt2speed" in tables for _, tables in directories)
+    out, owner = {}, {}
+    for path, tables in directories:
+        if speeds and "utt2speed" not in tables:
+            tables = tables | {"utt2speed": dict.fromkeys(utterances(tables), "1.0")}
+        if shared := owner.keys() & utterances(tables):
+            raise UserError(f"{path}: the utterance {min(shared)} is in {owner[min(shared)]} too")
+        owner |= dict.fromkeys(utterances(tables), path)
+        for name, table in tables.items():
+            merged = out.setdefault(name, {})
+            for key, value in table.items():
+                if name != "spk2utt" and merged.setdefault(key, value) != value:
+                    raise UserError(
+                        f"{Path(path) / name}: {key} is {value!r}, elsewhere {merged[key]!r}"
+                    )
+    for name in CONSTANTS:
+        if len(out.get(name, ())) > 1:
+            raise UserError(f"data_combine: {name} differs: {', '.join(out[name])}")
+    return out
+
+
+def select(tables, keep):
+    """Reduce tables to some utterances.
+
+    Args:
+        tables: Tables of a directory without ``segments``.
+        keep: Set of utterance ids.
+
+    Returns:
+        Tables with these utterances and their speakers.
+    """
+    speakers = {speaker for utt, speaker in tables["utt2spk"].items() if utt in keep}
+    out = {}
+    for name in tables.keys() - {"spk2utt"}:
+        ids = speakers if name == "spk2gender" else tables[name] if name in CONSTANTS else keep
+        out[name] = {key: value for key, value in tables[name].items() if key in ids}
+    return out
+
+
+def filter_by_length(tables, min_samples, max_samples):
+    """Keep the utterances that training can use.
+
+    Args:
+        tables: Tables of a formatted directory, ``utt2num_samples`` included.
+        min_samples: Samples that an utterance must exceed.
+        max_samples: Samples that an utterance must stay below.
+
+    Returns:
+        (tables, dropped): the tables with the ids that all of them have, text that is not empty and
+        min_samples < samples < max_samples; and a dict ``{reason: number of utterances}``.
+
+    Raises:
+        UserError: A table is missing, a length is not a number, or nothing is left.
+    """
+    needed = (*REQUIRED, "utt2num_samples")
+    missing = [name for name in needed if name not in tables]
+    if missing or "segments" in tables:
+        reason = f"no {', no '.join(missing)}" if missing else "segments are not cut"
+        raise UserError(f"{reason}: format the directory first (data_format)")
+    keep = set.intersection(*(set(tables[name]) for name in needed))
+    dropped = {"not in every table": len(set().union(*(tables[name] for name in needed)) - keep)}
+    tests = {
+        "without text": lambda utt, samples: not tables["text"][utt],
+        "too short": lambda utt, samples: samples <= min_samples,
+        "too long": lambda utt, samples: samples >= max_samples,
+    }
+    try:
+        lengths = {utt: int(tables["utt2num_samples"][utt]) for utt in keep}
+    except ValueError as error:
+        raise UserError(f"utt2num_samples: {error}") from error
+    for reason, fails in tests.items():
+        failed = {utt for utt in keep if fails(utt, lengths[utt])}
+        dropped[reason] = len(failed)
+        keep -= failed
+    if not keep:
+        raise UserError(
+            f"no utterance is left: {', '.join(f'{n} {why}' for why, n in dropped.items())}"
+        )
+    return select(tables, keep), dropped
+
+
+def split_lines(path, num, prefix, suffix):
+    """Split a file into parts of contiguous lines whose sizes differ by at most one.
+
+    Args:
+        path: File to split.
+        num: Parts wanted; never more are made than the file has lines.
+        prefix: Parts are named ``<prefix>.<n>.<suffix>``, n from 1. Those of an earlier run with a
+            larger n are removed.
+        suffix: See ``prefix``.
+
+    Returns:
+        Number of parts.
+
+    Raises:
+        UserError: ``num`` is not positive or the file is empty.
+    """
+    lines = read_lines(path)
+    num = min(num, len(lines))
+    if num < 1:
+        raise UserError(f"{path}: no lines to split" if not lines else "--num: give at least 1")
+    size, larger = divmod(len(lines), num)
+    start = 0
+    for part in range(1, num + 1):
+        stop = start + size + (part <= larger)
+        write_atomic(
+            f"{prefix}.{part}.{suffix}", "".join(f"{line}\n" for line in lines[start:stop]).encode()
+        )
+        start = stop
+    name = re.compile(re.escape(Path(prefix).name) + r"\.([0-9]+)\." + re.escape(suffix))
+    for old in Path(prefix).parent.iterdir():
+        if (match := name.fullmatch(old.name)) and int(match[1]) > num:
+            old.unlink()
+    return num

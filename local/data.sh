@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Stage 1: LibriSpeech, from where db.sh says it is,
+#   -> data/{train_clean_100,dev_clean,dev_other,test_clean,test_other} and dev, the two dev sets joined.
+# Run from the directory of the recipe.
+set -euo pipefail
+
+log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (${BASH_SOURCE[0]##*/}) $*" >&2; }
+die() { log "error: $*"; exit 1; }
+
+check_counts=true   # refuse a split that has not as many utterances as LibriSpeech has
+check_audio=true    # decode every file
+nj=4                # worker processes
+usage="usage: $0 [--check_counts true|false] [--check_audio true|false] [--nj ${nj}]"
+
+while [ $# -gt 0 ]; do
+    option=${1//-/_}
+    case "${option#__}" in
+        help) echo "${usage}"; exit 0 ;;
+        check_counts | check_audio | nj) ;;
+        *) die "unknown option $1; ${usage}" ;;
+    esac
+    [ $# -ge 2 ] || die "$1 needs a value; ${usage}"
+    printf -v "${option#__}" '%s' "$2"
+    shift 2
+done
+
+. ./path.sh
+. ./db.sh
+
+[ -n "${LIBRISPEECH:-}" ] || die "LIBRISPEECH is empty: set it in db.sh to the directory with LibriSpeech/ in it"
+corpus="${LIBRISPEECH}/LibriSpeech"
+[ -d "${corpus}" ] ||
+    die "LIBRISPEECH=${LIBRISPEECH} in db.sh has no LibriSpeech/ in it: set it to the directory that has"
+splits=(train-clean-100 dev-clean dev-other test-clean test-other)
+missing=()
+for split in "${splits[@]}"; do
+    [ -d "${corpus}/${split}" ] || missing+=("${split}")
+done
+[ ${#missing[@]} -eq 0 ] || die "${corpus} lacks ${missing[*]}: get these splits of LibriSpeech"
+
+for split in "${splits[@]}"; do
+    log "preparing ${split}"
+    python3 -m espnet_ext.bin.data_prep_librispeech --check_counts "${check_counts}" \
+        --check_audio "${check_audio}" --nj "${nj}" "${corpus}/${split}" "data/${split//-/_}"
+done
+python3 -m espnet_ext.bin.data_combine data/dev data/dev_clean data/dev_other
+log "done"
