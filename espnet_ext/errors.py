@@ -17,7 +17,7 @@ def cli(main):
 
     Returns:
         The same function; on ``UserError`` it prints ``<program>: error: <message>`` and exits with
-        status 1, on SIGINT it exits with status 130. Other exceptions are bugs and keep their traceback.
+        status 1, on SIGINT with status 130. Other exceptions are bugs and keep their traceback.
     """
 
     @functools.wraps(main)

@@ -17,7 +17,7 @@ CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
 def _map(obj, fn):
-    """Copy of a tree of dataclasses, lists, dicts and tensors with ``fn`` applied to each tensor."""
+    """Copy of a tree of dataclasses, lists and dicts with ``fn`` applied to each tensor."""
     if isinstance(obj, torch.Tensor):
         return fn(obj)
     if isinstance(obj, dict):

@@ -285,7 +285,7 @@ class SoftmaxAttention(Attention):
             lo, hi = view.visible_range(start, stop, length) if view else (0, length)
             # distances stop-1-lo down to start-(hi-1): row r of p is distance length-1-r
             rows = p[:, length - stop + lo : length - start + hi - 1]
-            bias = position_scores(q_v[:, :, start:stop], rows) * scale  # (B, H, n, K)
+            bias = position_scores(q_v[:, :, start:stop] * scale, rows)  # (B, H, n, K)
             hidden = mask[:, None, :, lo:hi].eq(0) if mask is not None else None  # (B, 1, 1, K)
             if view:
                 unseen = ~view.mask(start, stop, lo, hi, query.device)  # (n, K)
@@ -314,7 +314,7 @@ class SoftmaxAttention(Attention):
         seen, oldest = cache.append(self.record(x))
         n, keys = x.size(1), next(iter(seen.values())).size(-2)
         scale = 1 / math.sqrt(self.d_k)
-        bias = position_scores(q_v, self.position_rows(keys, n)) * scale  # (B, H, n, K)
+        bias = position_scores(q_v * scale, self.position_rows(keys, n))  # (B, H, n, K)
         if padding is not None:
             age = torch.arange(keys - 1, -1, -1, device=x.device)  # (K,) frames before the newest
             hidden = (age < padding[:, None])[:, None, None]  # (B, 1, 1, K)
@@ -365,10 +365,11 @@ class SoftmaxAttention(Attention):
             future = max(n, old.future if old else 0)
             distances = torch.arange(past - 1, -future, -1, device=weight.device)
             p = self.linear_pos(relative_positions(distances, self.n_feat, weight.dtype))
-            table = self.split_heads(p[None])[0].contiguous()  # (R, D) -> (H, R, d)
+            table = p.T.unflatten(0, (self.h, self.d_k)).contiguous()  # (R, D) -> (H, d, R)
             self._positions = _PositionTable(made_for, past, future, table)
         zero = self._positions.past - 1  # row of distance 0
-        return self._positions.table[:, zero - (keys - 1) : zero + n]
+        rows = self._positions.table[:, :, zero - (keys - 1) : zero + n]  # (H, d, keys+n-1)
+        return rows.transpose(1, 2)  # kept transposed, which is how a step multiplies by it
 
 
 class _PositionTable(NamedTuple):

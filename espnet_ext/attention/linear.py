@@ -42,7 +42,7 @@ class LinearAttention(Attention):
         self.linear_out = nn.Linear(n_feat, n_feat)
 
     def features(self, x, mask=None):
-        """phi(q), phi(k) and v, each (B, H, T, d_k); phi(k) is zero where ``mask`` (B, T) is False."""
+        """phi(q), phi(k), v, each (B, H, T, d_k); phi(k) is zero where ``mask`` (B, T) is False."""
         # sums over thousands of frames: float32 also under AMP
         dtype = torch.promote_types(x.dtype, torch.float32)
         q = self.phi(self.split_heads(self.linear_q(x)).to(dtype))

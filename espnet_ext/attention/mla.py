@@ -25,8 +25,8 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         n_feat: Width of the model.
         dropout_rate: Dropout of attention weights.
         kv_lora_rank: Width r of the latent, 1 to 2 * n_feat; at 2 * n_feat any multi-head attention
-            can be written as latent attention, at n_feat the cache is as large as layer inputs. None
-            takes n_feat / 2, a quarter of what multi-head attention keeps.
+            can be written as latent attention, at n_feat the cache is as large as layer inputs.
+            None takes n_feat / 2, a quarter of what multi-head attention keeps.
         q_lora_rank: Width of a latent between input and queries, or None for plain queries. It
             saves parameters and no cache.
         kv_norm: Normalise the latent (RMSNorm, as DeepSeek-V2); the normalised latent is cached.

@@ -1,0 +1,196 @@
+"""One streaming step against the length of its left context, ours and the peers' way.
+
+The peers' way is a plain reference on the same weights: it concatenates the whole past at every
+step, and projects the positions of the whole context again at every step. The first table is a step
+of a whole encoder, the second a step of one attention layer: what attending to the cached vectors
+themselves saves over building keys and values from them.
+
+Each row alternates the two sides and reports the ratio of times per pair: median, and quartiles.
+
+    OMP_NUM_THREADS=2 python benchmarks/streaming.py --threads 2
+"""
+
+import argparse
+import math
+import statistics
+import time
+import warnings
+
+import torch
+
+from espnet_ext.attention.base import position_scores, relative_positions
+from espnet_ext.encoder import ConformerEncoder
+
+VARIANTS = {
+    "mha": ("mha", {}),
+    "gqa, 2 kv heads": ("gqa", {"n_kv_head": 2}),
+    "gqa, 1 kv head": ("gqa", {"n_kv_head": 1}),
+    "mha, input cache": ("mha", {"cache": "input"}),
+    "mla, rank 128": ("mla", {"kv_lora_rank": 128}),
+    "linear": ("linear", {}),
+}
+
+
+class ConcatenatingCache:
+    """Keys and values of the past in tensors that every step builds anew."""
+
+    def __init__(self, tensors, left_context):
+        self.tensors = tensors
+        self.left_context = left_context
+
+
+def reference_chunk(attention, x, cache, padding=None):
+    """A step of multi-head attention that concatenates and re-projects, as the peers do."""
+    q_u, q_v = attention.query(x)
+    record = attention.record(x)
+    seen = {name: torch.cat([cache.tensors[name], new], dim=2) for name, new in record.items()}
+    cache.tensors = {name: t[:, :, -cache.left_context :] for name, t in seen.items()}
+    n, keys = x.size(1), seen["k"].size(2)
+    distances = torch.arange(keys - 1, -n, -1)
+    embedded = relative_positions(distances, attention.n_feat, x.dtype)
+    p = attention.split_heads(attention.linear_pos(embedded)[None])[0]
+    bias = position_scores(q_v, p)
+    scores = (torch.matmul(q_u, seen["k"].transpose(-2, -1)) + bias) / math.sqrt(attention.d_k)
+    context = torch.matmul(torch.softmax(scores, dim=-1), seen["v"])
+    return attention.linear_out(attention.merge_heads(context))
+
+
+def make_encoder(variant, args):
+    """The published Conformer size by default, causal, with random weights."""
+    torch.manual_seed(0)
+    attention, attention_conf = VARIANTS[variant]
+    return ConformerEncoder(
+        80,
+        output_size=args.width,
+        attention_heads=args.heads,
+        num_blocks=args.layers,
+        linear_units=4 * args.width,
+        macaron_style=True,
+        causal=True,
+        chunk_size=args.chunk,
+        attention=attention,
+        attention_conf=attention_conf,
+    ).eval()
+
+
+def filled_state(encoder, context):
+    """State of a stream that has run long enough to fill its left context."""
+    state = encoder.init_state(left_context=context)
+    for layer in state.layers:
+        cache = layer.attention
+        if hasattr(cache, "buffers"):
+            for buffer in cache.buffers.values():
+                buffer.normal_()
+            cache.length, cache.head = context, context % cache.capacity
+        else:
+            cache.s.normal_().abs_()
+            cache.z.normal_().abs_()
+    _, state = encoder.forward_chunk(torch.zeros(1, 3, 80), state)  # what subsampling looks back at
+    return state
+
+
+def pair_times(first, second, repeats):
+    """Seconds of two functions run in turn: pairs, after one pair that is not counted."""
+    pairs = []
+    for _ in range(repeats + 1):
+        pair = []
+        for run in (first, second):
+            begun = time.perf_counter()
+            run()
+            pair.append(time.perf_counter() - begun)
+        pairs.append(pair)
+    return pairs[1:]
+
+
+def row(name, context, pairs, digits=1):
+    """A table row: median times in milliseconds, and the ratio first / second with quartiles."""
+    first, second = ([1000 * pair[i] for pair in pairs] for i in (0, 1))
+    low, ratio, high = statistics.quantiles([a / b for a, b in zip(first, second, strict=True)], n=4)
+    return (
+        f"| {name} | {context} | {statistics.median(first):.{digits}f} "
+        f"| {statistics.median(second):.{digits}f} | {ratio:.2f} ({low:.2f} to {high:.2f}) |"
+    )
+
+
+def encoder_rows(args):
+    """Whole encoders: multi-head attention against the peers' way, the others against it."""
+    mha = make_encoder("mha", args)
+    packet = torch.randn(1, 4 * args.chunk, 80)
+    for variant in args.variants:
+        encoder = mha if variant == "mha" else make_encoder(variant, args)
+        for context in args.contexts:
+            state = filled_state(encoder, context)
+
+            def step(encoder=encoder, state=state):
+                encoder.forward_chunk(packet, state)
+
+            if variant == "mha":
+                peer = make_encoder("mha", args)
+                peer.load_state_dict(mha.state_dict())
+                peer_state = filled_state(peer, context)
+                for layer, layer_state in zip(peer.encoders, peer_state.layers, strict=True):
+                    att = layer.self_attn
+                    att.forward_chunk = lambda *inputs, att=att: reference_chunk(att, *inputs)
+                    buffers = layer_state.attention.buffers
+                    layer_state.attention = ConcatenatingCache(
+                        {name: b[:, :, :context].clone() for name, b in buffers.items()}, context
+                    )
+                other, other_state, name = peer, peer_state, "mha / the peers' way"
+            else:
+                other, other_state, name = mha, filled_state(mha, context), f"{variant} / mha"
+
+            def other_step(encoder=other, state=other_state):
+                encoder.forward_chunk(packet, state)
+
+            print(row(name, context, pair_times(step, other_step, args.repeats)), flush=True)
+
+
+def layer_rows(args):
+    """Steps of one attention layer: absorbed against expanded."""
+    x = torch.randn(1, args.chunk, args.width)
+    for variant in args.variants:
+        attention = make_encoder(variant, argparse.Namespace(**vars(args) | {"layers": 1}))
+        attention = attention.encoders[0].self_attn
+        if not getattr(attention, "absorbed_weights", lambda: None)():
+            continue
+        for context in args.contexts:
+            cache = attention.init_cache(1, args.chunk, context, torch.float32, "cpu")
+            for buffer in cache.buffers.values():
+                buffer.normal_()
+            cache.length = context
+
+            def step(absorb, attention=attention, cache=cache):
+                attention._absorb = lambda *_: absorb
+                attention.forward_chunk(x, cache)
+
+            pairs = pair_times(lambda: step(True), lambda: step(False), 3 * args.repeats)
+            print(row(f"{variant}: absorbed / expanded", context, pairs, 2), flush=True)
+
+
+@torch.no_grad()
+def main(argv=None):
+    """Print both tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 256, 1500, 4500])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--chunk", type=int, default=16, help="encoder frames per step")
+    parser.add_argument("--repeats", type=int, default=20, help="pairs per row")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--heads", type=int, default=4)
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    head = "| step | left context | ms | ms of the other | ratio |\n|---|---|---|---|---|"
+    print(f"torch {torch.__version__}, {args.threads} threads, chunks of {args.chunk} frames")
+    print(f"\n{args.layers}-layer Conformer, {args.width}-d, {args.heads} heads\n\n{head}")
+    encoder_rows(args)
+    print(f"\nOne attention layer\n\n{head}")
+    layer_rows(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Certify a trained model: streaming equals its chunk-masked offline pass on real audio.
+
+Writes ``equivalence.json``: the largest error of features, of every layer, of the encoder output
+and of the CTC log probabilities, and whether every text is identical. Exit status 1 if not.
+"""
+
+import argparse
+import json
+import os
+
+import torch
+
+import espnet_ext  # noqa: F401
+from espnet_ext.data.kaldi import read_scp
+from espnet_ext.data.packets import read_whole
+from espnet_ext.equivalence import TOLERANCE, compare
+from espnet_ext.errors import UserError, cli
+from espnet_ext.inference import StreamingSpeech2Text
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of this command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_options(parser)
+    parser.add_argument("--wav_scp", required=True, help="recordings to certify on")
+    parser.add_argument("--num_utts", type=int, default=10, help="how many of them, 0 for all")
+    parser.add_argument(
+        "--packet_ms", type=float, nargs="+", default=[10, 70, 640], help="packet lengths to try"
+    )
+    parser.add_argument("--output", required=True, help="the JSON file to write")
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model streams, and how."""
+    parser.add_argument("--asr_train_config", required=True, help="config.yaml of the training run")
+    parser.add_argument("--asr_model_file", help="checkpoint; random weights without one")
+    parser.add_argument("--chunk_size", type=int, help="encoder frames per step [the model's own]")
+    parser.add_argument(
+        "--left_context", type=int, help="encoder frames before a chunk, -1 all [the model's own]"
+    )
+    parser.add_argument(
+        "--cache_dtype", default="float32", help="float32, bfloat16, float16 or int8 [%(default)s]"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
+
+
+def model_options(args) -> dict:
+    """The values of ``add_model_options`` as arguments of ``StreamingSpeech2Text``."""
+    names = (
+        "asr_train_config",
+        "asr_model_file",
+        "chunk_size",
+        "left_context",
+        "cache_dtype",
+        "device",
+    )
+    return {name: getattr(args, name) for name in names}
+
+
+@cli
+def main(argv=None):
+    """Run the command line."""
+    args = get_parser().parse_args(argv)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    speech2text = StreamingSpeech2Text(**model_options(args))
+    wavs = list(read_scp(args.wav_scp).items())
+    wavs = wavs[: args.num_utts] if args.num_utts else wavs
+    if not wavs:
+        raise UserError(f"{args.wav_scp}: has no recordings")
+    worst = {"features": 0.0, "encoder": 0.0, "logits": 0.0}
+    layers = [0.0] * len(speech2text.model.encoder.encoders)
+    differing = []
+    for utt, path in wavs:
+        samples = read_whole(path, speech2text.fs)
+        for ms in args.packet_ms:
+            found = compare(speech2text, samples, max(1, int(ms * speech2text.fs / 1000)))
+            worst = {name: max(error, found[name]) for name, error in worst.items()}
+            layers = [max(pair) for pair in zip(layers, found["layers"], strict=True)]
+            if found["text"] != found["offline_text"] and utt not in differing:
+                differing.append(utt)
+    equal = not differing and max(*worst.values(), *layers) < TOLERANCE
+    report = {
+        "version": 1,
+        "equal": equal,
+        "tolerance": TOLERANCE,
+        "max_error": worst | {"layers": layers},
+        "text_identical": not differing,
+        "differing_texts": differing,
+        "utterances": len(wavs),
+        "packet_ms": args.packet_ms,
+        "chunk_size": speech2text.chunk_size,
+        "left_context": speech2text.left_context,
+        "cache_dtype": args.cache_dtype,
+        "device": args.device,
+        "asr_train_config": args.asr_train_config,
+        "asr_model_file": args.asr_model_file,
+    }
+    with open(f"{args.output}.tmp", "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=1)
+        file.write("\n")
+    os.replace(f"{args.output}.tmp", args.output)
+    print(
+        f"{'equal' if equal else 'NOT EQUAL'}: {len(wavs)} recordings, largest error "
+        f"{max(*worst.values(), *layers):.1e}, {len(differing)} texts differ; {args.output}"
+    )
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,110 @@
+"""Decode a data set as streams, with ESPnet's options and files for decoding.
+
+Each recording is fed in packets; hypotheses are written as ESPnet's ``asr_inference`` writes them,
+OUTPUT_DIR/{n}best_recog/{token,token_int,score,text}.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+
+import torch
+import yaml
+from espnet2.fileio.datadir_writer import DatadirWriter
+
+import espnet_ext  # noqa: F401
+from espnet_ext.bin.asr_certify import add_model_options, model_options
+from espnet_ext.data.kaldi import read_scp
+from espnet_ext.data.packets import read_packets
+from espnet_ext.errors import UserError, cli
+from espnet_ext.inference import StreamingSpeech2Text
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of this command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_options(parser)
+    parser.add_argument("--config", help="YAML file of options; the command line goes first")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--ngpu", type=int, default=0, help="0 for CPU [%(default)s]")
+    parser.add_argument("--data_path_and_name_and_type", required=True, help="WAV_SCP,speech,sound")
+    parser.add_argument("--key_file", help="recordings to decode, one id per line [all]")
+    parser.add_argument("--packet_ms", type=float, default=100, help="packet length [%(default)s]")
+    parser.add_argument("--search", default="greedy", help="greedy or beam [%(default)s]")
+    parser.add_argument("--beam_size", type=int, default=10, help="hypotheses [%(default)s]")
+    parser.add_argument("--ctc_weight", type=float, default=0.3, help="in rescoring [%(default)s]")
+    parser.add_argument("--rescore", type=_boolean, default=False, help="attention rescoring")
+    parser.add_argument(
+        "--offline", type=_boolean, default=False, help="the chunk-masked offline pass instead"
+    )
+    parser.add_argument("--log_level", default="INFO")
+    return parser
+
+
+def _boolean(text):
+    if str(text).lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, got {text}")
+    return str(text).lower() == "true"
+
+
+def _with_config(parser, argv):
+    """Arguments with the YAML file's values as defaults."""
+    known, _ = parser.parse_known_args(argv)
+    if known.config:
+        with open(known.config, encoding="utf-8") as file:
+            values = yaml.safe_load(file) or {}
+        options = {action.dest for action in parser._actions}
+        for key in values:
+            if key not in options:
+                raise UserError(f"{known.config}: unknown option {key}")
+        parser.set_defaults(**values)
+    return parser.parse_args(argv)
+
+
+@cli
+def main(argv=None):
+    """Run the command line."""
+    args = _with_config(get_parser(), argv)
+    logging.basicConfig(level=args.log_level, format="%(asctime)s %(levelname)s: %(message)s")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    args.device = "cuda" if args.ngpu else args.device
+    speech2text = StreamingSpeech2Text(
+        **model_options(args),
+        search=args.search,
+        beam_size=args.beam_size,
+        rescore=args.rescore,
+        ctc_weight=args.ctc_weight,
+    )
+    fs, scp = speech2text.fs, args.data_path_and_name_and_type.rsplit(",", 2)[0]
+    wavs = read_scp(scp)
+    if args.key_file:
+        with open(args.key_file, encoding="utf-8") as file:
+            keys = [line.split()[0] for line in file if line.strip()]
+        missing = [key for key in keys if key not in wavs]
+        if missing:
+            raise UserError(f"{scp}: has no {missing[0]}, which {args.key_file} asks for")
+        wavs = {key: wavs[key] for key in keys}
+    with DatadirWriter(args.output_dir) as writer:
+        for utt, path in wavs.items():
+            packets = list(read_packets(path, fs, max(1, int(args.packet_ms * fs / 1000))))
+            begun, audio = time.perf_counter(), sum(map(len, packets)) / fs
+            if args.offline:
+                result = speech2text.offline([s for packet in packets for s in packet])
+            else:
+                stream = speech2text.start()
+                for packet in packets:
+                    speech2text(stream, packet)
+                result = speech2text(stream, is_final=True)
+            seconds = time.perf_counter() - begun
+            out = writer["1best_recog"]
+            out["token"][utt] = " ".join(speech2text.converter.ids2tokens(result.tokens))
+            out["token_int"][utt] = " ".join(map(str, result.tokens))
+            out["score"][utt] = str(result.score)
+            out["text"][utt] = result.text
+            logging.info("%s: %.2f s in %.2f s: %s", utt, audio, seconds, result.text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

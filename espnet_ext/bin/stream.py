@@ -1,0 +1,59 @@
+"""Transcribe a recording as it arrives and show what the stream holds in memory.
+
+FILE is mono audio at the model's rate; - reads raw 16-bit little-endian mono PCM of that rate from
+standard input. Each line: seconds heard, bytes of state, the end of the text. The last line is the
+whole text.
+"""
+
+import argparse
+import os
+import sys
+
+import torch
+
+import espnet_ext  # noqa: F401
+from espnet_ext.bin.asr_certify import add_model_options, model_options
+from espnet_ext.data.packets import read_packets
+from espnet_ext.errors import UserError, cli
+from espnet_ext.inference import StreamingSpeech2Text
+
+SHOWN = 60
+
+
+@cli
+def main(argv=None):
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="FILE|-")
+    add_model_options(parser)
+    parser.add_argument("--packet_ms", type=float, default=100, help="packet length [%(default)s]")
+    parser.add_argument("--search", default="greedy", help="greedy or beam [%(default)s]")
+    parser.add_argument("--beam_size", type=int, default=10, help="hypotheses [%(default)s]")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    speech2text = StreamingSpeech2Text(
+        **model_options(args), search=args.search, beam_size=args.beam_size
+    )
+    fs = speech2text.fs
+    packet = max(1, int(args.packet_ms * fs / 1000))
+    stream, heard, shown = speech2text.start(), 0, None
+    source = sys.stdin.buffer if args.source == "-" else args.source
+    for samples in read_packets(source, fs, packet):
+        result = speech2text(stream, samples)
+        heard += len(samples)
+        if result.text != shown:
+            shown = result.text
+            tail = shown if len(shown) <= SHOWN else "..." + shown[-SHOWN:]
+            print(f"{heard / fs:9.2f} s {stream.nbytes / 1024:9.1f} KiB  {tail}", flush=True)
+    result = speech2text(stream, is_final=True)
+    if not stream.encoder.frames:
+        raise UserError(
+            f"{args.source}: {heard} samples ({heard / fs:.4f} s) are too short for any text"
+        )
+    print(result.text)
+
+
+if __name__ == "__main__":
+    main()

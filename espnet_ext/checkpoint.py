@@ -1,0 +1,58 @@
+"""Loading that refuses a checkpoint which does not fit its model.
+
+ESPnet loads checkpoints with ``strict=False`` and goes on with random weights where names differ.
+"""
+
+from espnet2.tasks.asr import ASRTask
+
+import espnet_ext  # noqa: F401
+from espnet_ext.errors import UserError
+
+
+def refuse_mismatch(model, state, *_):
+    """Compare a checkpoint with the model that is about to load it.
+
+    Args:
+        model: The model.
+        state: Tensors of the checkpoint by name.
+
+    Raises:
+        UserError: If a name is in one of the two only, or a shape differs.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [
+            name for name in own if name in state and own[name].shape != state[name].shape
+        ],
+    }
+    if any(problems.values()):
+        raise UserError(
+            "the checkpoint does not fit the model of its config: "
+            + "; ".join(
+                f"{len(names)} {what} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+                for what, names in problems.items()
+                if names
+            )
+        )
+
+
+class StrictASRTask(ASRTask):
+    """ESPnet's ASR task, refusing checkpoints that do not fit."""
+
+    @classmethod
+    def build_model(cls, args):
+        """Build the model of a config; see ``ASRTask.build_model``."""
+        model = super().build_model(args)
+        if not getattr(args, "use_adapter", False):  # such a checkpoint holds the adapter alone
+            model.register_load_state_dict_pre_hook(refuse_mismatch)
+        return model
+
+    @classmethod
+    def build_model_from_file(cls, config_file=None, model_file=None, device="cpu"):
+        """Build and load a model; see ``ASRTask.build_model_from_file``."""
+        try:
+            return super().build_model_from_file(config_file, model_file, device)
+        except UserError as error:
+            raise UserError(f"{model_file}: {error}") from None

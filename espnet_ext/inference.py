@@ -1,0 +1,326 @@
+"""Text from a live stream: feed packets of samples, get partial text, then the final one."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from espnet2.text.build_tokenizer import build_tokenizer
+from espnet2.text.token_id_converter import TokenIDConverter
+from torch.nn.utils.rnn import pad_sequence
+
+from espnet_ext.checkpoint import StrictASRTask
+from espnet_ext.encoder.streaming import StreamingEncoder
+from espnet_ext.errors import UserError
+from espnet_ext.frontend import FrontendState, StreamingFrontend
+from espnet_ext.state import StreamState
+
+BLANK = 0
+MAX_OPEN = 50  # tokens that hypotheses of the beam search may still disagree on
+
+
+class GreedySearch:
+    """CTC best path: the likeliest token of every frame, repeats and blanks dropped."""
+
+    def __init__(self):
+        self.last = BLANK
+        self.tokens: list[int] = []
+        self.score = 0.0
+
+    def extend(self, log_probs: np.ndarray) -> None:
+        """Read the log probabilities of more frames (n, tokens)."""
+        best = log_probs.argmax(axis=1)
+        self.score += float(log_probs.max(axis=1).sum())
+        for token in best.tolist():
+            if token not in (BLANK, self.last):
+                self.tokens.append(token)
+            self.last = token
+
+    def nbest(self) -> list[tuple[list[int], float]]:
+        """Hypotheses, the best first, and their log probabilities."""
+        return [(self.tokens, self.score)]
+
+
+class PrefixBeamSearch:
+    """CTC prefix beam search (Hannun et al. 2014) that goes on from frame to frame.
+
+    What all hypotheses of the beam agree on is committed, and what is ``MAX_OPEN`` tokens back as
+    well, so a step costs the same after an hour.
+
+    Args:
+        beam_size: Hypotheses kept after every frame.
+        token_beam: Tokens tried per frame, the likeliest first.
+    """
+
+    def __init__(self, beam_size: int = 10, token_beam: int = 10):
+        self.beam_size = beam_size
+        self.token_beam = token_beam
+        self.committed: list[int] = []
+        # prefix -> log probability that it ends in a blank, and that it ends in its last token
+        self.beam: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}
+        self.last_committed: int | None = None
+
+    def extend(self, log_probs: np.ndarray) -> None:
+        """Read the log probabilities of more frames (n, tokens)."""
+        width = min(self.token_beam, log_probs.shape[1])
+        for frame in log_probs:
+            tokens = np.argpartition(-frame, width - 1)[:width].tolist()
+            self._step(frame.tolist(), tokens)
+            self._commit()
+
+    def _step(self, frame, tokens):
+        beam: dict[tuple[int, ...], list[float]] = {}
+
+        def add(prefix, end, log_prob):
+            entry = beam.setdefault(prefix, [-math.inf, -math.inf])
+            entry[end] = float(np.logaddexp(entry[end], log_prob))
+
+        for prefix, (blank, token_end) in self.beam.items():
+            total = np.logaddexp(blank, token_end)
+            last = prefix[-1] if prefix else self.last_committed
+            add(prefix, 0, total + frame[BLANK])
+            if last is not None:
+                add(prefix, 1, token_end + frame[last])
+            for token in tokens:
+                if token != BLANK:  # a repeated token is a new one only after a blank
+                    add((*prefix, token), 1, (blank if token == last else total) + frame[token])
+        best = sorted(beam.items(), key=lambda item: -np.logaddexp(*item[1]))[: self.beam_size]
+        self.beam = {prefix: tuple(ends) for prefix, ends in best}
+
+    def _commit(self):
+        best = next(iter(self.beam))
+        shared = 0
+        while shared < len(best) and all(
+            prefix[shared : shared + 1] == best[shared : shared + 1] for prefix in self.beam
+        ):
+            shared += 1
+        # past MAX_OPEN tokens the best hypothesis decides, and what contradicts it is dropped
+        shared = max(shared, len(best) - MAX_OPEN)
+        if shared:
+            self.committed += best[:shared]
+            self.last_committed = best[shared - 1]
+            self.beam = {
+                prefix[shared:]: ends
+                for prefix, ends in self.beam.items()
+                if prefix[:shared] == best[:shared]
+            }
+
+    def nbest(self) -> list[tuple[list[int], float]]:
+        """Hypotheses, the best first, and their log probabilities."""
+        return [
+            (self.committed + list(prefix), float(np.logaddexp(*ends)))
+            for prefix, ends in self.beam.items()
+        ]
+
+
+@dataclass
+class Result:
+    """What is known of a stream so far.
+
+    Attributes:
+        text: The text.
+        tokens: Its token ids.
+        score: Log probability of the hypothesis.
+        is_final: The stream has ended, and nothing will change any more.
+    """
+
+    text: str
+    tokens: list[int]
+    score: float
+    is_final: bool
+
+
+@dataclass
+class Stream:
+    """One recording on its way through ``StreamingSpeech2Text``.
+
+    Attributes:
+        frontend: State of the features.
+        encoder: State of the encoder.
+        search: State of the CTC search.
+        encoded: Encoder output kept for attention rescoring, empty without it.
+    """
+
+    frontend: FrontendState
+    encoder: StreamState
+    search: GreedySearch | PrefixBeamSearch
+    encoded: list[torch.Tensor] = field(default_factory=list)
+
+    def ledger(self) -> dict[str, int]:
+        """Bytes in use by kind; ``rescoring`` grows with the stream where rescoring is on."""
+        kept = sum(y.numel() * y.element_size() for y in self.encoded)
+        return self.encoder.ledger() | {"frontend": self.frontend.nbytes, "rescoring": kept}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use: the sum of the ledger."""
+        return sum(self.ledger().values())
+
+
+class StreamingSpeech2Text:
+    """A trained model that transcribes streams.
+
+        stream = speech2text.start()
+        for packet in packets:
+            print(speech2text(stream, packet).text)
+        print(speech2text(stream, is_final=True).text)
+
+    Args:
+        asr_train_config: ``config.yaml`` of the training run.
+        asr_model_file: Checkpoint, such as ``valid.acc.ave.pth``.
+        chunk_size: Encoder frames per step; the model's own by default.
+        left_context: Encoder frames seen before a chunk; the model's own by default.
+        cache_dtype: What the attention caches are stored in: float32, bfloat16, float16, int8.
+        search: ``greedy`` or ``beam``, the CTC search that runs with the packets.
+        beam_size: Hypotheses of the beam search.
+        rescore: Let the attention decoder choose among the beam's hypotheses when a stream ends. It
+            keeps the encoder output, so memory grows with the stream.
+        ctc_weight: Weight of the CTC score in that choice; the decoder has the rest.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: The model cannot stream, or an option breaks its rule; the message says which.
+    """
+
+    def __init__(
+        self,
+        asr_train_config: str | Path,
+        asr_model_file: str | Path | None = None,
+        chunk_size: int | None = None,
+        left_context: int | None = None,
+        cache_dtype: str = "float32",
+        search: str = "greedy",
+        beam_size: int = 10,
+        rescore: bool = False,
+        ctc_weight: float = 0.3,
+        device: str = "cpu",
+    ):
+        if search not in ("greedy", "beam"):
+            raise UserError(f"search: must be greedy or beam, got {search!r}")
+        if rescore and search != "beam":
+            raise UserError("rescore: needs search: beam, it chooses among a beam's hypotheses")
+        if beam_size < 1:
+            raise UserError(f"beam_size: must be at least 1, got {beam_size}")
+        self.model, args = StrictASRTask.build_model_from_file(
+            asr_train_config, asr_model_file, device
+        )
+        self.model.eval()
+        if not isinstance(self.model.encoder, StreamingEncoder):
+            raise UserError(
+                f"{asr_train_config}: encoder: {args.encoder} does not stream; train one of "
+                "kv_conformer, kv_branchformer, kv_e_branchformer with causal: true"
+            )
+        if getattr(self.model, "preencoder", None) or getattr(self.model, "postencoder", None):
+            raise UserError(f"{asr_train_config}: preencoder and postencoder do not stream")
+        if getattr(self.model, "ctc", None) is None:
+            raise UserError(f"{asr_train_config}: ctc_weight: streaming text needs a CTC output")
+        if rescore and self.model.decoder is None:
+            raise UserError(f"{asr_train_config}: rescore: the model has no attention decoder")
+        self.options = {
+            "chunk_size": chunk_size,
+            "left_context": left_context,
+            "dtype": getattr(torch, cache_dtype, cache_dtype),
+        }
+        try:
+            self.frontend = StreamingFrontend(self.model.frontend, self.model.normalize)
+            state = self.model.encoder.init_state(**self.options)
+        except ValueError as error:
+            raise UserError(f"{asr_train_config}: {error}") from None
+        self.chunk_size, self.left_context = state.chunk_size, state.left_context
+        self.fs = int(self.model.frontend.logmel.mel_options["sr"])
+        self.search, self.beam_size = search, beam_size
+        self.rescore, self.ctc_weight = rescore, ctc_weight
+        self.device = device
+        self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
+        self.converter = TokenIDConverter(token_list=self.model.token_list)
+
+    def start(self) -> Stream:
+        """State of a new recording."""
+        search = PrefixBeamSearch(self.beam_size) if self.search == "beam" else GreedySearch()
+        encoder = self.model.encoder.init_state(**self.options)
+        return Stream(self.frontend.init_state(), encoder, search)
+
+    @torch.no_grad()
+    def __call__(self, stream: Stream, samples=(), is_final: bool = False) -> Result:
+        """Read a packet.
+
+        Args:
+            stream: From ``start``; it is updated in place.
+            samples: Mono waveform at the model's rate (n,), floats in [-1, 1], any length.
+            is_final: No packet follows.
+
+        Returns:
+            What is known so far.
+
+        Raises:
+            UserError: The samples are not a mono waveform of finite numbers.
+        """
+        feats, _, stream.frontend = self.frontend.forward_chunk(
+            self._checked(samples)[None], stream.frontend, is_final
+        )
+        y, stream.encoder = self.model.encoder.forward_chunk(feats, stream.encoder, is_final)
+        return self._read(stream, y, is_final)
+
+    @torch.no_grad()
+    def offline(self, samples) -> Result:
+        """Text of a whole recording by the chunk-masked offline pass and the same search."""
+        return self._read(self.start(), self.encode_offline(samples), is_final=True)
+
+    @torch.no_grad()
+    def encode_offline(self, samples) -> torch.Tensor:
+        """Encoder output (1, T, n_feat) of the chunk-masked offline pass; T is 0 if too short."""
+        samples = self._checked(samples)
+        encoder = self.model.encoder
+        if samples.numel() <= self.frontend.pad:
+            return samples.new_zeros(1, 0, encoder.output_size())
+        feats, lengths = self.model.frontend(samples[None], torch.tensor([samples.numel()]))
+        if self.model.normalize is not None:
+            feats, lengths = self.model.normalize(feats, lengths)
+        if encoder.output_length(feats.size(1)) == 0:
+            return samples.new_zeros(1, 0, encoder.output_size())
+        saved = encoder.chunk_size, encoder.left_context
+        encoder.chunk_size, encoder.left_context = self.chunk_size, self.left_context
+        try:
+            return encoder(feats, lengths.to(feats.device))[0]
+        finally:
+            encoder.chunk_size, encoder.left_context = saved
+
+    def _checked(self, samples):
+        samples = torch.as_tensor(samples, dtype=torch.float32, device=self.device)
+        if samples.dim() != 1:
+            raise UserError(f"samples: must be mono (n,), got shape {tuple(samples.shape)}")
+        if not torch.isfinite(samples).all():
+            raise UserError("samples: must be finite numbers, got NaN or infinity")
+        return samples
+
+    def _read(self, stream, y, is_final):
+        """Search ``y`` (1, n, n_feat), the encoder output that has just come."""
+        if y.size(1):
+            stream.search.extend(self.model.ctc.log_softmax(y)[0].float().cpu().numpy())
+            if self.rescore:
+                stream.encoded.append(y)
+        nbest = stream.search.nbest()
+        if is_final and self.rescore and stream.encoded:
+            nbest = self._rescored(nbest, torch.cat(stream.encoded, dim=1))
+        tokens, score = nbest[0]
+        words = self.converter.ids2tokens(tokens)
+        return Result(self.tokenizer.tokens2text(words), list(tokens), score, is_final)
+
+    def _rescored(self, nbest, encoded):
+        """Hypotheses in the order of CTC and attention decoder together."""
+        sos, eos = self.model.sos, self.model.eos
+        hyps = [torch.tensor(t, dtype=torch.long, device=encoded.device) for t, _ in nbest]
+        inputs = pad_sequence([h.new_tensor([sos, *h]) for h in hyps], True, eos)  # (N, L+1)
+        targets = pad_sequence([h.new_tensor([*h, eos]) for h in hyps], True, -1)
+        lengths = torch.tensor([h.numel() + 1 for h in hyps], device=encoded.device)
+        memory = encoded.expand(len(hyps), -1, -1)
+        memory_lengths = lengths.new_full((len(hyps),), encoded.size(1))
+        logits, _ = self.model.decoder(memory, memory_lengths, inputs, lengths)
+        log_probs = logits.log_softmax(-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+        attention = log_probs.masked_fill(targets < 0, 0).sum(1).tolist()
+        scored = [
+            (tokens, self.ctc_weight * ctc + (1 - self.ctc_weight) * att)
+            for (tokens, ctc), att in zip(nbest, attention, strict=True)
+        ]
+        return sorted(scored, key=lambda hyp: -hyp[1])
