@@ -11,6 +11,7 @@ import espnet_ext  # noqa: F401  (adds the encoders to ESPnet's choices)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CONFIGS = sorted((CONF / "tuning").glob("train_asr_*.yaml"))
+STREAMING = [path for path in CONFIGS if path.stem.endswith("_streaming")]
 TOKENS = ["<blank>", "<unk>", *(f"token{i}" for i in range(4997)), "<sos/eos>"]
 NAME = re.compile(r"train_asr_(e_branchformer|branchformer|conformer)_([a-z]+)(_[a-z]+)?\.yaml")
 
@@ -61,12 +62,26 @@ def test_config_differs_from_its_mha_sibling_only_in_attention(path):
 
 @pytest.mark.parametrize(
     "model",
-    ["conformer", "branchformer", "e_branchformer", "conformer_large", "branchformer_large"],
+    [
+        ("conformer", "", "_large", "_streaming"),
+        ("branchformer", "", "_large", "_streaming"),
+        ("e_branchformer", "", "_streaming"),
+    ],
+    ids=lambda model: model[0],
 )
 def test_every_model_has_a_config_for_the_four_attentions(model):
-    encoder, large = model.removesuffix("_large"), "_large" * model.endswith("_large")
+    encoder, *kinds = model
     for attention in ("mha", "gqa", "mla", "linear"):
-        assert (CONF / f"tuning/train_asr_{encoder}_{attention}{large}.yaml").is_file()
+        for kind in kinds:
+            assert (CONF / f"tuning/train_asr_{encoder}_{attention}{kind}.yaml").is_file()
+
+
+@pytest.mark.parametrize("path", STREAMING, ids=lambda path: path.stem)
+def test_streaming_config_adds_only_what_streaming_needs(path):
+    streaming = load(path)
+    added = {key: streaming["encoder_conf"].pop(key) for key in ("causal", "dynamic_chunk")}
+    assert added == {"causal": True, "dynamic_chunk": True}
+    assert streaming == load(path.with_name(path.name.replace("_streaming", "")))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
