@@ -10,12 +10,14 @@ step, K key frames it sees, d = d_k, D = n_feat, r width of a cached vector.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from espnet_ext.state import FrameCache
 
@@ -276,30 +278,44 @@ class SoftmaxAttention(Attention):
         q_u, q_v = self.query(query)
         k, v = self.key_value(self.record(query))
         p = self.split_heads(self.linear_pos(pos_emb))[0]  # (1, 2T-1, D) -> (H, 2T-1, d)
-        scale = 1 / math.sqrt(self.d_k)
-        dropout = self.dropout_rate if self.training else 0.0
         block = length if length < 2 * BLOCK or self.plotting() else BLOCK
+        attend_block = self._attend_block
+        if block < length and torch.is_grad_enabled():
+            # the backward pass computes a block's scores again: none of them are kept
+            attend_block = partial(checkpoint, attend_block, use_reentrant=False)
         contexts = []
         for start in range(0, length, block):
             stop = min(start + block, length)
             lo, hi = view.visible_range(start, stop, length) if view else (0, length)
-            # distances stop-1-lo down to start-(hi-1): row r of p is distance length-1-r
-            rows = p[:, length - stop + lo : length - start + hi - 1]
-            bias = position_scores(q_v[:, :, start:stop] * scale, rows)  # (B, H, n, K)
             hidden = mask[:, None, :, lo:hi].eq(0) if mask is not None else None  # (B, 1, 1, K)
             if view:
                 unseen = ~view.mask(start, stop, lo, hi, query.device)  # (n, K)
                 hidden = unseen if hidden is None else hidden | unseen
-            if hidden is not None:
-                # half the smallest number: adding a score to it cannot overflow in half precision
-                bias = bias.masked_fill(hidden, torch.finfo(bias.dtype).min / 2)
-            args = (q_u[:, :, start:stop], k[:, :, lo:hi], v[:, :, lo:hi], bias, scale, dropout)
-            if self.plotting():
-                context, self.attn = attend_with_weights(*args)
-            else:
-                context = attend(*args)
-            contexts.append(context)
+            contexts.append(
+                attend_block(
+                    q_u[:, :, start:stop],
+                    q_v[:, :, start:stop],
+                    k[:, :, lo:hi],
+                    v[:, :, lo:hi],
+                    # distances stop-1-lo down to start-(hi-1): row r of p is distance length-1-r
+                    p[:, length - stop + lo : length - start + hi - 1],
+                    hidden,
+                )
+            )
         return self.linear_out(self.merge_heads(torch.cat(contexts, dim=2)))
+
+    def _attend_block(self, q_u, q_v, k, v, p, hidden):
+        """Context (B, H, n, d) of a block of queries; ``p`` as ``position_scores`` takes it."""
+        scale = 1 / math.sqrt(self.d_k)
+        dropout = self.dropout_rate if self.training else 0.0
+        bias = position_scores(q_v * scale, p)  # (B, H, n, K)
+        if hidden is not None:
+            # half the smallest number: adding a score to it cannot overflow in half precision
+            bias = bias.masked_fill(hidden, torch.finfo(bias.dtype).min / 2)
+        if self.plotting():
+            context, self.attn = attend_with_weights(q_u, k, v, bias, scale, dropout)
+            return context
+        return attend(q_u, k, v, bias, scale, dropout)
 
     def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
         self.position_rows(chunk_size + max(left_context, 0), chunk_size)

@@ -137,6 +137,50 @@ def test_mha_equals_stock_espnet():
     assert max_error(att(x, x, x, positions(40), mask), stock(x, x, x, positions(40), mask)) < 1e-5
 
 
+@pytest.mark.parametrize("length", [BLOCK, 2 * BLOCK + 3])
+def test_gradients_equal_stock_espnet_in_blocks_or_not(length):
+    """In float64: the gradient of a key bias is zero, and rounding is all that is left of it."""
+    att = make("mha").double()
+    stock = RelPositionMultiHeadedAttention(N_HEAD, N_FEAT, 0.0).eval().double()
+    stock.load_state_dict(att.state_dict(), strict=True)
+    mask = torch.arange(length)[None, None] < torch.tensor([length, 40])[:, None, None]
+    weight = torch.randn(2, length, N_FEAT) * mask.transpose(1, 2)
+    inputs = torch.randn(2, length, N_FEAT).double()
+    grads = []
+    for module in (att, stock):
+        x = inputs.clone().requires_grad_()
+        (module(x, x, x, positions(length).double(), mask) * weight).sum().backward()
+        grads.append({"input": x.grad} | {n: p.grad for n, p in module.named_parameters()})
+    for name, grad in grads[1].items():
+        assert max_error(grads[0][name], grad) < 1e-9, name
+
+
+def test_blocks_drop_the_same_weights_in_both_passes():
+    """Blocks are computed again in the backward pass; dropout must be drawn alike."""
+    att = build_attention("mha", N_HEAD, N_FEAT, 0.5).train()
+    x = torch.randn(1, 2 * BLOCK, N_FEAT)
+    direction = torch.randn(1, 2 * BLOCK, N_FEAT)
+
+    def loss(scale):
+        torch.manual_seed(0)
+        value = att.linear_v.weight
+        with torch.no_grad():
+            value.mul_(scale)
+        out = (att(x, x, x, positions(2 * BLOCK), None) * direction).sum()
+        with torch.no_grad():
+            value.div_(scale)
+        return out
+
+    base = loss(1.0)
+    base.backward()
+    # the output is linear in W_V: its gradient along W_V is the part of the output due to W_V
+    with torch.no_grad():
+        due = (loss(2.0) - loss(1.0)).item()
+    assert (att.linear_v.weight.grad * att.linear_v.weight).sum().item() == pytest.approx(
+        due, rel=1e-3
+    )
+
+
 def test_gqa_with_all_heads_equals_mha():
     mha, gqa = make("mha"), make("gqa", n_kv_head=N_HEAD)
     gqa.load_state_dict(mha.state_dict(), strict=True)
