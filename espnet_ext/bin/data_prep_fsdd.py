@@ -1,0 +1,20 @@
+"""Make the digit-string data directories of the FSDD recipe."""
+
+import argparse
+
+from espnet_ext.data.fsdd import prepare
+from espnet_ext.errors import cli
+
+
+@cli
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", help="FSDD directory or .tar.gz archive")
+    parser.add_argument("out", help="directory that receives train/, dev/ and test/")
+    args = parser.parse_args(argv)
+    for name, (strings, hours) in prepare(args.source, args.out).items():
+        print(f"{args.out}/{name}: {strings} strings, {hours:.2f} h")
+
+
+if __name__ == "__main__":
+    main()
