@@ -1,0 +1,444 @@
+#!/usr/bin/env bash
+# The staged ASR recipe. A recipe's run.sh calls it from the recipe's own directory, which holds path.sh, conf/ and
+# local/data.sh. Stage numbers, options and their defaults are ESPnet's; docs/recipe.md says what each stage writes.
+set -euo pipefail
+
+log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (asr.sh) $*"; }
+die() { log "error: $*" >&2; exit 1; }
+
+command_line=("$0" "$@")
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)"
+
+# begin options
+stage=1                        # first stage to run
+stop_stage=10000               # last stage to run
+skip_stages=                   # stages left out, e.g. "2 10"
+skip_data_prep=false           # leave out stages 1 to 5
+skip_train=false               # leave out stages 2 and 4 to 11
+skip_eval=false                # leave out stages 12 and 13
+skip_packing=true              # leave out stage 14
+skip_upload_hf=true            # leave out stage 15
+eval_valid_set=false           # decode the validation set too
+ngpu=1                         # GPUs per node in training; 0 is the CPU
+num_nodes=1                    # nodes in training
+nj=32                          # parallel jobs in data preparation and statistics
+inference_nj=32                # parallel jobs in decoding
+gpu_inference=false            # decode on GPUs, one per job
+dumpdir=dump                   # formatted data
+expdir=exp                     # models and results
+python=python3                 # interpreter of the jobs
+train_set=                     # name of the training set, as local/data.sh calls it
+valid_set=                     # name of the validation set
+test_sets=                     # names of the test sets
+local_data_opts=               # options of local/data.sh
+speed_perturb_factors=         # e.g. "0.9 1.0 1.1"
+feats_type=raw                 # kind of features: the waveform
+audio_format=flac              # format of audio that has to be converted: flac or wav (.ark is dropped)
+fs=16k                         # sampling rate
+min_wav_duration=0.1           # seconds; shorter training utterances are left out
+max_wav_duration=20            # seconds; longer training utterances are left out
+lang=noinfo                    # language, part of directory names
+token_type=bpe                 # bpe, char or word
+nbpe=30                        # number of BPE tokens
+bpemode=unigram                # unigram or bpe
+bpe_train_text=                # text of the tokens (default: that of the training set)
+bpe_input_sentence_size=100000000 # sentences used to train BPE
+bpe_char_cover=1.0             # share of the characters that BPE covers
+use_lm=true                    # train a language model and decode with it
+lm_tag=                        # name of the language model's directory
+lm_exp=                        # directory of the language model
+lm_stats_dir=                  # directory of its statistics
+lm_config=                     # its YAML
+lm_args=                       # more options of its training, e.g. "--max_epoch 10"
+lm_train_text=                 # its training text (default: that of the training set)
+lm_dev_text=                   # its validation text (default: that of the validation set)
+lm_test_text=                  # text of the perplexity (default: that of the first test set)
+lm_fold_length=150             # tokens per folded sequence
+use_ngram=false                # n-gram language model: not available
+asr_tag=                       # name of the model's directory
+asr_exp=                       # directory of the model
+asr_stats_dir=                 # directory of the statistics
+asr_config=                    # YAML of the model and its training
+asr_args=                      # more options of the training, e.g. "--max_epoch 10"
+pretrained_model=              # checkpoint to start from: file[:source[:target[:excluded]]]
+feats_normalize=global_mvn     # global_mvn, utterance_mvn or none
+asr_speech_fold_length=80000   # samples per folded sequence
+asr_text_fold_length=150       # tokens per folded sequence
+batch_size=1                   # utterances decoded at once
+inference_tag=                 # name of the decoding's directory
+inference_config=              # YAML of the decoding
+inference_args=                # more options of the decoding, e.g. "--beam_size 5"
+inference_lm=valid.loss.ave.pth # language model checkpoint used in decoding
+inference_asr_model=valid.acc.ave.pth # checkpoint used in decoding
+local_score_opts=              # options of local/score.sh
+hf_repo=                       # OWNER/NAME on the hub, for stage 15
+# end options
+
+. ./path.sh
+if [ -f cmd.sh ]; then . ./cmd.sh; else . "${root}/cmd.sh"; fi
+assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
+eval "${assignments}"
+[ $# -eq 0 ] || die "'$1' is not an option"
+
+[ -n "${train_set}" ] && [ -n "${valid_set}" ] && [ -n "${test_sets}" ] \
+    || die "--train_set, --valid_set and --test_sets are needed"
+[ "${feats_type}" = raw ] || die "--feats_type ${feats_type}: only raw is known"
+[ "${use_ngram}" = false ] || die "--use_ngram true: n-grams need KenLM, which is not used; take --use_lm true"
+[ "${num_nodes}" -eq 1 ] || [ "${cmd_backend}" != local ] || die "--num_nodes ${num_nodes} needs a cluster, see cmd.sh"
+for file in ${asr_config} ${lm_config} ${inference_config}; do
+    [ -f "${file}" ] || die "no such file: ${file}"
+done
+
+# Which stages to run.
+! "${skip_data_prep}" || skip_stages+=" 1 2 3 4 5"
+! "${skip_train}" || skip_stages+=" 2 4 5 6 7 8 9 10 11"
+! "${skip_eval}" || skip_stages+=" 12 13"
+! "${skip_packing}" || skip_stages+=" 14"
+! "${skip_upload_hf}" || skip_stages+=" 15"
+"${use_lm}" || skip_stages+=" 6 7 8"
+[ -n "${speed_perturb_factors}" ] || skip_stages+=" 2"
+skip_stages+=" 9"
+
+wanted() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ] && [[ " ${skip_stages} " != *" $1 "* ]]; }
+
+# A finished part of a stage leaves a marker: the options it had, and the checksums of what it read and wrote. While
+# all of that stays as it was, the part is not done again.
+fingerprint() { printf '%s\n' "$1" && cksum -- "${@:2}"; }
+finished() { # finished MARKER OPTIONS FILE...
+    [ -f "$1" ] && [ "$(fingerprint "${@:2}" 2>/dev/null)" = "$(<"$1")" ] && log "up to date: $(dirname "$1")"
+}
+finish() { # finish MARKER OPTIONS FILE...
+    fingerprint "${@:2}" > "$1.tmp"
+    mv "$1.tmp" "$1"
+}
+
+tool() { "${python}" -m "espnet_ext.bin.$1" "${@:2}"; }
+lines() { wc -l < "$1"; }
+least() { printf '%s\n' "$@" | sort -n | head -n 1; }
+as_name() { # the part of a directory's name that stands for extra options
+    local name="${1//--/_}"
+    echo "${name//[ |=\/]/}"
+}
+
+# Names of data, tokens and models.
+original_train_set="${train_set}"
+[ -z "${speed_perturb_factors}" ] || train_set+=_sp
+data_feats="${dumpdir}/${feats_type}"
+train_dir="${data_feats}/${train_set}"
+valid_dir="${data_feats}/${valid_set}"
+
+token_name="${token_type}"
+lang_name=
+bpemodel=none
+token_dir="data/token_list"
+if [ "${lang}" != noinfo ]; then
+    lang_name="_${lang}"
+    token_dir="data/${lang}_token_list"
+fi
+case "${token_type}" in
+bpe)
+    token_name="bpe${nbpe}"
+    token_dir+="/bpe_${bpemode}${nbpe}"
+    bpemodel="${token_dir}/bpe.model"
+    ;;
+char | word) token_dir+="/${token_type}" ;;
+*) die "--token_type is bpe, char or word, not '${token_type}'" ;;
+esac
+token_list="${token_dir}/tokens.txt"
+bpe_train_text="${bpe_train_text:-${train_dir}/text}"
+lm_train_text="${lm_train_text:-${train_dir}/text}"
+lm_dev_text="${lm_dev_text:-${valid_dir}/text}"
+lm_test_text="${lm_test_text:-${data_feats}/${test_sets%% *}/text}"
+
+lm_name="${lang_name}_${token_name}"
+lm_tag="${lm_tag:-$(basename "${lm_config:-train}" .yaml)${lm_name}$(as_name "${lm_args}")}"
+lm_exp="${lm_exp:-${expdir}/lm_${lm_tag}}"
+lm_stats_dir="${lm_stats_dir:-${expdir}/lm_stats${lm_name}}"
+
+sp_name="${speed_perturb_factors:+_sp}"
+asr_name="_${feats_type}${lang_name}_${token_name}"
+asr_tag="${asr_tag:-$(basename "${asr_config:-train}" .yaml)${asr_name}$(as_name "${asr_args}")${sp_name}}"
+asr_exp="${asr_exp:-${expdir}/asr_${asr_tag}}"
+asr_stats_dir="${asr_stats_dir:-${expdir}/asr_stats${asr_name}${sp_name}}"
+
+if [ -z "${inference_tag}" ]; then
+    inference_tag="$(basename "${inference_config:-inference}" .yaml)$(as_name "${inference_args}")"
+    ! "${use_lm}" || inference_tag+="_lm_$(basename "${lm_exp}")_${inference_lm%.*}"
+    inference_tag+="_asr_model_${inference_asr_model%.*}"
+fi
+inference_dir="${asr_exp}/${inference_tag}"
+eval_sets="${test_sets}"
+! "${eval_valid_set}" || eval_sets="org/${valid_set} ${test_sets}"
+
+if wanted 1; then
+    log "Stage 1: data"
+    state=(data/.done "${local_data_opts}" local/data.sh)
+    [ ! -f db.sh ] || state+=(db.sh)
+    for dset in "${original_train_set}" "${valid_set}" ${test_sets}; do
+        state+=("data/${dset}"/{wav.scp,text,utt2spk})
+    done
+    if ! finished "${state[@]}"; then
+        # shellcheck disable=SC2086  # the options are words
+        local/data.sh ${local_data_opts}
+        finish "${state[@]}"
+    fi
+fi
+
+if wanted 2; then
+    log "Stage 2: speed perturbation by ${speed_perturb_factors}"
+    source_dir="data/${original_train_set}"
+    state=("data/${train_set}/.done" "${speed_perturb_factors}")
+    state+=("${source_dir}"/{wav.scp,text,utt2spk} "data/${train_set}"/{wav.scp,text,utt2spk})
+    if ! finished "${state[@]}"; then
+        parts=()
+        for factor in ${speed_perturb_factors}; do
+            if [ "${factor}" = 1 ] || [ "${factor}" = 1.0 ]; then
+                parts+=("${source_dir}")
+            else
+                tool data_perturb_speed --factor "${factor}" "${source_dir}" "${source_dir}_sp${factor}"
+                parts+=("${source_dir}_sp${factor}")
+            fi
+        done
+        tool data_combine "data/${train_set}" "${parts[@]}"
+        finish "${state[@]}"
+    fi
+fi
+
+if wanted 3; then
+    log "Stage 3: audio at ${fs}"
+    for dset in "org/${train_set}" "org/${valid_set}" ${test_sets}; do
+        from="data/${dset#org/}" to="${data_feats}/${dset}"
+        state=("${to}/.done" "${fs} ${audio_format}" "${from}"/{wav.scp,text,utt2spk})
+        state+=("${to}"/{wav.scp,text,utt2spk,utt2num_samples})
+        if ! finished "${state[@]}"; then
+            tool data_format --fs "${fs}" --audio_format "${audio_format%.ark}" --nj "${nj}" "${from}" "${to}"
+            finish "${state[@]}"
+        fi
+    done
+fi
+
+if wanted 4; then
+    log "Stage 4: utterances of ${min_wav_duration} to ${max_wav_duration} s"
+    for dset in "${train_set}" "${valid_set}"; do
+        from="${data_feats}/org/${dset}" to="${data_feats}/${dset}"
+        state=("${to}/.done" "${fs} ${min_wav_duration} ${max_wav_duration}")
+        state+=("${from}"/{wav.scp,text,utt2spk,utt2num_samples} "${to}"/{wav.scp,text,utt2spk,utt2num_samples})
+        if ! finished "${state[@]}"; then
+            tool data_filter --fs "${fs}" --min_wav_duration "${min_wav_duration}" \
+                --max_wav_duration "${max_wav_duration}" "${from}" "${to}"
+            finish "${state[@]}"
+        fi
+    done
+fi
+
+if wanted 5; then
+    log "Stage 5: ${token_name} tokens"
+    token_opts=(--token_type "${token_type}" --nbpe "${nbpe}" --bpemode "${bpemode}")
+    token_opts+=(--bpe_input_sentence_size "${bpe_input_sentence_size}" --bpe_char_cover "${bpe_char_cover}")
+    # shellcheck disable=SC2206  # several files may be given
+    texts=(${bpe_train_text})
+    state=("${token_dir}/.done" "${token_opts[*]}" "${texts[@]}" "${token_list}")
+    [ "${bpemodel}" = none ] || state+=("${bpemodel}")
+    if ! finished "${state[@]}"; then
+        tool data_tokens "${token_opts[@]}" --text "${texts[@]}" --output "${token_dir}"
+        finish "${state[@]}"
+    fi
+fi
+
+text_opts=(--use_preprocessor true --token_type "${token_type}" --token_list "${token_list}" --bpemodel "${bpemodel}")
+text_opts+=(--non_linguistic_symbols none --cleaner none --g2p none)
+lm_train_file="${lm_stats_dir}/train.txt"
+lm_opts=("${text_opts[@]}" ${lm_config:+--config "${lm_config}"})
+lm_opts+=(--train_data_path_and_name_and_type "${lm_train_file},text,text")
+lm_opts+=(--valid_data_path_and_name_and_type "${lm_dev_text},text,text")
+
+# collect_stats DIR PROGRAM KEYS_TRAIN KEYS_VALID OPTION...: statistics in parallel jobs, summed into DIR
+collect_stats() {
+    local dir="$1" program="$2" train_keys="$3" valid_keys="$4" n part inputs=()
+    n=$(least "${nj}" "$(lines "${train_keys}")" "$(lines "${valid_keys}")")
+    rm -rf "${dir}/logdir"
+    tool data_split --num "${n}" "${train_keys}" "${dir}/logdir/train" scp > /dev/null
+    tool data_split --num "${n}" "${valid_keys}" "${dir}/logdir/valid" scp > /dev/null
+    ${train_cmd} --max-jobs-run "${nj}" JOB=1:"${n}" "${dir}/logdir/stats.JOB.log" \
+        "${python}" -m "espnet_ext.bin.${program}" --collect_stats true "${@:5}" --ngpu 0 \
+        --train_shape_file "${dir}/logdir/train.JOB.scp" --valid_shape_file "${dir}/logdir/valid.JOB.scp" \
+        --output_dir "${dir}/logdir/stats.JOB"
+    for part in $(seq "${n}"); do inputs+=(--input_dir "${dir}/logdir/stats.${part}"); done
+    [ "${program}" != lm_train ] || inputs+=(--skip_sum_stats)
+    tool aggregate_stats_dirs "${inputs[@]}" --output_dir "${dir}" \
+        --token_list "${token_list}" --token_type "${token_type}"
+}
+
+# train DIR PROGRAM OPTION...: training that goes on from DIR/checkpoint.pth where there is one
+train() {
+    local dir="$1" program="$2"
+    mkdir -p "${dir}"
+    { printf '%q ' "${command_line[@]}" && echo; } > "${dir}/run.sh"
+    tool launch --cmd "${cuda_cmd} --name $(basename "${dir}")" --log "${dir}/train.log" --ngpu "${ngpu}" \
+        --num_nodes "${num_nodes}" --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
+        "${python}" -m "espnet_ext.bin.${program}" "${@:3}" --resume true --output_dir "${dir}"
+}
+
+if wanted 6; then
+    log "Stage 6: statistics of the language model's text"
+    # shellcheck disable=SC2206  # several files may be given
+    texts=(${lm_train_text})
+    state=("${lm_stats_dir}/.done" "" "${texts[@]}" "${lm_dev_text}" "${token_list}" "${lm_train_file}")
+    state+=("${lm_stats_dir}"/{train,valid}/"text_shape.${token_type}")
+    if ! finished "${state[@]}"; then
+        mkdir -p "${lm_stats_dir}"
+        awk 'NF > 1' "${texts[@]}" > "${lm_train_file}"
+        collect_stats "${lm_stats_dir}" lm_train "${lm_train_file}" "${lm_dev_text}" "${lm_opts[@]}"
+        finish "${state[@]}"
+    fi
+fi
+
+if wanted 7; then
+    log "Stage 7: language model"
+    state=("${lm_exp}/.done" "${lm_args}" "${lm_train_file}" "${lm_dev_text}" "${token_list}" ${lm_config})
+    state+=("${lm_stats_dir}"/{train,valid}/"text_shape.${token_type}" "${lm_exp}"/{config.yaml,checkpoint.pth})
+    if ! finished "${state[@]}"; then
+        # shellcheck disable=SC2086  # the options are words
+        train "${lm_exp}" lm_train "${lm_opts[@]}" --fold_length "${lm_fold_length}" \
+            --train_shape_file "${lm_stats_dir}/train/text_shape.${token_type}" \
+            --valid_shape_file "${lm_stats_dir}/valid/text_shape.${token_type}" ${lm_args}
+        finish "${state[@]}"
+    fi
+fi
+
+if wanted 8; then
+    log "Stage 8: perplexity"
+    state=("${lm_exp}/perplexity_test/.done" "" "${lm_exp}/${inference_lm}" "${lm_test_text}")
+    state+=("${lm_exp}/perplexity_test/ppl")
+    if ! finished "${state[@]}"; then
+        ${cuda_cmd} --gpu "${ngpu}" "${lm_exp}/perplexity_test/lm_calc_perplexity.log" \
+            "${python}" -m espnet_ext.bin.lm_calc_perplexity --ngpu "${ngpu}" \
+            --data_path_and_name_and_type "${lm_test_text},text,text" --train_config "${lm_exp}/config.yaml" \
+            --model_file "${lm_exp}/${inference_lm}" --output_dir "${lm_exp}/perplexity_test"
+        finish "${state[@]}"
+    fi
+    log "Perplexity of ${lm_test_text}: $(<"${lm_exp}/perplexity_test/ppl")"
+fi
+
+asr_opts=("${text_opts[@]}" ${asr_config:+--config "${asr_config}"} --frontend_conf "fs=${fs}")
+asr_data=()
+for dir in "${train_dir}" "${valid_dir}"; do
+    asr_data+=("${dir}"/{wav.scp,text})
+    part=train
+    [ "${dir}" = "${train_dir}" ] || part=valid
+    asr_opts+=("--${part}_data_path_and_name_and_type" "${dir}/wav.scp,speech,sound")
+    asr_opts+=("--${part}_data_path_and_name_and_type" "${dir}/text,text,text")
+done
+asr_stats=("${asr_stats_dir}"/{train,valid}/{speech_shape,"text_shape.${token_type}"} "${asr_stats_dir}/train/feats_stats.npz")
+
+if wanted 10; then
+    log "Stage 10: statistics of the training data"
+    # Models share the statistics: only the part of a config that computes features counts.
+    frontend="$(awk '/^[^ #]/ {keep = /^frontend/} keep' ${asr_config:-/dev/null})"
+    frontend+="$(grep -oE -- '--frontend[^ ]* [^ ]+' <<< "${asr_args}" || true)"
+    state=("${asr_stats_dir}/.done" "${fs} ${frontend}" "${asr_data[@]}" "${token_list}" "${asr_stats[@]}")
+    if ! finished "${state[@]}"; then
+        # shellcheck disable=SC2086  # the options are words
+        collect_stats "${asr_stats_dir}" asr_train "${train_dir}/wav.scp" "${valid_dir}/wav.scp" \
+            "${asr_opts[@]}" ${asr_args}
+        finish "${state[@]}"
+    fi
+fi
+
+if wanted 11; then
+    log "Stage 11: training of ${asr_exp}"
+    train_opts=(--fold_length "${asr_speech_fold_length}" --fold_length "${asr_text_fold_length}")
+    for part in train valid; do
+        train_opts+=("--${part}_shape_file" "${asr_stats_dir}/${part}/speech_shape")
+        train_opts+=("--${part}_shape_file" "${asr_stats_dir}/${part}/text_shape.${token_type}")
+    done
+    train_opts+=(--normalize "${feats_normalize}")
+    if [ "${feats_normalize}" = global_mvn ]; then
+        train_opts+=(--normalize_conf "stats_file=${asr_stats_dir}/train/feats_stats.npz")
+    fi
+    [ -z "${pretrained_model}" ] || train_opts+=(--init_param "${pretrained_model}")
+    state=("${asr_exp}/.done" "${asr_args} ${train_opts[*]}" ${asr_config} "${asr_data[@]}" "${token_list}")
+    state+=("${asr_stats[@]}" "${asr_exp}"/{config.yaml,checkpoint.pth})
+    if ! finished "${state[@]}"; then
+        # shellcheck disable=SC2086  # the options are words
+        train "${asr_exp}" asr_train "${asr_opts[@]}" "${train_opts[@]}" ${asr_args}
+        finish "${state[@]}"
+    fi
+fi
+
+if wanted 12; then
+    log "Stage 12: decoding with ${asr_exp}/${inference_asr_model}"
+    [ -f "${asr_exp}/${inference_asr_model}" ] || die "no ${asr_exp}/${inference_asr_model}: run stage 11 first"
+    infer_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
+    infer_opts+=(--batch_size "${batch_size}" ${inference_config:+--config "${inference_config}"})
+    models=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} ${inference_config})
+    if "${use_lm}"; then
+        infer_opts+=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
+        models+=("${lm_exp}"/{config.yaml,"${inference_lm}"})
+    fi
+    runner="${decode_cmd}" infer_ngpu=0
+    ! "${gpu_inference}" || runner="${cuda_cmd}" infer_ngpu=1
+    for dset in ${eval_sets}; do
+        wavs="${data_feats}/${dset}/wav.scp" dir="${inference_dir}/${dset}"
+        state=("${dir}/.done" "${inference_args} ${batch_size}" "${models[@]}" "${wavs}")
+        state+=("${dir}"/{text,token,token_int,score})
+        if [ "${stage}" -lt 12 ] && finished "${state[@]}"; then continue; fi
+        rm -rf "${dir}"
+        n=$(tool data_split --num "${inference_nj}" "${wavs}" "${dir}/logdir/keys" scp)
+        # shellcheck disable=SC2086  # the runner and the options are words
+        ${runner} --max-jobs-run "${inference_nj}" --gpu "${infer_ngpu}" \
+            JOB=1:"${n}" "${dir}/logdir/asr_inference.JOB.log" \
+            "${python}" -m espnet_ext.bin.asr_inference "${infer_opts[@]}" --ngpu "${infer_ngpu}" \
+            --data_path_and_name_and_type "${wavs},speech,sound" --key_file "${dir}/logdir/keys.JOB.scp" \
+            --output_dir "${dir}/logdir/output.JOB" ${inference_args}
+        for file in token token_int score text; do
+            for part in $(seq "${n}"); do cat "${dir}/logdir/output.${part}/1best_recog/${file}"; done \
+                | sort > "${dir}/${file}"
+        done
+        finish "${state[@]}"
+    done
+fi
+
+if wanted 13; then
+    log "Stage 13: scoring"
+    for dset in ${eval_sets}; do
+        ref="${data_feats}/${dset}" dir="${inference_dir}/${dset}"
+        state=("${dir}/.scored" "${token_type}" "${ref}/text" "${dir}/text" "${dir}"/score_{cer,wer}/score.json)
+        if [ "${stage}" -lt 12 ] && finished "${state[@]}"; then continue; fi
+        [ -f "${dir}/text" ] || die "no ${dir}/text: run stage 12 first"
+        tool score --ref "${ref}/text" --utt2spk "${ref}/utt2spk" --hyp "${dir}/text" --output "${dir}" \
+            --token_type "${token_type}" --bpemodel "${bpemodel}"
+        finish "${state[@]}"
+    done
+    # shellcheck disable=SC2086  # the options are words
+    [ ! -f local/score.sh ] || local/score.sh ${local_score_opts} "${asr_exp}"
+    tool score_results "${asr_exp}"
+    log "All tables: ${asr_exp}/RESULTS.md"
+fi
+
+packed="${asr_exp}/$(basename "${asr_exp}")_${inference_asr_model%.*}.zip"
+if wanted 14; then
+    log "Stage 14: packing ${packed}"
+    pack_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
+    packed_files=("${asr_exp}"/{config.yaml,"${inference_asr_model}",RESULTS.md})
+    [ "${feats_normalize}" != global_mvn ] || pack_opts+=(--option "${asr_stats_dir}/train/feats_stats.npz")
+    [ "${bpemodel}" = none ] || pack_opts+=(--option "${bpemodel}")
+    if "${use_lm}"; then
+        pack_opts+=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
+        packed_files+=("${lm_exp}"/{config.yaml,"${inference_lm}"})
+    fi
+    state=("${asr_exp}/.packed" "${pack_opts[*]}" "${packed_files[@]}" "${packed}")
+    if ! finished "${state[@]}"; then
+        tool asr_pack "${pack_opts[@]}" --option "${asr_exp}/RESULTS.md" --outpath "${packed}"
+        finish "${state[@]}"
+    fi
+fi
+
+if wanted 15; then
+    log "Stage 15: uploading ${packed}"
+    [ -n "${hf_repo}" ] || die "--skip_upload_hf false needs --hf_repo OWNER/NAME"
+    [ -f "${packed}" ] || die "no ${packed}: run stage 14 with --skip_packing false first"
+    tool asr_upload --repo "${hf_repo}" "${packed}" "${asr_exp}/RESULTS.md"
+fi
+
+log "Finished."

@@ -1,0 +1,36 @@
+"""Sum the statistics and join the shape files that parallel ``--collect_stats`` jobs wrote.
+
+ESPnet's own command, and for token sequences a second shape file with the vocabulary's size
+(``length,n_tokens``), which is what ``batch_type: numel`` counts.
+"""
+
+import argparse
+from pathlib import Path
+
+from espnet2.bin.aggregate_stats_dirs import aggregate_stats_dirs
+
+from espnet_ext.errors import cli
+
+
+@cli
+def main(argv=None):
+    """Aggregate the directories in ``argv``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--input_dir", action="append", required=True, help="one per job")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--skip_sum_stats", action="store_true", help="there are no features")
+    parser.add_argument("--token_list", required=True, help="its lines are counted")
+    parser.add_argument("--token_type", required=True, help="suffix of the second shape file")
+    args = parser.parse_args(argv)
+    aggregate_stats_dirs(args.input_dir, args.output_dir, "WARNING", args.skip_sum_stats)
+    with open(args.token_list, encoding="utf-8") as file:
+        size = sum(1 for _ in file)
+    for part in ("train", "valid"):
+        shapes = Path(args.output_dir, part, "text_shape")
+        lines = shapes.read_text(encoding="utf-8").splitlines()
+        text = "".join(f"{line},{size}\n" for line in lines)
+        shapes.with_name(f"text_shape.{args.token_type}").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

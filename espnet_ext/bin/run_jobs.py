@@ -1,0 +1,41 @@
+"""Run a command, or an array of commands, as Kaldi's ``run.pl`` does.
+
+    run_jobs [--max-jobs-run K] [--gpu N] [JOB=1:N] LOG command [argument]...
+
+``JOB`` is replaced by the job's number in LOG and in the command. The command is run as it stands,
+not through a shell. Other ``--name value`` pairs are ignored. The exit status is 0 when every job
+succeeded, else 1.
+"""
+
+import sys
+from pathlib import Path
+
+from espnet_ext.errors import UserError, cli
+from espnet_ext.jobs import die_with_parent, parse_request, run_local
+
+
+def last_line(log):
+    """Return the last line of ``log`` that a job wrote itself, or an empty string."""
+    lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line and not line.startswith("#")), "")
+
+
+@cli
+def main(argv=None):
+    """Run the request in ``argv`` (default: the program's arguments)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    die_with_parent()
+    request = parse_request(argv)
+    if failed := run_local(request):
+        total = request.last - request.first + 1
+        raise UserError(
+            f"{len(failed)} of {total} job(s) failed; see {' '.join(failed)}\n"
+            f"  {failed[0]}: {last_line(failed[0])}"
+        )
+
+
+if __name__ == "__main__":
+    main()

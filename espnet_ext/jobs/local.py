@@ -1,0 +1,180 @@
+"""Run the jobs of a request on this machine, a few at a time."""
+
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from espnet_ext.errors import UserError
+
+PR_SET_PDEATHSIG = 1
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+PROGRESS = 30.0  # seconds between progress lines where the output is not a terminal
+
+
+def die_with_parent(signum=signal.SIGTERM):
+    """Have the kernel send ``signum`` to this process when its parent dies (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
+
+
+def visible_gpus():
+    """Return the devices that jobs may use, as ``CUDA_VISIBLE_DEVICES`` spells them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [device for device in listed.split(",") if device.strip()]
+    try:
+        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    lines = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(i) for i in range(len(lines))]
+
+
+def run_local(request):
+    """Run every job of ``request`` and wait for all of them.
+
+    ``--max-jobs-run K`` limits how many run at once (default: the CPUs this process may use).
+    With ``--gpu N`` each running job has N devices of its own in ``CUDA_VISIBLE_DEVICES``, and as
+    many jobs run at once as the devices allow.
+
+    Args:
+        request: A ``JobRequest``.
+
+    Returns:
+        list[str]: Logs of the jobs that failed, in the order of the jobs.
+
+    Raises:
+        UserError: If there are fewer devices than one job needs, or a log cannot be written.
+        KeyboardInterrupt: On SIGINT or SIGTERM, after the jobs have been stopped.
+    """
+    limit = request.count("max-jobs-run", len(os.sched_getaffinity(0)))
+    slots = [None] * max(1, limit)
+    if gpu := request.count("gpu", 0):
+        devices = visible_gpus()
+        if len(devices) < gpu:
+            raise UserError(f"a job needs {gpu} GPU(s), {len(devices)} found: use --ngpu 0 for CPU")
+        groups = [",".join(devices[i : i + gpu]) for i in range(0, len(devices) - gpu + 1, gpu)]
+        slots = groups[: len(slots)]
+
+    waiting, running, failed = request.jobs(), [], {}
+    total, progress = len(waiting), _Progress()
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        while waiting or running:
+            while waiting and slots:
+                running.append(_Job(*waiting.pop(0), slots.pop(0)))
+            time.sleep(0.05)
+            for job in [job for job in running if job.poll() is not None]:
+                running.remove(job)
+                slots.append(job.devices)
+                if job.poll() != 0:
+                    failed[job.number] = job.log
+            progress.show(total, running, failed, total - len(waiting) - len(running))
+    finally:
+        _stop(running)
+        progress.clear()
+        signal.signal(signal.SIGTERM, previous)
+    return [failed[number] for number in sorted(failed)]
+
+
+class _Job:
+    """A started job: its process, and the log with the header and footer of ``run.pl``."""
+
+    def __init__(self, number, log, command, devices):
+        self.number, self.log, self.devices = number, log, devices
+        self.started, self.code = time.time(), None
+        try:
+            Path(log).parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(log, "w", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write the log {log}: {error.strerror}") from error
+        self._write(f"# {shlex.join(command)}\n# Started at {time.ctime()}\n#\n")
+        environment = dict(os.environ, **({"CUDA_VISIBLE_DEVICES": devices} if devices else {}))
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self.file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                process_group=0,
+                preexec_fn=_follow_runner,
+            )
+        except OSError as error:
+            self.process = None
+            self._write(f"{command[0]}: {error.strerror}\n")
+            self._end(127)
+
+    def poll(self):
+        """Return the exit status, or ``None`` while the job runs; close the log at the end."""
+        if self.code is None and self.process.poll() is not None:
+            self._end(self.process.returncode)
+        return self.code
+
+    def kill(self, signum):
+        """Send ``signum`` to the job's whole process group."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signum)
+
+    def _end(self, code):
+        self.code = code if code >= 0 else 128 - code
+        seconds = int(time.time() - self.started)
+        self._write(
+            f"# Accounting: time={seconds} threads=1\n"
+            f"# Ended (code {self.code}) at {time.ctime()}, elapsed time {seconds} seconds\n"
+        )
+        self.file.close()
+
+    def _write(self, text):
+        self.file.write(text)
+        self.file.flush()
+
+
+class _Progress:
+    """One line that is rewritten on a terminal, and now and then a new line elsewhere."""
+
+    def __init__(self):
+        self.terminal = sys.stderr.isatty()
+        self.started = self.shown = time.time()
+
+    def show(self, total, running, failed, done):
+        now = time.time()
+        if now - self.shown < (0.5 if self.terminal else PROGRESS) or not running:
+            return
+        self.shown = now
+        hours, seconds = divmod(int(now - self.started), 3600)
+        text = (
+            f"{done}/{total} jobs done, {len(running)} running, {len(failed)} failed, "
+            f"{hours}:{seconds // 60:02}:{seconds % 60:02} ({running[0].log})"
+        )
+        line = f"\r\033[K{text}" if self.terminal else f"{text}\n"
+        print(line, end="", file=sys.stderr, flush=True)
+
+    def clear(self):
+        if self.terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _follow_runner():
+    die_with_parent(signal.SIGKILL)
+
+
+def _interrupt(signum, frame):
+    raise KeyboardInterrupt
+
+
+def _stop(jobs):
+    """End jobs that still run: SIGTERM to each group, then SIGKILL to what is left."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.time() + GRACE
+        for job in jobs:
+            job.kill(signum)
+        while any(job.poll() is None for job in jobs) and time.time() < deadline:
+            time.sleep(0.05)

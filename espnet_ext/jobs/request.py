@@ -1,0 +1,87 @@
+"""What a recipe asks of a job runner: ``[--opt value]... [JOB=1:N] LOG command...``."""
+
+import re
+from dataclasses import dataclass, field
+
+from espnet_ext.errors import UserError
+
+ARRAY = re.compile(r"([A-Za-z_]\w*)=(\d+)(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """One command, or an array of commands that differ in the job number.
+
+    Attributes:
+        log: Path of the log file; holds ``variable`` when the request is an array.
+        command: Program and arguments; ``variable`` in any of them becomes the job number.
+        variable: Name that stands for the job number (``None`` for a single command).
+        first: First job number.
+        last: Last job number, included.
+        options: Every ``--name value`` in front of the log, names with dashes.
+    """
+
+    log: str
+    command: tuple[str, ...]
+    variable: str | None = None
+    first: int = 1
+    last: int = 1
+    options: dict[str, str] = field(default_factory=dict)
+
+    def jobs(self):
+        """Return ``(number, log, command)`` of every job, the number put in place."""
+        return [
+            (n, self._fill(self.log, n), [self._fill(word, n) for word in self.command])
+            for n in range(self.first, self.last + 1)
+        ]
+
+    def count(self, option, default):
+        """Return a numeric option.
+
+        Args:
+            option: Name without leading dashes, e.g. ``"gpu"``.
+            default: Value when the option was not given.
+
+        Raises:
+            UserError: If the value is not a whole number of at least 0.
+        """
+        text = self.options.get(option, str(default))
+        if not text.isdigit():
+            raise UserError(f"--{option} takes a number, not '{text}'")
+        return int(text)
+
+    def _fill(self, word, number):
+        return word.replace(self.variable, str(number)) if self.variable else word
+
+
+def parse_request(argv):
+    """Read a request as ``run.pl`` does.
+
+    Args:
+        argv: The words after the program's name.
+
+    Returns:
+        JobRequest: Options that a runner does not know stay in ``options`` and do no harm.
+
+    Raises:
+        UserError: If the log or the command is missing, the range is not ``1 <= A <= B``, or the
+            log of an array does not hold the job variable.
+    """
+    words, options = list(argv), {}
+    while words and words[0].startswith("-"):
+        name = words.pop(0).lstrip("-").replace("_", "-")
+        if not words:
+            raise UserError(f"option --{name} needs a value")
+        options["max-jobs-run" if name == "tc" else name] = words.pop(0)
+    variable, first, last = None, 1, 1
+    if words and (array := ARRAY.fullmatch(words[0])):
+        variable, first = array[1], int(array[2])
+        last = int(array[3] or first)
+        if not 1 <= first <= last:
+            raise UserError(f"{words[0]}: a range is {variable}=A:B with 1 <= A <= B")
+        words.pop(0)
+    if len(words) < 2:
+        raise UserError("usage: [--option value]... [JOB=1:N] LOG command [argument]...")
+    if variable and variable not in words[0]:
+        raise UserError(f"log '{words[0]}' must hold {variable}, or all jobs write the same file")
+    return JobRequest(words[0], tuple(words[1:]), variable, first, last, options)

@@ -1,0 +1,140 @@
+"""Count the errors of hypotheses against references, with an interval on the error rate."""
+
+from dataclasses import dataclass
+
+import jiwer
+import numpy as np
+
+from espnet_ext.errors import UserError
+
+UNITS = ("cer", "wer", "ter")
+SPACE = "<space>"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Errors of a set of utterances in one unit (characters, words or tokens).
+
+    Attributes:
+        ids: Utterance ids, n of them, sorted.
+        references: Reference tokens per utterance.
+        hypotheses: Hypothesis tokens per utterance.
+        alignments: Per utterance, ``(type, reference tokens, hypothesis tokens)`` from left to
+            right; type is ``equal``, ``substitute``, ``delete`` or ``insert``.
+        counts: Integers of shape (n, 4): correct, substituted, deleted, inserted tokens.
+    """
+
+    ids: list[str]
+    references: list[list[str]]
+    hypotheses: list[list[str]]
+    alignments: list[list[tuple[str, list[str], list[str]]]]
+    counts: np.ndarray
+
+    def summary(self, utterances=slice(None)):
+        """Return the row of a results table.
+
+        Args:
+            utterances: Index into the first axis of ``counts``; default: all of them.
+
+        Returns:
+            dict: ``snt`` and ``wrd`` (counts), and ``corr sub del ins err s_err`` in percent.
+        """
+        counts = self.counts[utterances]
+        correct, substituted, deleted, inserted = (int(n) for n in counts.sum(0))
+        tokens = correct + substituted + deleted
+        wrong = int((counts[:, 1:].sum(1) > 0).sum())
+
+        def percent(n, of):
+            return 100.0 * n / of if of else (0.0 if n == 0 else float("inf"))
+
+        return {
+            "snt": len(counts),
+            "wrd": tokens,
+            "corr": percent(correct, tokens),
+            "sub": percent(substituted, tokens),
+            "del": percent(deleted, tokens),
+            "ins": percent(inserted, tokens),
+            "err": percent(substituted + deleted + inserted, tokens),
+            "s_err": percent(wrong, len(counts)),
+        }
+
+    def interval(self, resamples=1000, seed=0, confidence=0.95):
+        """Return the percentile bootstrap interval of the error rate, utterances resampled.
+
+        Args:
+            resamples: Number of resampled test sets.
+            seed: Seed of the resampling.
+            confidence: Share of the resampled error rates inside the interval.
+
+        Returns:
+            tuple[float, float]: Lower and upper bound in percent.
+        """
+        errors, tokens = self.counts[:, 1:].sum(1), self.counts[:, :3].sum(1)
+        generator = np.random.default_rng(seed)
+        drawn = generator.integers(len(self.ids), size=(resamples, len(self.ids)))
+        # a resample of empty references alone has no error rate
+        rates = 100.0 * errors[drawn].sum(1) / np.maximum(tokens[drawn].sum(1), 1)
+        tail = 50.0 * (1.0 - confidence)
+        low, high = np.percentile(rates, [tail, 100.0 - tail])
+        return float(low), float(high)
+
+
+def tokenizer(unit, bpemodel=None):
+    """Return the function that cuts a transcript into the tokens of a unit.
+
+    Args:
+        unit: ``cer`` (characters and ``<space>``), ``wer`` (words) or ``ter`` (BPE pieces).
+        bpemodel: Path of the sentencepiece model; needed by ``ter``.
+
+    Returns:
+        Callable[[str], list[str]]: Runs of white space count as one space.
+    """
+    if unit == "wer":
+        return str.split
+    if unit == "cer":
+        return lambda text: [SPACE if c == " " else c for c in " ".join(text.split())]
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(bpemodel))
+    return lambda text: model.encode(" ".join(text.split()), out_type=str)
+
+
+def score(references, hypotheses, tokenize):
+    """Align hypotheses with references at the smallest number of errors.
+
+    Args:
+        references: Transcript of each utterance id.
+        hypotheses: Decoded text of each utterance id; an empty text counts as deletions.
+        tokenize: Function from ``tokenizer``.
+
+    Returns:
+        Score: One row per utterance.
+
+    Raises:
+        UserError: If the ids of the two differ, or there is nothing to score.
+    """
+    for ids, what in (
+        (references.keys() - hypotheses.keys(), "reference utterances have no hypothesis"),
+        (hypotheses.keys() - references.keys(), "hypotheses have no reference"),
+    ):
+        if ids:
+            raise UserError(f"{len(ids)} {what}, the first is {min(ids)}: decode this set again")
+    if not references:
+        raise UserError("there are no utterances to score")
+    ids = sorted(references)
+    refs = [tokenize(references[i]) for i in ids]
+    hyps = [tokenize(hypotheses[i]) for i in ids]
+    aligned = jiwer.process_words([" ".join(r) for r in refs], [" ".join(h) for h in hyps])
+    alignments = [
+        [
+            (c.type, ref[c.ref_start_idx : c.ref_end_idx], hyp[c.hyp_start_idx : c.hyp_end_idx])
+            for c in chunks
+        ]
+        for ref, hyp, chunks in zip(refs, hyps, aligned.alignments, strict=True)
+    ]
+    counts = np.zeros((len(ids), 4), dtype=np.int64)
+    column = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}
+    for row, chunks in zip(counts, alignments, strict=True):
+        for kind, ref, hyp in chunks:
+            row[column[kind]] += max(len(ref), len(hyp))
+    return Score(ids, refs, hyps, alignments, counts)

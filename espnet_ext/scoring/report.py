@@ -1,0 +1,121 @@
+"""Write scores as people and programs read them: trn files, result.txt, score.json, RESULTS.md."""
+
+import json
+from importlib import metadata
+from itertools import zip_longest
+from pathlib import Path
+from platform import python_version
+
+from espnet_ext.data.kaldi import write_atomic
+from espnet_ext.errors import UserError
+
+COLUMNS = ("corr", "sub", "del", "ins", "err", "s_err")
+TITLE = "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|"
+
+
+def write_score(directory, score, speakers):
+    """Write ``ref.trn``, ``hyp.trn``, ``result.txt`` and, last, ``score.json``.
+
+    Args:
+        directory: Where to write; made when missing.
+        score: A ``Score``.
+        speakers: Speaker of each utterance id.
+    """
+    directory = Path(directory)
+    names = [f"({speakers[i]}-{i})" for i in score.ids]
+    for file, texts in (("ref.trn", score.references), ("hyp.trn", score.hypotheses)):
+        lines = (f"{' '.join(t)}\t{name}\n" for t, name in zip(texts, names, strict=True))
+        write_atomic(directory / file, "".join(lines).encode())
+    low, high = score.interval()
+    parts = [_speaker_table(score, speakers), f"95% interval of Err: {low:.2f} to {high:.2f}\n"]
+    parts += [_alignment(score, i, name) for i, name in enumerate(names)]
+    write_atomic(directory / "result.txt", "\n".join(parts).encode())
+    numbers = {**score.summary(), "err_interval_95": [low, high]}
+    write_atomic(directory / "score.json", f"{json.dumps(numbers, indent=2)}\n".encode())
+
+
+def write_results(expdir):
+    """Gather every score under a model's directory in ``RESULTS.md``.
+
+    Args:
+        expdir: Model directory holding ``<inference>/<dataset>/score_{wer,cer,ter}/score.json``.
+
+    Returns:
+        str: The tables of words and their intervals, as written.
+
+    Raises:
+        UserError: If nothing was scored.
+    """
+    expdir = Path(expdir)
+    sections = {}
+    for unit in ("wer", "cer", "ter"):
+        found = sorted(expdir.glob(f"**/score_{unit}/score.json"))
+        rows = {
+            str(path.parent.parent.relative_to(expdir)): json.loads(path.read_text("utf-8"))
+            for path in found
+        }
+        if rows:
+            sections[unit] = f"### {unit.upper()}\n\n{_markdown(rows)}"
+        if rows and unit == "wer":
+            sections[unit] += f"\nErr with its 95% interval:\n\n{_intervals(rows)}"
+    if not sections:
+        raise UserError(f"{expdir}: no score_*/score.json below it; run stage 13")
+    versions = [f"- {name} {metadata.version(name)}" for name in ("espnet", "torch", "jiwer")]
+    head = ["# RESULTS", "", f"- python {python_version()}", *versions, "", f"## {expdir}", ""]
+    results, content = expdir / "RESULTS.md", "\n".join([*head, *sections.values()]).encode()
+    if not results.exists() or results.read_bytes() != content:
+        write_atomic(results, content)
+    return sections.get("wer", "")
+
+
+def _row(summary, decimals=1):
+    return [summary["snt"], summary["wrd"], *(f"{summary[c]:.{decimals}f}" for c in COLUMNS)]
+
+
+def _markdown(rows):
+    lines = [TITLE, "|---" * 9 + "|"]
+    lines += [f"|{name}|{'|'.join(str(v) for v in _row(row))}|" for name, row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _intervals(rows):
+    lines = ["|dataset|Err|low|high|", "|---" * 4 + "|"]
+    for name, row in rows.items():
+        low, high = row["err_interval_95"]
+        lines.append(f"|{name}|{row['err']:.2f}|{low:.2f}|{high:.2f}|")
+    return "\n".join(lines) + "\n"
+
+
+def _speaker_table(score, speakers):
+    """Return the table per speaker, laid out as sclite's so that its readers find ``Sum/Avg``."""
+    members = {}
+    for index, utterance in enumerate(score.ids):
+        members.setdefault(speakers[utterance], []).append(index)
+    rows = [(speaker, _row(score.summary(index))) for speaker, index in sorted(members.items())]
+    rows.append(("Sum/Avg", _row(score.summary())))
+    width = max(len(name) for name, _ in rows)
+    rule = f"|{'-' * (width + 2)}+{'-' * 15}+{'-' * 44}|"
+    lines = [f"| {'SPKR':{width}} | # Snt   # Wrd |  Corr    Sub    Del    Ins    Err   S.Err |"]
+    for name, (snt, wrd, *rates) in rows:
+        if name == "Sum/Avg" or len(lines) == 1:
+            lines.append(rule)
+        cells = " ".join(f"{rate:>6}" for rate in rates)
+        lines.append(f"| {name:{width}} | {snt:>5} {wrd:>7} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def _alignment(score, index, name):
+    """Return the three lines REF, HYP, Eval of an utterance, pairs one below the other."""
+    correct, substituted, deleted, inserted = score.counts[index]
+    lines = [["REF: "], ["HYP: "], ["Eval:"]]
+    for kind, ref, hyp in score.alignments[index]:
+        for r, h in zip_longest(ref, hyp):
+            width = max(len(r or ""), len(h or ""))
+            mark = "" if kind == "equal" else kind[0].upper()
+            for line, word in zip(lines, (r or "*" * width, h or "*" * width, mark), strict=True):
+                line.append(f"{word:{width}}")
+    return (
+        f"id: {name}\n"
+        f"Scores: (#C #S #D #I) {correct} {substituted} {deleted} {inserted}\n"
+        + "".join(" ".join(line).rstrip() + "\n" for line in lines)
+    )

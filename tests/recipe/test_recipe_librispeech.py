@@ -1,0 +1,97 @@
+"""Stages 1 to 5 of the LibriSpeech-100 recipe on a small tree in LibriSpeech's layout."""
+
+import importlib.util
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from espnet_ext.data.kaldi import read_scp
+
+ROOT = Path(__file__).parents[2]
+SPLITS = ("train-clean-100", "dev-clean", "dev-other", "test-clean", "test-other")
+STAGES = ["--stop-stage", "5", "--local-data-opts", "--check_counts false", "--nj", "2"]
+
+
+def utterances():
+    """Real utterances that ESPnet's package brings along: words and samples at 16 kHz."""
+    package = importlib.util.find_spec("egs3").submodule_search_locations[0]
+    with tarfile.open(Path(package, "mini_an4/esp2_asr/downloads.tar.gz")) as archive:
+        for part, folder in (("train", "an4_clstk"), ("test", "an4test_clstk")):
+            lines = archive.extractfile(f"downloads/an4/etc/an4_{part}.transcription").read()
+            for line in lines.decode().splitlines():
+                words, name = line.replace("<s>", "").replace("</s>", "").rsplit("(", 1)
+                name = name.strip(" )\n")
+                path = f"downloads/an4/wav/{folder}/{name.split('-')[1]}/{name}.sph"
+                yield words.strip(), soundfile.read(io.BytesIO(archive.extractfile(path).read()))[0]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """This repository's recipe in another place, with its own db.sh and a corpus beside it."""
+    root = tmp_path_factory.mktemp("a repository")
+    for name in ("path.sh", "cmd.sh", "espnet_ext", "conf", "egs2", "local"):
+        (root / name).symlink_to(ROOT / name)
+    (root / ".venv").symlink_to(sys.prefix)
+    shutil.copy(ROOT / "run.sh", root)
+    corpus = root / "corpora" / "LibriSpeech"
+    speakers = ["; ID |SEX| SUBSET | MINUTES| NAME"]
+    spoken = list(utterances())
+    for speaker, split in enumerate(SPLITS, 100):
+        speakers.append(f"{speaker} | {'FM'[speaker % 2]} | {split} | 1.0 | A Reader")
+        chapter = corpus / split / str(speaker) / "7"
+        chapter.mkdir(parents=True)
+        lines = []
+        for number, (words, samples) in enumerate(spoken):
+            name = f"{speaker}-7-{number:04}"
+            soundfile.write(chapter / f"{name}.flac", samples, 16000)
+            lines.append(f"{name} {words}\n")
+        (chapter / f"{speaker}-7.trans.txt").write_text("".join(lines))
+    (corpus / "SPEAKERS.TXT").write_text("\n".join(speakers) + "\n")
+    return root
+
+
+def run(root, *options):
+    return subprocess.run([root / "run.sh", *options], capture_output=True, text=True, cwd="/")
+
+
+def test_empty_db_says_in_one_line_what_to_fill_in(repository):
+    (repository / "db.sh").write_text("LIBRISPEECH=\n")
+    done = run(repository, "--stage", "1", "--stop-stage", "5")
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert "LIBRISPEECH" in line and "db.sh" in line
+    assert not list(repository.glob("data/*"))
+
+
+def test_stages_1_to_5_prepare_the_corpus_of_db_sh(repository):
+    (repository / "db.sh").write_text(f'LIBRISPEECH="{repository}/corpora"\n')
+    tokens = ["--nbpe", "40", "--bpemode", "bpe", "--nj", "2"]
+    done = run(
+        repository, "--stop-stage", "5", "--local-data-opts", "--check_counts false", *tokens
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    train = read_scp(repository / "dump/raw/train_clean_100_sp/wav.scp")
+    assert len(train) == 3 * 7 and sum(name.startswith("sp0.9-") for name in train) == 7
+    for name, path in train.items():  # only what changes speed is written anew
+        own = (repository / "dump").resolve() in Path(repository, path).resolve().parents
+        assert own == name.startswith("sp")
+    for dset in ("dev", "test_clean", "test_other", "dev_clean", "dev_other"):
+        wavs = read_scp(repository / f"dump/raw/{dset}/wav.scp")
+        assert len(wavs) == (14 if dset == "dev" else 7)
+        assert all("/corpora/LibriSpeech/" in path for path in wavs.values())
+    listed = (repository / "data/en_token_list/bpe_bpe40/tokens.txt").read_text().split("\n")
+    assert listed[:2] == ["<blank>", "<unk>"] and listed[39:] == ["<sos/eos>", ""]
+
+
+def test_other_options_redo_only_what_they_change(repository):
+    done = run(repository, *STAGES, "--nbpe", "35", "--bpemode", "bpe")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "up to date: data\n" in done.stdout
+    assert "up to date: dump/raw/org/train_clean_100_sp\n" in done.stdout
+    assert (repository / "data/en_token_list/bpe_bpe35/tokens.txt").exists()

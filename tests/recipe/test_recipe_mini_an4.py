@@ -1,0 +1,198 @@
+"""The recipe from stage 1 to 13 on the real utterances of mini_an4, in a copy of its directory."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from espnet_ext.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+RECIPE = "egs2/mini_an4/asr1"
+CONFORMER = ["--asr_config", "conf/train_asr_conformer_mla.yaml", "--asr_args", "--max_epoch 8"]
+CONFORMER_EXP = "exp/asr_train_asr_conformer_mla_raw_en_bpe30_max_epoch8_sp"
+BRANCHFORMER = ["--asr-config", "conf/train_asr_branchformer_gqa.yaml", "--inference-nj", "1"]
+BRANCHFORMER_EXP = "exp/asr_train_asr_branchformer_gqa_raw_en_bpe30_sp"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A copy of the recipe in a tree that is otherwise this repository, stages 1 to 10 done."""
+    root = tmp_path_factory.mktemp("repository")
+    for name in ("path.sh", "cmd.sh", "espnet_ext"):
+        (root / name).symlink_to(ROOT / name)
+    (root / ".venv").symlink_to(sys.prefix)
+    (root / RECIPE).parent.mkdir(parents=True)
+    (root / "egs2/TEMPLATE").symlink_to(ROOT / "egs2/TEMPLATE")
+    produced = shutil.ignore_patterns("data", "dump", "exp", "downloads")
+    shutil.copytree(ROOT / RECIPE, root / RECIPE, ignore=produced)
+    done = run(root / RECIPE, "--stop-stage", "10")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root / RECIPE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def language_model(recipe):
+    """Stages 6 to 8, beside the other tests."""
+    options = ["--use_lm", "true", "--stage", "6", "--stop-stage", "8", "--expdir", "exp_lm"]
+    process = subprocess.Popen(
+        [recipe / "run.sh", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    yield process
+    process.kill()
+
+
+def run(recipe, *options):
+    return subprocess.run([recipe / "run.sh", *options], capture_output=True, text=True)
+
+
+def snapshot(recipe):
+    files = (p for name in ("data", "dump", "exp") for p in (recipe / name).rglob("*"))
+    return {
+        str(p): (p.lstat().st_mtime_ns, hashlib.sha1(p.read_bytes()).hexdigest())
+        for p in files
+        if p.is_file()
+    }
+
+
+def descendants(pid):
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+    parents = [tuple(map(int, line.split())) for line in listing.splitlines()]
+    found = {pid}
+    while more := {child for child, parent in parents if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition, seconds=600):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def kill_when(recipe, condition, *options):
+    """Start the recipe and send SIGKILL to it alone as soon as a condition holds."""
+    with open(recipe / "killed.log", "w") as log:
+        process = subprocess.Popen([recipe / "run.sh", *options], stdout=log, stderr=log)
+        wait_for(lambda: condition() or process.poll() is not None)
+    assert process.poll() is None, (recipe / "killed.log").read_text()
+    children = descendants(process.pid)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(alive(pid) for pid in children), 30)  # else two runs would mix
+
+
+def test_recipe_resumes_a_killed_training_and_prints_the_error_rate(recipe):
+    checkpoint = recipe / CONFORMER_EXP / "checkpoint.pth"
+    kill_when(recipe, checkpoint.exists, *CONFORMER)
+    epoch = torch.load(checkpoint, weights_only=False)["reporter"]["epoch"]
+    assert 1 <= epoch < 8, "killed too late to show anything"
+    # ESPnet writes the epoch's model after the checkpoint: as if killed in between
+    (recipe / CONFORMER_EXP / f"{epoch}epoch.pth").unlink(missing_ok=True)
+
+    done = run(recipe, *CONFORMER, "--stop-stage", "13")
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (recipe / CONFORMER_EXP / "train.log").read_text()
+    assert "The training was resumed using" in log
+    assert f"{epoch + 1}/8epoch started" in log and "1/8epoch started" not in log
+    assert "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|" in done.stdout
+    assert "|decode_asr_asr_model_valid.acc.ave/test|2|10|" in done.stdout
+
+
+def test_finished_recipe_run_again_leaves_every_file_as_it_was(recipe):
+    before = snapshot(recipe)
+    assert any(path.endswith("score_wer/score.json") for path in before)
+    done = run(recipe, *CONFORMER, "--stage", "1", "--stop_stage", "13")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert snapshot(recipe) == before
+
+
+def test_stage_12_asked_for_decodes_again_and_survives_being_killed(recipe):
+    results = recipe / CONFORMER_EXP / "decode_asr_asr_model_valid.acc.ave/test"
+    before = {name: (results / name).read_bytes() for name in ("text", "score_ter/result.txt")}
+    kill_when(recipe, lambda: not (results / "text").exists(), *CONFORMER, "--stage", "12")
+    done = run(recipe, *CONFORMER, "--stop-stage", "13")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: (results / name).read_bytes() for name in before} == before
+    assert [len(p.read_text().splitlines()) for p in results.glob("logdir/keys.*.scp")] == [1, 1]
+
+
+def test_recipe_trains_and_scores_a_branchformer_with_shared_statistics(recipe):
+    statistics = recipe / "exp/asr_stats_raw_en_bpe30_sp/train/feats_stats.npz"
+    before = statistics.stat().st_mtime_ns
+    done = run(recipe, *BRANCHFORMER, "--stop-stage", "13")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert statistics.stat().st_mtime_ns == before
+    assert "|decode_asr_asr_model_valid.acc.ave/test|2|10|" in done.stdout
+    assert (recipe / BRANCHFORMER_EXP / "RESULTS.md").exists()
+
+
+def test_statistics_count_the_vocabulary_in_numel_batches(recipe):
+    size = len((recipe / "data/en_token_list/bpe_bpe30/tokens.txt").read_text().splitlines())
+    shapes = (recipe / "exp/asr_stats_raw_en_bpe30_sp/train/text_shape.bpe").read_text()
+    assert len(shapes.splitlines()) == 12  # 4 utterances at 3 speeds
+    assert all(line.endswith(f",{size}") for line in shapes.splitlines())
+
+
+def test_packed_model_loads_elsewhere_with_the_trained_weights(recipe, tmp_path):
+    done = run(recipe, *BRANCHFORMER, "--stage", "14", "--skip-packing", "false")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = (recipe / BRANCHFORMER_EXP).glob("*_valid.acc.ave.zip")
+    from espnet2.main_funcs.pack_funcs import unpack
+
+    from espnet_ext.checkpoint import StrictASRTask
+
+    files = unpack(archive, tmp_path)
+    model, args = StrictASRTask.build_model_from_file(
+        files["asr_train_config"], files["asr_model_file"]
+    )
+    trained = torch.load(recipe / BRANCHFORMER_EXP / "valid.acc.ave.pth")
+    assert all(torch.equal(weight, trained[name]) for name, weight in model.state_dict().items())
+    assert Path(args.bpemodel).is_file() and tmp_path in Path(args.bpemodel).parents
+
+
+def test_inference_refuses_a_checkpoint_that_does_not_fit(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(recipe)  # a config's paths are relative to the recipe
+    from espnet_ext.checkpoint import StrictASRTask
+
+    state = torch.load(recipe / BRANCHFORMER_EXP / "valid.acc.ave.pth")
+    state["encoder.renamed.weight"] = state.pop("encoder.after_norm.weight")
+    state["encoder.after_norm.bias"] = state["encoder.after_norm.bias"][:-1]
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(UserError) as refused:
+        StrictASRTask.build_model_from_file(
+            recipe / BRANCHFORMER_EXP / "config.yaml", tmp_path / "bad.pth"
+        )
+    assert str(refused.value) == (
+        f"{tmp_path}/bad.pth: the checkpoint does not fit the model of its config: "
+        "1 missing (encoder.after_norm.weight); 1 unexpected (encoder.renamed.weight); "
+        "1 of another shape (encoder.after_norm.bias)"
+    )
+
+
+def test_inference_help_is_printed(capsys):
+    from espnet_ext.bin.asr_inference import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0 and "3.19% CER" in capsys.readouterr().out
+
+
+def test_language_model_stages_give_a_perplexity(recipe, language_model):
+    output, _ = language_model.communicate()
+    assert language_model.returncode == 0, output
+    written = recipe / "exp_lm/lm_train_lm_transformer_en_bpe30/perplexity_test/ppl"
+    assert 1 < float(written.read_text()) < 100  # 30 tokens, hardly trained
