@@ -18,6 +18,7 @@ CHOICES = {
             "kv_branchformer": "espnet_ext.encoder:BranchformerEncoder",
             "kv_e_branchformer": "espnet_ext.encoder:EBranchformerEncoder",
         },
+        "decoder_choices": {"kv_transformer": "espnet_ext.decoder:TransformerDecoder"},
     }
     for task in ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
 }

@@ -26,6 +26,7 @@ import importlib, {first}, espnet_ext
 choices = importlib.import_module({task!r}).encoder_choices
 for name in ("kv_conformer", "kv_branchformer", "kv_e_branchformer"):
     print(choices.get_class(name).__module__)
+print(importlib.import_module({task!r}).decoder_choices.get_class("kv_transformer").__module__)
 """
     out = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True, text=True
@@ -34,6 +35,7 @@ for name in ("kv_conformer", "kv_branchformer", "kv_e_branchformer"):
         "espnet_ext.encoder.conformer",
         "espnet_ext.encoder.branchformer",
         "espnet_ext.encoder.e_branchformer",
+        "espnet_ext.decoder.transformer",
     ]
 
 

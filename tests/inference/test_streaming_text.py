@@ -297,6 +297,23 @@ def test_streaming_decoding_writes_what_espnet_writes(model_dir, tmp_path, capsy
     assert one == files["text"].splitlines(keepends=True)[1]
 
 
+def test_decoding_caches_keys_and_values_unless_told_not_to(model_dir):
+    from espnet_ext.bin.asr_inference import Speech2Text, get_parser
+    from espnet_ext.decoder import TransformerDecoder
+
+    texts = {}
+    for kv_cache in (True, False):
+        Speech2Text.kv_cache = kv_cache
+        decode = Speech2Text(
+            model_dir / "config.yaml", model_dir / "model.pth", beam_size=3, maxlenratio=-8
+        )
+        decoder = decode.beam_search.scorers["decoder"]
+        assert isinstance(decoder, TransformerDecoder) == kv_cache
+        texts[kv_cache] = decode(speech())[0][1]
+    assert texts[True] == texts[False]
+    assert "--kv_cache" in get_parser().format_help()
+
+
 def test_certificate_says_equal_and_notices_when_it_is_not(
     model_dir, tmp_path, capsys, monkeypatch
 ):

@@ -140,6 +140,16 @@ def test_recipe_trains_and_scores_a_branchformer_with_shared_statistics(recipe):
     assert (recipe / BRANCHFORMER_EXP / "RESULTS.md").exists()
 
 
+def test_recipe_decodes_as_streams(recipe):
+    streaming = ["--use_streaming", "true", "--inference_config", "conf/decode_asr_streaming.yaml"]
+    done = run(recipe, *BRANCHFORMER, *streaming, "--stage", "12", "--stop-stage", "13")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "|decode_asr_streaming_asr_model_valid.acc.ave/test|2|10|" in done.stdout
+    refused = run(recipe, *CONFORMER, *streaming, "--stage", "12")
+    assert refused.returncode != 0
+    assert "causal: an encoder that streams" in refused.stdout + refused.stderr
+
+
 def test_statistics_count_the_vocabulary_in_numel_batches(recipe):
     size = len((recipe / "data/en_token_list/bpe_bpe30/tokens.txt").read_text().splitlines())
     shapes = (recipe / "exp/asr_stats_raw_en_bpe30_sp/train/text_shape.bpe").read_text()

@@ -65,6 +65,7 @@ feats_normalize=global_mvn     # global_mvn, utterance_mvn or none
 asr_speech_fold_length=80000   # samples per folded sequence
 asr_text_fold_length=150       # tokens per folded sequence
 batch_size=1                   # utterances decoded at once
+use_streaming=false            # decode as streams, with the options of asr_inference_streaming
 inference_tag=                 # name of the decoding's directory
 inference_config=              # YAML of the decoding
 inference_args=                # more options of the decoding, e.g. "--beam_size 5"
@@ -370,7 +371,9 @@ if wanted 12; then
     log "Stage 12: decoding with ${asr_exp}/${inference_asr_model}"
     [ -f "${asr_exp}/${inference_asr_model}" ] || die "no ${asr_exp}/${inference_asr_model}: run stage 11 first"
     infer_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
-    infer_opts+=(--batch_size "${batch_size}" ${inference_config:+--config "${inference_config}"})
+    infer_opts+=(${inference_config:+--config "${inference_config}"})
+    decoder=asr_inference
+    if "${use_streaming}"; then decoder+=_streaming; else infer_opts+=(--batch_size "${batch_size}"); fi
     models=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} ${inference_config})
     if "${use_lm}"; then
         infer_opts+=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
@@ -380,7 +383,7 @@ if wanted 12; then
     ! "${gpu_inference}" || runner="${cuda_cmd}" infer_ngpu=1
     for dset in ${eval_sets}; do
         wavs="${data_feats}/${dset}/wav.scp" dir="${inference_dir}/${dset}"
-        state=("${dir}/.done" "${inference_args} ${batch_size}" "${models[@]}" "${wavs}")
+        state=("${dir}/.done" "${decoder} ${inference_args} ${batch_size}" "${models[@]}" "${wavs}")
         state+=("${dir}"/{text,token,token_int,score})
         if [ "${stage}" -lt 12 ] && finished "${state[@]}"; then continue; fi
         rm -rf "${dir}"
@@ -388,7 +391,7 @@ if wanted 12; then
         # shellcheck disable=SC2086  # the runner and the options are words
         ${runner} --max-jobs-run "${inference_nj}" --gpu "${infer_ngpu}" \
             JOB=1:"${n}" "${dir}/logdir/asr_inference.JOB.log" \
-            "${python}" -m espnet_ext.bin.asr_inference "${infer_opts[@]}" --ngpu "${infer_ngpu}" \
+            "${python}" -m "espnet_ext.bin.${decoder}" "${infer_opts[@]}" --ngpu "${infer_ngpu}" \
             --data_path_and_name_and_type "${wavs},speech,sound" --key_file "${dir}/logdir/keys.JOB.scp" \
             --output_dir "${dir}/logdir/output.JOB" ${inference_args}
         for file in token token_int score text; do
