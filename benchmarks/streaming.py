@@ -105,7 +105,8 @@ def pair_times(first, second, repeats):
 def row(name, context, pairs, digits=1):
     """A table row: median times in milliseconds, and the ratio first / second with quartiles."""
     first, second = ([1000 * pair[i] for pair in pairs] for i in (0, 1))
-    low, ratio, high = statistics.quantiles([a / b for a, b in zip(first, second, strict=True)], n=4)
+    ratios = [a / b for a, b in pairs]
+    low, ratio, high = statistics.quantiles(ratios, n=4)
     return (
         f"| {name} | {context} | {statistics.median(first):.{digits}f} "
         f"| {statistics.median(second):.{digits}f} | {ratio:.2f} ({low:.2f} to {high:.2f}) |"

@@ -8,9 +8,9 @@ from espnet2.layers.global_mvn import GlobalMVN
 from espnet2.layers.utterance_mvn import UtteranceMVN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import build_encoder, max_error
 
 from espnet_ext.frontend import StreamingFrontend
+from tiny import build_encoder, max_error
 
 FRONTEND = DefaultFrontend(
     fs=8000, n_fft=256, win_length=200, hop_length=80, n_mels=20, frontend_conf=None
