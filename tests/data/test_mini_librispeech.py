@@ -56,10 +56,17 @@ def test_evaluation_voices_and_sentences_are_unseen_in_training(split):
     assert len(planned(split)) >= 100
 
 
-def test_no_two_utterances_share_sentence_or_name():
-    assert len({utterance.text for utterance in PLAN}) == len(PLAN)
+def test_no_two_utterances_share_a_sentence_or_a_name():
+    sentences = [utterance.text for utterance in PLAN if " " in utterance.text]
+    assert len(set(sentences)) == len(sentences)
     assert len({utterance.name for utterance in PLAN}) == len(PLAN)
+
+
+def test_every_word_is_also_said_alone_in_training_by_voices_of_both_genders():
     assert 60 <= len(words("train-clean-100")) <= 150
+    for gender in ("F", "M"):
+        alone = {u.text for u in planned("train-clean-100") if u.speaker.gender == gender}
+        assert words("train-clean-100") <= alone
 
 
 def test_utterance_is_the_same_in_any_process_whatever_was_spoken_before():
