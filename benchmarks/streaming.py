@@ -18,7 +18,7 @@ import warnings
 
 import torch
 
-from espnet_ext.attention.base import position_scores, relative_positions
+from espnet_ext.attention.base import attend, position_scores, relative_positions
 from espnet_ext.encoder import ConformerEncoder
 
 VARIANTS = {
@@ -147,24 +147,27 @@ def encoder_rows(args):
 
 
 def layer_rows(args):
-    """Steps of one attention layer: absorbed against expanded."""
-    x = torch.randn(1, args.chunk, args.width)
+    """Attending to the cached vectors of one layer: absorbed against expanded."""
     for variant in args.variants:
         attention = make_encoder(variant, argparse.Namespace(**vars(args) | {"layers": 1}))
         attention = attention.encoders[0].self_attn
-        if not getattr(attention, "absorbed_weights", lambda: None)():
+        weights = getattr(attention, "absorbed_weights", lambda: None)()
+        if weights is None:
             continue
+        ((name, (width,)),) = attention.record_shapes().items()
+        q_u = torch.randn(1, args.heads, args.chunk, attention.d_k)
         for context in args.contexts:
-            cache = attention.init_cache(1, args.chunk, context, torch.float32, "cpu")
-            for buffer in cache.buffers.values():
-                buffer.normal_()
-            cache.length = context
+            keys = context + args.chunk
+            cached = torch.randn(1, keys, width)
+            bias = torch.randn(1, args.heads, args.chunk, keys)
 
-            def step(absorb, attention=attention, cache=cache):
-                attention._absorb = lambda *_: absorb
-                attention.forward_chunk(x, cache)
+            def absorbed(att=attention, cached=cached, bias=bias, q_u=q_u, weights=weights):
+                att._attend_absorbed(q_u, cached, *weights, bias, att.d_k**-0.5)
 
-            pairs = pair_times(lambda: step(True), lambda: step(False), 3 * args.repeats)
+            def expanded(att=attention, cached=cached, bias=bias, q_u=q_u, name=name):
+                attend(q_u, *att.key_value({name: cached}), bias, att.d_k**-0.5)
+
+            pairs = pair_times(absorbed, expanded, 3 * args.repeats)
             print(row(f"{variant}: absorbed / expanded", context, pairs, 2), flush=True)
 
 
@@ -189,7 +192,7 @@ def main(argv=None):
     print(f"torch {torch.__version__}, {args.threads} threads, chunks of {args.chunk} frames")
     print(f"\n{args.layers}-layer Conformer, {args.width}-d, {args.heads} heads\n\n{head}")
     encoder_rows(args)
-    print(f"\nOne attention layer\n\n{head}")
+    print(f"\nCore of one attention layer\n\n{head}")
     layer_rows(args)
 
 

@@ -356,13 +356,15 @@ class SoftmaxAttention(Attention):
 
     def _attend_absorbed(self, q_u, cached, w_k, w_v, bias_v, bias, scale):
         """Attention of n queries to the cached vectors (B, K, r) as they are."""
-        n_rep = self.h // w_k.size(0)
-        w_k, w_v = w_k.repeat_interleave(n_rep, 0), w_v.repeat_interleave(n_rep, 0)
-        q = torch.matmul(q_u, w_k)  # (B, H, n, d) x (H, d, r) -> (B, H, n, r)
+        def per_group(x, w):  # a group's heads are rows: (B, H, n, .) x (G, ., .) -> (B, H, n, .)
+            x = x.reshape(x.size(0), w.size(0), -1, x.size(-1))
+            return torch.matmul(x, w).reshape(x.size(0), self.h, -1, w.size(-1))
+
         cached = cached.unsqueeze(1)  # (B, K, r) -> (B, 1, K, r): one key-value head for all
-        context = torch.matmul(attend(q, cached, cached, bias, scale), w_v)  # (B, H, n, d)
+        context = attend(per_group(q_u, w_k), cached, cached, bias, scale)  # (B, H, n, r)
+        context = per_group(context, w_v)  # (B, H, n, d)
         if bias_v is not None:  # weights sum to one, so the bias passes straight through
-            context = context + bias_v.repeat_interleave(n_rep, 0)
+            context = context + bias_v.repeat_interleave(self.h // bias_v.size(0), 0)
         return context
 
     def position_rows(self, keys: int, n: int):
