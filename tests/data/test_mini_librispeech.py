@@ -89,7 +89,7 @@ def test_utterance_is_the_same_in_any_process_whatever_was_spoken_before():
 )
 def test_samples_are_those_of_every_other_machine():
     assert checksum(PLAN[0])[:16] == "6d83b83618950521"
-    assert checksum(PLAN[-1])[:16] == "72483b69fa8a259a"
+    assert checksum(PLAN[-1])[:16] == "0a4ae61c37ba17e8"
 
 
 def test_resampling_is_exact_integer_arithmetic():
