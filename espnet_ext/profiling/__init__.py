@@ -1,0 +1,1 @@
+"""What a model costs: cache, latency, memory, arithmetic, training time."""

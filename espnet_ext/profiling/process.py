@@ -1,0 +1,82 @@
+"""Memory of this process, the machine it runs on, and the commit it runs."""
+
+import ctypes
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+STATUS = Path("/proc/self/status")
+
+
+def _status_mb(key):
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 1024
+    raise KeyError(key)
+
+
+class PeakMemory:
+    """Peak resident memory above what the process holds when this is made (Linux).
+
+    The heap is trimmed and the kernel's high-water mark is set back first, so that what loading the
+    weights needed for a while does not count.
+    """
+
+    def __init__(self, device: str = "cpu"):
+        self.device = device
+        if device != "cpu":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            self.held_cuda = torch.cuda.memory_allocated()
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            self.held_mb = _status_mb("VmRSS")
+        except (OSError, AttributeError):
+            self.held_mb = None
+
+    def read(self) -> dict:
+        """``held_mb`` at the beginning, ``peak_mb`` above it, and ``cuda_peak_mb``; MiB or None."""
+        peak = cuda = None
+        if self.held_mb is not None:
+            peak = max(0.0, _status_mb("VmHWM") - self.held_mb)
+        if self.device != "cpu":
+            import torch
+
+            cuda = (torch.cuda.max_memory_allocated() - self.held_cuda) / 2**20
+        return {"held_mb": self.held_mb, "peak_mb": peak, "cuda_peak_mb": cuda}
+
+
+def device_name(device: str = "cpu") -> str:
+    """The processor and its cores, or the GPU."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def commit() -> str:
+    """Commit of this repository, ``-dirty`` if files under version control differ, or unknown."""
+    here = Path(__file__).parent
+
+    def git(*args):
+        result = subprocess.run(
+            ["git", *args], cwd=here, capture_output=True, text=True, check=True
+        )
+        return result.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

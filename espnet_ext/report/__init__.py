@@ -1,0 +1,1 @@
+"""Lay models side by side: evaluation_results.json of each, then tables, plots and a page."""

@@ -1,0 +1,244 @@
+"""The comparison shows what the models' files say, and what is missing as missing."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from espnet_ext.bin.asr_compare import BASELINES, main
+from espnet_ext.errors import UserError
+from espnet_ext.report.compare import BUDGETS, Comparison
+from espnet_ext.report.statistics import paired_bootstrap
+from espnet_ext.report.tables import comparison_csv, summary_report
+
+FILES = {
+    "summary_report.txt",
+    "comparison_table.csv",
+    "cache_comparison.png",
+    "wer_vs_cache.png",
+    "inference_time_comparison.png",
+    "report.html",
+}
+ENCODERS, ATTENTIONS = ["conformer", "branchformer"], ["mha", "gqa", "mla", "linear"]
+
+
+@pytest.fixture(scope="module")
+def output(eight_runs):
+    output = eight_runs.parent / "comparison"
+    main(["--expdir", str(eight_runs), "--output", str(output)])
+    return output
+
+
+@pytest.fixture
+def runs(eight_runs, tmp_path):
+    """A copy of the eight runs that a test may break."""
+    return shutil.copytree(eight_runs, tmp_path / "exp")
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture
+def rows(output):
+    return read_csv((output / "comparison_table.csv").read_text())
+
+
+class Tables(HTMLParser):
+    """Cells of every table of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.cell = [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.cell = ""
+
+    def handle_data(self, data):
+        if self.cell is not None:
+            self.cell += data
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append(self.cell)
+            self.cell = None
+
+
+def test_comparison_writes_every_file(output):
+    assert {path.name for path in output.iterdir()} == FILES
+    for path in output.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_are_the_eight_models_and_the_lossless_input_cache(rows):
+    rows = [(row["encoder"], row["attention"], row["cache"]) for row in rows]
+    kinds = {"mha": ["kv", "input"], "gqa": ["kv"], "mla": ["latent"], "linear": ["sums"]}
+    assert rows == [(e, a, k) for e in ENCODERS for a in ATTENTIONS for k in kinds[a]]
+
+
+def test_tables_agree_with_the_json_to_the_digit(eight_runs, output, rows):
+    summary = (output / "summary_report.txt").read_text()
+    page = Tables((output / "report.html").read_text()).tables[0]
+    for row in rows:
+        raw = (eight_runs / row["directory"] / "evaluation_results.json").read_text()
+        results = json.loads(raw, parse_float=str, parse_int=str)  # numbers as they are written
+        own = results["input_cache"] if row["cache"] == "input" else results
+        wer = results["wer"]["test_clean"]
+        shown = [own["kv_cache_kb"], own["compression_ratio"], wer["wer"]]
+        assert [row["kv_cache_kb"], row["compression_ratio"], row["wer_test_clean"]] == shown
+        low, high = wer["interval_95"]
+        assert [row["wer_test_clean_low"], row["wer_test_clean_high"]] == [low, high]
+        keys = ["inference_time_ms", "memory_mb"]
+        costs = [results[key] for key in keys]
+        assert [row[key] for key in keys] == costs
+        assert row["training_seconds"] == results["training_seconds"]
+        cells = [row["model"], *shown[:2], wer["wer"], f"[{low}, {high}]"]
+        cells += [*costs, results["parameters"], results["training_seconds"]]
+        assert cells in page
+        assert re.search(r"\s{2,}".join(map(re.escape, cells)), summary)
+
+
+def test_text_and_page_hold_the_same_tables(output):
+    summary = (output / "summary_report.txt").read_text()
+    for table in Tables((output / "report.html").read_text()).tables:
+        for row in table:
+            assert re.search(r"^" + r"\s+".join(map(re.escape, row)).strip(), summary, re.M), row
+
+
+def test_page_needs_no_network(output):
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert not re.search(r"(src|href)=\"(?!data:|https://github)", page)
+    assert "@import" not in page and "url(" not in page
+
+
+def test_deleted_and_half_finished_runs_are_missing_never_zero(runs):
+    shutil.rmtree(next(runs.glob("*_conformer_gqa_*")))
+    half = next(runs.glob("*_conformer_mla_*"))
+    (half / "evaluation_results.json").unlink()
+    (half / "valid.acc.ave.pth").unlink()
+    unevaluated = next(runs.glob("*_branchformer_mla_*"))
+    (unevaluated / "evaluation_results.json").unlink()
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS)
+    missing = [r for r in read_csv(comparison_csv(comparison)) if r["status"] == "missing"]
+    assert {row["model"]: row["reason"] for row in missing} == {
+        "conformer gqa": "not trained",
+        "conformer mla": f"{half}: training is not done",
+        "branchformer mla": f"{unevaluated}: not evaluated",
+    }
+    for row in missing:
+        filled = {key for key, value in row.items() if value}
+        assert filled == {"model", "status", "encoder", "attention", "reason"}
+    line = re.search("^conformer gqa.*", summary_report(comparison), re.M)[0]
+    assert re.fullmatch(r"conformer gqa: not trained( +missing)+", line)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": 99}', '{"version": 1}', "\xff"])
+def test_corrupted_results_are_named_and_skipped(runs, content):
+    broken = next(runs.glob("*_conformer_gqa_*")) / "evaluation_results.json"
+    broken.write_bytes(content.encode("latin-1"))
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS)
+    assert f"NOTE: skipped {broken}" in summary_report(comparison)
+    statuses = [row["status"] for row in read_csv(comparison_csv(comparison))]
+    assert statuses.count("measured") == 9 and statuses.count("missing") == 1
+
+
+def test_nothing_evaluated_is_one_clear_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--expdir", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert end.value.code == 1
+    assert "evaluate_all.sh" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_published_rows_only_beside_the_very_test_set(output, runs):
+    for name in ("comparison_table.csv", "summary_report.txt", "report.html"):
+        assert "ublished" not in (output / name).read_text()
+    for path in runs.glob("*/evaluation_results.json"):
+        results = json.loads(path.read_text())
+        results["wer"]["test_clean"]["words"] = 52576
+        path.write_text(json.dumps(results))
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS, BASELINES)
+    rows = read_csv(comparison_csv(comparison))
+    published = [row for row in rows if row["status"] == "published"]
+    assert rows[-len(published) :] == published
+    assert published[0]["wer_test_clean"] == "6.5"
+    assert all(row["config"].startswith("https://") for row in published)
+    assert "Not measured here" in summary_report(comparison)
+
+
+def test_variants_are_compared_with_the_mha_that_differs_in_attention_alone(eight_runs):
+    comparison = Comparison(eight_runs, ENCODERS, ATTENTIONS)
+    baselines = {model: test["baseline"] for (model, _), test in comparison.statistics.items()}
+    assert len(baselines) == 6
+    for model, baseline in baselines.items():
+        encoder = re.search("(branchformer|conformer)", model)[0]
+        assert baseline == f"asr_train_asr_{encoder}_mha_raw_word"
+
+
+def test_difference_is_the_difference_of_the_error_rates(eight_runs):
+    comparison = Comparison(eight_runs, ENCODERS, ATTENTIONS)
+    wer = {model["model"]: model["wer"]["test_clean"]["wer"] for model in comparison.models}
+    for (model, _), test in comparison.statistics.items():
+        assert test["difference"] == pytest.approx(wer[model] - wer[test["baseline"]], abs=0.011)
+        low, high = test["interval_95"]
+        assert low <= test["difference"] <= high
+
+
+def test_bootstrap_finds_a_real_difference_and_no_other():
+    better = {f"u{i}": (i % 2, 10) for i in range(200)}
+    worse = {f"u{i}": (i % 2 + (i % 3 == 0), 10) for i in range(200)}
+    found = paired_bootstrap(worse, better, resamples=1000)
+    assert found["difference"] == 3.35 and found["interval_95"][0] > 0 and found["p"] < 0.01
+    none = paired_bootstrap(better, better, resamples=1000)
+    assert none == {"difference": 0.0, "interval_95": [0.0, 0.0], "p": 1.0}
+    # the same error rate reached on other utterances
+    shuffled = {f"u{i}": ((i + 1) % 2, 10) for i in range(200)}
+    assert paired_bootstrap(shuffled, better, resamples=1000)["p"] > 0.5
+
+
+def test_bootstrap_refuses_other_utterances():
+    with pytest.raises(UserError, match="different utterances"):
+        paired_bootstrap({"a": (0, 1)}, {"b": (0, 1)})
+
+
+def test_winner_fits_the_budget_and_nothing_that_fits_is_better(eight_runs):
+    comparison = Comparison(eight_runs, ENCODERS, ATTENTIONS)
+    points = comparison.points()
+    assert {row["cache_kind"] for row, _, _ in points} == {"kv", "input", "latent", "sums"}
+    sizes = sorted(stream["total_kb"] for _, stream, _ in points)
+    assert sizes[0] < max(BUDGETS)
+    for (budget, name), winner in comparison.winners().items():
+        fits = [p for p in points if p[1]["total_kb"] <= budget]
+        assert (winner is None) == (not fits)
+        if winner:
+            assert winner[1]["total_kb"] <= budget
+            assert winner[2][name]["wer"] == min(wer[name]["wer"] for _, _, wer in fits)
+
+
+def test_left_context_that_a_budget_buys_is_the_largest_that_fits(eight_runs):
+    from espnet_ext.profiling.cache import measure_cache
+    from espnet_ext.profiling.config import read_model_config
+
+    comparison = Comparison(eight_runs, ENCODERS, ATTENTIONS)
+    for row in comparison.rows:
+        frames = comparison.affordable(row, 4)
+        if row["attention"] == "linear":
+            assert frames == -1
+            continue
+        assert comparison.affordable(row, 0) is None
+        config = read_model_config(eight_runs / row["model"] / "config.yaml")
+        if row["cache_kind"] == "input":
+            config["encoder_conf"]["attention_conf"] = {"cache": "input"}
+        fits, too_much = measure_cache(config, 4, 4, [frames, frames + 1])["streams"]
+        assert fits["bytes"] <= 4 * 1024 < too_much["bytes"]

@@ -1,0 +1,76 @@
+"""evaluation_results.json says what the logs, scores and measurements say."""
+
+import json
+
+import pytest
+
+from espnet_ext.bin.asr_evaluate import main
+from espnet_ext.errors import UserError
+from espnet_ext.report.schema import read
+
+
+@pytest.fixture
+def results(eight_runs):
+    return lambda name: read(next(eight_runs.glob(f"*_{name}_*")) / "evaluation_results.json")
+
+
+def test_cache_figures_follow_the_sizes_of_the_config(results):
+    # 20 frames, 2 layers, 16 wide in float32: 2 * 16 values for keys and values
+    assert results("conformer_mha")["kv_cache_kb"] == 20 * 2 * 32 * 4 / 1024
+    assert results("conformer_mha")["input_cache"]["kv_cache_kb"] == 20 * 2 * 16 * 4 / 1024
+    assert results("conformer_gqa")["compression_ratio"] == 4
+    assert results("branchformer_mla")["compression_ratio"] == 8
+    linear = results("conformer_linear")
+    assert linear["kv_cache_kb"] == round(2 * 4 * (4 * 4 + 4) * 4 / 1024, 4)
+    assert linear["cache"]["bytes_per_frame"] == 0
+
+
+def test_error_rates_and_intervals_are_those_of_the_scores(eight_runs, results):
+    found = results("conformer_mla")["wer"]["test_clean"]
+    directory = next(eight_runs.glob("*_conformer_mla_*")) / found["directory"]
+    score = json.loads((directory / "score.json").read_text())
+    assert found["wer"] == round(score["err"], 2) and found["words"] == 150
+    assert found["interval_95"] == [round(v, 2) for v in score["err_interval_95"]]
+
+
+def test_every_streaming_decoding_is_there_with_its_size(results):
+    found = results("conformer_gqa")
+    assert [s["left_context"] for s in found["streaming_wer"]] == [4, 8]
+    assert [s["left_context"] for s in found["cache"]["streams"]] == [4, 8]
+    assert all(s["wer"]["test_clean"]["utterances"] == 30 for s in found["streaming_wer"])
+    assert [s["left_context"] for s in results("conformer_linear")["streaming_wer"]] == [-1]
+
+
+def test_training_seconds_are_those_of_all_epochs(results):
+    assert results("conformer_mha")["training_seconds"] == 62.5 + 59.5 + 2 * 0.5
+    assert results("conformer_mha")["training"]["batches"] == 6
+
+
+def test_model_without_scores_is_named_and_the_others_are_evaluated(
+    eight_runs, make_run, tmp_path, capsys
+):
+    good = make_run(tmp_path, "conformer", "gqa")
+    bad = make_run(tmp_path, "conformer", "mla")
+    for path in bad.glob("*/*/score_wer/score.json"):
+        path.unlink()
+    (good / "evaluation_results.json").unlink()
+    assert main([str(bad), str(good)]) == 1
+    captured = capsys.readouterr()
+    assert str(bad) in captured.err and "stages 12 and 13" in captured.err
+    assert captured.out.startswith("conformer gqa: WER test_clean")
+    assert (good / "evaluation_results.json").is_file()
+
+
+def test_untrained_model_is_refused(make_run, tmp_path, evaluation):
+    directory = make_run(tmp_path, "conformer", "gqa")
+    (directory / "valid.acc.ave.pth").unlink()
+    with pytest.raises(UserError, match="training is not done"):
+        evaluation(directory)
+
+
+def test_results_are_written_whole_or_not_at_all(make_run, tmp_path):
+    directory = make_run(tmp_path, "conformer", "gqa")
+    before = (directory / "evaluation_results.json").stat().st_mtime_ns
+    assert main([str(directory)]) == 0  # nothing has changed: the file is not touched
+    assert (directory / "evaluation_results.json").stat().st_mtime_ns == before
+    assert not list(directory.glob(".*.tmp"))
