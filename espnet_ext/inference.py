@@ -1,5 +1,6 @@
 """Text from a live stream: feed packets of samples, get partial text, then the final one."""
 
+import argparse
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -324,3 +325,30 @@ class StreamingSpeech2Text:
             for (tokens, ctc), att in zip(nbest, attention, strict=True)
         ]
         return sorted(scored, key=lambda hyp: -hyp[1])
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model streams, and how."""
+    parser.add_argument("--asr_train_config", required=True, help="config.yaml of the training run")
+    parser.add_argument("--asr_model_file", help="checkpoint; random weights without one")
+    parser.add_argument("--chunk_size", type=int, help="encoder frames per step [the model's own]")
+    parser.add_argument(
+        "--left_context", type=int, help="encoder frames before a chunk, -1 all [the model's own]"
+    )
+    parser.add_argument(
+        "--cache_dtype", default="float32", help="float32, bfloat16, float16 or int8 [%(default)s]"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
+
+
+def model_options(args) -> dict:
+    """The values of ``add_model_options`` as arguments of ``StreamingSpeech2Text``."""
+    names = (
+        "asr_train_config",
+        "asr_model_file",
+        "chunk_size",
+        "left_context",
+        "cache_dtype",
+        "device",
+    )
+    return {name: getattr(args, name) for name in names}

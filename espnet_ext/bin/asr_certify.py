@@ -15,7 +15,7 @@ from espnet_ext.data.kaldi import read_scp
 from espnet_ext.data.packets import read_whole
 from espnet_ext.equivalence import TOLERANCE, compare
 from espnet_ext.errors import UserError, cli
-from espnet_ext.inference import StreamingSpeech2Text
+from espnet_ext.inference import StreamingSpeech2Text, add_model_options, model_options
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -29,33 +29,6 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, help="the JSON file to write")
     return parser
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say which model streams, and how."""
-    parser.add_argument("--asr_train_config", required=True, help="config.yaml of the training run")
-    parser.add_argument("--asr_model_file", help="checkpoint; random weights without one")
-    parser.add_argument("--chunk_size", type=int, help="encoder frames per step [the model's own]")
-    parser.add_argument(
-        "--left_context", type=int, help="encoder frames before a chunk, -1 all [the model's own]"
-    )
-    parser.add_argument(
-        "--cache_dtype", default="float32", help="float32, bfloat16, float16 or int8 [%(default)s]"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
-
-
-def model_options(args) -> dict:
-    """The values of ``add_model_options`` as arguments of ``StreamingSpeech2Text``."""
-    names = (
-        "asr_train_config",
-        "asr_model_file",
-        "chunk_size",
-        "left_context",
-        "cache_dtype",
-        "device",
-    )
-    return {name: getattr(args, name) for name in names}
 
 
 @cli

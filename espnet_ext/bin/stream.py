@@ -12,10 +12,9 @@ import sys
 import torch
 
 import espnet_ext  # noqa: F401
-from espnet_ext.bin.asr_certify import add_model_options, model_options
 from espnet_ext.data.packets import read_packets
 from espnet_ext.errors import UserError, cli
-from espnet_ext.inference import StreamingSpeech2Text
+from espnet_ext.inference import StreamingSpeech2Text, add_model_options, model_options
 
 SHOWN = 60
 
