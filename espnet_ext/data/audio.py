@@ -25,6 +25,7 @@ from espnet_ext.errors import UserError
 
 IN_PLACE = ("FLAC", "WAV", "WAVEX")
 OVERRUN = 0.1  # seconds that a segment may end after its recording, from rounded times
+UNKNOWN_LENGTH = 0x7FFF0000  # bytes; piped WAV files promise this much or more
 CHUNK = 32  # files handed to a worker at a time
 
 
@@ -62,6 +63,13 @@ def open_audio(path):
             if not 0 < audio.frames < 2**40:
                 raise UserError(
                     f"{path}: {'no samples' if not audio.frames else 'no length in its header'}"
+                )
+            # libsndfile shortens a WAV file to what is there, and says so in its log; a writer that
+            # could not go back to its header leaves a huge length, which is no fault
+            promised = re.search(r"^data : ([0-9]+) \(should be", audio.extra_info, re.M)
+            if promised and int(promised[1]) < UNKNOWN_LENGTH:
+                raise UserError(
+                    f"{path}: truncated: its header promises more samples than it has; get it again"
                 )
             yield audio
     except OSError as error:

@@ -293,3 +293,18 @@ def die(_):
 def test_worker_that_dies_is_reported():
     with pytest.raises(UserError, match="worker process died"):
         list(audio.parallel_map(die, list(range(2 * audio.CHUNK)), 2))
+
+
+@pytest.mark.parametrize("promised,readable", [(0xFFFFFFFF, True), (32000, True), (64000, False)])
+def test_truncated_wav_is_refused_and_a_piped_one_is_not(tmp_path, promised, readable):
+    path = tmp_path / "a.wav"
+    sf.write(path, np.zeros(16000), 16000)
+    content = path.read_bytes()
+    at = content.index(b"data") + 4
+    path.write_bytes(content[:at] + promised.to_bytes(4, "little") + content[at + 4 :])
+    if readable:
+        with audio.open_audio(path) as file:
+            assert file.frames == 16000
+    else:
+        with pytest.raises(UserError, match="a.wav: truncated"), audio.open_audio(path):
+            pass
