@@ -30,3 +30,8 @@ def fsdd_archive() -> Path:
     if not path.is_file():
         pytest.skip("no Free Spoken Digit Dataset: set FSDD_ARCHIVE to its .tar.gz")
     return path
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first, so that the other workers do not end up waiting for it."""
+    items.sort(key=lambda item: "test_recipe_mini_an4" not in item.nodeid)

@@ -71,6 +71,7 @@ def profile(
     Raises:
         UserError: The config, checkpoint or a recording is of no use; the message names it.
     """
+    load_average = os.getloadavg()[0]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.manual_seed(0)
     config = read_model_config(path)
@@ -111,6 +112,7 @@ def profile(
         "device": device_name(device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "load_average": load_average,
     }
 
 

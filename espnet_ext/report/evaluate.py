@@ -178,6 +178,7 @@ class Evaluation:
             "commit": commit(),
             "device": profile["device"],
             "threads": profile["threads"],
+            "load_average": rounded(profile["load_average"], 2),
             "torch": profile["torch"],
         }
 

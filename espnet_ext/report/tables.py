@@ -326,10 +326,14 @@ def _published(comparison):
 
 
 def _origin(comparison):
-    keys = ("model", "config", "inference", "commit", "device", "threads", "torch")
+    keys = ("model", "config", "inference", "commit", "device", "threads", "load_average", "torch")
     rows = [[row_name(row), *(text(row.get(key)) for key in keys)] for row in _own(comparison)]
-    header = ["model", "directory", "config", "decoding", "commit", "device", "threads", "torch"]
-    return Section("Where the numbers come from", "", header, rows)
+    header = ["model", "directory", "config", "decoding", "commit", "device", "threads", "load"]
+    note = (
+        "Load: how many processes ran on the machine before the timing began. Where it is not near "
+        "0, latencies and times include waiting for the others."
+    )
+    return Section("Where the numbers come from", note, [*header, "torch"], rows)
 
 
 def summary_report(comparison: Comparison) -> str:

@@ -136,6 +136,7 @@ def make_run():
             **costs(config, ms),
             "device": "a test",
             "threads": 1,
+            "load_average": 0.25,
             "torch": "2",
         }
         if attention == "mha":

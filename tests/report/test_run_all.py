@@ -1,0 +1,105 @@
+"""The scripts around training: what fails is named, what is there is kept, the rest goes on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+
+# stands for the recipe, whose training takes minutes: it "trains" by copying a finished model
+RUN = """#!/usr/bin/env bash
+set -euo pipefail
+echo "$*" >> calls
+while [ $# -gt 1 ]; do declare "${1#--}=$2"; shift 2; done
+if [ -n "${asr_exp:-}" ]; then exit 0; fi
+name=$(basename "${asr_config}" .yaml)
+[ "${name}" != train_asr_conformer_gqa ] || { echo "no luck"; exit 1; }
+mkdir -p exp
+[ -d "exp/asr_${name}_raw_word" ] || cp -rp "RUNS/asr_${name}_raw_word" exp/
+echo "date (asr.sh) Stage 11: training of exp/asr_${name}_raw_word"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, eight_runs):
+    """A repository with one recipe, ``toy``."""
+    for name in ("espnet_ext", "local", "conf", "path.sh"):
+        (tmp_path / name).symlink_to(REPO / name)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("python", "python3"):
+        (tmp_path / ".venv" / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    recipe = tmp_path / "egs2" / "toy" / "asr1"
+    (recipe / "conf").mkdir(parents=True)
+    for path in eight_runs.iterdir():
+        name = path.name.removeprefix("asr_").removesuffix("_raw_word")
+        (recipe / "conf" / f"{name}.yaml").touch()
+    # older than any measurement, so that all of them count as made with it
+    (recipe / "conf" / "profile.yaml").touch()
+    os.utime(recipe / "conf" / "profile.yaml", (0, 0))
+    (recipe / "run.sh").write_text(RUN.replace("RUNS", str(eight_runs)))
+    (recipe / "run.sh").chmod(0o755)
+    return recipe
+
+
+def run(recipe, script, *options):
+    return subprocess.run(
+        [recipe.parents[2] / "local" / script, "--corpus", "toy", *options],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
+    options = ["--encoders", "conformer", "--attentions", "mha gqa nope mla"]
+    done = run(recipe, "run_all_baselines.sh", *options, "--run_args", "--asr_args '--a b'")
+    assert done.returncode == 1, done.stdout + done.stderr
+    ends = done.stdout.splitlines()[-2:]
+    assert "FAILED: conformer gqa: no luck" in ends[0]
+    assert str(recipe / "exp/run_all/conformer_gqa.log") in ends[0]
+    assert "FAILED: conformer nope: no such file" in ends[1]
+    assert "4 of 4" in done.stdout and "left" in done.stdout
+    table = (recipe / "comparison" / "comparison_table.csv").read_text().splitlines()
+    status = {line.split(",")[0]: line.split(",")[1] for line in table[1:]}
+    assert status == {
+        "conformer mha": "measured",
+        "conformer mha (input cache)": "measured",
+        "conformer gqa": "missing",
+        "conformer nope": "missing",
+        "conformer mla": "measured",
+    }
+    calls = (recipe / "calls").read_text().splitlines()
+    assert all(call.endswith("--asr_args --a b") for call in calls)
+    assert sum("--skip_train true" in call for call in calls) == 2
+
+    measured = recipe / "exp/asr_train_asr_conformer_mla_raw_word/profile.json"
+    before = measured.stat().st_mtime_ns
+    again = run(
+        recipe, "run_all_baselines.sh", "--encoders", "conformer", "--attentions", "mha mla"
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert measured.stat().st_mtime_ns == before
+    assert "conformer mla: WER test_clean" in again.stdout
+
+
+@pytest.mark.parametrize("script", ["run_all_baselines.sh", "evaluate_all.sh"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--corpus", "nope"], "no "),
+        (["--atentions", "mha"], "unknown option --atentions"),
+    ],
+)
+def test_wrong_option_is_one_clear_line(recipe, script, options, message):
+    done = run(recipe, script, *options)
+    assert done.returncode == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (recipe / "calls").exists()
+
+
+def test_evaluation_without_a_model_says_so(recipe):
+    done = run(recipe, "evaluate_all.sh")
+    assert done.returncode == 1 and "train a model first" in done.stderr
