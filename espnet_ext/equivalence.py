@@ -74,10 +74,7 @@ def compare(speech2text: StreamingSpeech2Text, samples, packet: int) -> dict:
             y, stream.encoder = encoder.forward_chunk(part, stream.encoder, is_final)
             streamed_feats.append(part)
             streamed.append(y)
-    stream = speech2text.start()
-    for start in range(0, samples.numel(), packet):
-        is_final = start + packet >= samples.numel()
-        result = speech2text(stream, samples[start : start + packet], is_final)
+            result = speech2text.read(stream, y, is_final)
     logits = [model.ctc.log_softmax(y) for y in streamed]
     return {
         "features": _error(streamed_feats, feats),
@@ -88,5 +85,5 @@ def compare(speech2text: StreamingSpeech2Text, samples, packet: int) -> dict:
         "encoder": _error(streamed, whole),
         "logits": _error(logits, model.ctc.log_softmax(whole)),
         "text": result.text,
-        "offline_text": speech2text.offline(samples).text,
+        "offline_text": speech2text.read(speech2text.start(), whole, is_final=True).text,
     }

@@ -261,12 +261,12 @@ class StreamingSpeech2Text:
             self._checked(samples)[None], stream.frontend, is_final
         )
         y, stream.encoder = self.model.encoder.forward_chunk(feats, stream.encoder, is_final)
-        return self._read(stream, y, is_final)
+        return self.read(stream, y, is_final)
 
     @torch.no_grad()
     def offline(self, samples) -> Result:
         """Text of a whole recording by the chunk-masked offline pass and the same search."""
-        return self._read(self.start(), self.encode_offline(samples), is_final=True)
+        return self.read(self.start(), self.encode_offline(samples), is_final=True)
 
     @torch.no_grad()
     def encode_offline(self, samples) -> torch.Tensor:
@@ -295,7 +295,7 @@ class StreamingSpeech2Text:
             raise UserError("samples: must be finite numbers, got NaN or infinity")
         return samples
 
-    def _read(self, stream, y, is_final):
+    def read(self, stream: Stream, y: torch.Tensor, is_final: bool) -> Result:
         """Search ``y`` (1, n, n_feat), the encoder output that has just come."""
         if y.size(1):
             stream.search.extend(self.model.ctc.log_softmax(y)[0].float().cpu().numpy())

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+import numpy as np
 import torch
 import yaml
 from espnet2.fileio.datadir_writer import DatadirWriter
@@ -90,7 +91,7 @@ def main(argv=None):
             packets = list(read_packets(path, fs, max(1, int(args.packet_ms * fs / 1000))))
             begun, audio = time.perf_counter(), sum(map(len, packets)) / fs
             if args.offline:
-                result = speech2text.offline([s for packet in packets for s in packet])
+                result = speech2text.offline(np.concatenate(packets))
             else:
                 stream = speech2text.start()
                 for packet in packets:
