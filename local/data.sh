@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 1: LibriSpeech, from where db.sh says it is,
+# Stage 1: LibriSpeech, from where db.sh says it is or, with --download true, from the web,
 #   -> data/{train_clean_100,dev_clean,dev_other,test_clean,test_other} and dev, the two dev sets joined.
 # Run from the directory of the recipe.
 set -euo pipefail
@@ -7,16 +7,21 @@ set -euo pipefail
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (${BASH_SOURCE[0]##*/}) $*" >&2; }
 die() { log "error: $*"; exit 1; }
 
+download=false      # get the splits that are not there, into LIBRISPEECH or, where that is empty, downloads
+url=                # base URLs of the archives, commas between (default: OpenSLR and its mirrors)
+checksums=          # file of lines "md5 bytes split" (default: those of the published archives)
+timeout=60          # seconds without a byte until a connection counts as broken
 check_counts=true   # refuse a split that has not as many utterances as LibriSpeech has
 check_audio=true    # decode every file
-nj=4                # worker processes
-usage="usage: $0 [--check_counts true|false] [--check_audio true|false] [--nj ${nj}]"
+nj=32               # worker processes, at most one per core
+usage="usage: $0 [--download true|false] [--url BASE,...] [--checksums FILE] [--timeout ${timeout}]"
+usage+=" [--check_counts true|false] [--check_audio true|false] [--nj ${nj}]"
 
 while [ $# -gt 0 ]; do
     option=${1//-/_}
     case "${option#__}" in
         help) echo "${usage}"; exit 0 ;;
-        check_counts | check_audio | nj) ;;
+        download | url | checksums | timeout | check_counts | check_audio | nj) ;;
         *) die "unknown option $1; ${usage}" ;;
     esac
     [ $# -ge 2 ] || die "$1 needs a value; ${usage}"
@@ -27,16 +32,26 @@ done
 . ./path.sh
 . ./db.sh
 
-[ -n "${LIBRISPEECH:-}" ] || die "LIBRISPEECH is empty: set it in db.sh to the directory with LibriSpeech/ in it"
+splits=(train-clean-100 dev-clean dev-other test-clean test-other)
+[ "${download}" = true ] || [ "${download}" = false ] || die "--download is true or false, not '${download}'"
+if [ -z "${LIBRISPEECH:-}" ]; then
+    LIBRISPEECH=downloads
+    "${download}" || [ -d "${LIBRISPEECH}/LibriSpeech" ] ||
+        die "LIBRISPEECH is empty: set it in db.sh to the directory with LibriSpeech/ in it, or get the corpus" \
+            "with --download true (7.7 GB; through run.sh: --local_data_opts '--download true')"
+fi
+if "${download}"; then
+    python3 -m espnet_ext.bin.data_download --timeout "${timeout}" ${url:+--url "${url}"} \
+        ${checksums:+--checksums "${checksums}"} "${LIBRISPEECH}" "${splits[@]}"
+fi
 corpus="${LIBRISPEECH}/LibriSpeech"
 [ -d "${corpus}" ] ||
     die "LIBRISPEECH=${LIBRISPEECH} in db.sh has no LibriSpeech/ in it: set it to the directory that has"
-splits=(train-clean-100 dev-clean dev-other test-clean test-other)
 missing=()
 for split in "${splits[@]}"; do
     [ -d "${corpus}/${split}" ] || missing+=("${split}")
 done
-[ ${#missing[@]} -eq 0 ] || die "${corpus} lacks ${missing[*]}: get these splits of LibriSpeech"
+[ ${#missing[@]} -eq 0 ] || die "${corpus} lacks ${missing[*]}: get these splits of LibriSpeech, or pass --download true"
 
 for split in "${splits[@]}"; do
     log "preparing ${split}"

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from espnet_ext.data import audio, kaldi
+from espnet_ext.data.download import Archive
 from espnet_ext.errors import UserError
 
 SAMPLE_RATE = 16000
@@ -13,6 +14,25 @@ UTTERANCES = {
     "dev-other": 2864,
     "test-clean": 2620,
     "test-other": 2939,
+}
+MIRRORS = [
+    f"https://{host}/resources/12"
+    for host in (
+        "www.openslr.org",
+        "openslr.trmal.net",
+        "openslr.elda.org",
+        "openslr.magicdatatech.com",
+    )
+]
+ARCHIVES = {
+    archive.name: archive
+    for archive in (
+        Archive("train-clean-100", 6387309499, "2a93770f6d5c6c964bc36631d331a522"),
+        Archive("dev-clean", 337926286, "42e2234ba48799c1f50f24a7926300a1"),
+        Archive("dev-other", 314305928, "c8d0bcc9cca99d4f8b62fcc847357931"),
+        Archive("test-clean", 346663984, "32fa31d27d2e1cad72775fee3f4849a9"),
+        Archive("test-other", 328757843, "fb5a50374b501bb3bac4815ee91d3135"),
+    )
 }
 
 
@@ -37,6 +57,29 @@ def read_genders(path):
             raise UserError(f"{path}: line {number} is not: speaker | M or F | ...")
         genders[fields[0]] = fields[1].lower()
     return genders
+
+
+def missing(split):
+    """Say which of a split's speakers and chapters are not there.
+
+    Args:
+        split: Directory; SPEAKERS.TXT is beside it, and CHAPTERS.TXT should be.
+
+    Returns:
+        Their directories under the split, ``<speaker>`` or ``<speaker>/<chapter>``, sorted.
+    """
+    listed = []  # (directory, split it belongs to)
+    for line in kaldi.read_lines(split.parent / "SPEAKERS.TXT"):
+        if not line.startswith(";") and line.count("|") >= 2:
+            speaker, _, name = line.split("|")[:3]
+            listed.append((speaker.strip(), name.strip()))
+    chapters = split.parent / "CHAPTERS.TXT"
+    for line in kaldi.read_lines(chapters) if chapters.exists() else ():
+        if not line.startswith(";") and line.count("|") >= 3:
+            chapter, speaker, _, name = line.split("|")[:4]
+            listed.append((f"{speaker.strip()}/{chapter.strip()}", name.strip()))
+    gone = {path for path, name in listed if name == split.name and not (split / path).is_dir()}
+    return sorted(path for path in gone if path.partition("/")[0] not in gone - {path})
 
 
 def check_audio(path):
@@ -135,9 +178,10 @@ def prepare(split, check_counts=True, decode=True, nj=1):
             f"{split}: no <speaker>/<chapter>/*.flac in it; get this split of LibriSpeech again"
         )
     if check_counts and found != expected:
-        raise UserError(
+        count = (
             f"{split}: {found} utterances, not {expected}; get it again, "
             "or pass --check_counts false for a part of the corpus"
         )
+        kaldi.refuse([count, *(f"{split / path}: missing" for path in missing(split))])
     kaldi.refuse(kaldi.find_problems(split, tables))
     return tables

@@ -1,9 +1,14 @@
 """Preparation of LibriSpeech on small trees of its layout."""
 
+import functools
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +234,23 @@ def test_librispeech_counts_are_checked(split, tmp_path, capsys):
     }
 
 
+def test_librispeech_lists_missing_speakers_and_chapters(split, tmp_path, capsys):
+    corpus = split.parent
+    speakers = [(1, "dev-clean"), (20, "dev-clean"), (21, "dev-clean"), (5, "test-clean")]
+    (corpus / "SPEAKERS.TXT").write_text(
+        ";ID |SEX| SUBSET\n" + "".join(f"{n:<4} | F | {name:16} | 8 | A\n" for n, name in speakers)
+    )
+    chapters = [(7, 1), (30, 1), (8, 20), (7, 20), (9, 21)]
+    (corpus / "CHAPTERS.TXT").write_text(
+        ";ID |READER|MINUTES| SUBSET\n"
+        + "".join(f"{n:<4} | {speaker} | 8.1 | dev-clean | 1 | 2 | T\n" for n, speaker in chapters)
+    )
+    assert prepare(split, tmp_path / "out", "--check_counts", "true") == 1
+    first, *listed = capsys.readouterr().err.splitlines()
+    assert "8 utterances, not 2703" in first
+    assert listed == [f"{split}/20/8: missing", f"{split}/21: missing"]
+
+
 def test_librispeech_without_audio_check_leaves_rates_to_formatting(split, tmp_path):
     rewrite(split / "1" / "7" / "1-7-0001.flac", 800, 8000)
     assert prepare(split, tmp_path / "out", "--check_audio", "false") == 0
@@ -272,26 +294,82 @@ def test_data_sh_names_a_corpus_that_is_not_there(recipe, tmp_path):
     assert not (recipe.path / "data").exists()
 
 
+SETS = {
+    "dev": 12,
+    "dev_clean": 8,
+    "dev_other": 4,
+    "test_clean": 8,
+    "test_other": 4,
+    "train_clean_100": 8,
+}
+
+
+def make_corpus(folder):
+    for split in librispeech.UTTERANCES:  # the "other" sets have other readers
+        make_split(folder / "LibriSpeech", split, ["3"] if "other" in split else ["1", "20"])
+    (folder / "LibriSpeech" / "SPEAKERS.TXT").write_text(SPEAKERS + "3 | F | x | 1 | D\n")
+
+
+def assert_prepared(data):
+    assert {p.name: len(kaldi.read_data_dir(p)["text"]) for p in data.iterdir()} == SETS
+    assert all(kaldi.validate(data / name) == [] for name in SETS)
+
+
 def test_data_sh_prepares_every_set(recipe, tmp_path):
     corpus = tmp_path / "with space"
-    for split in librispeech.UTTERANCES:
-        make_split(corpus / "LibriSpeech", split)
-    for other in ("dev-other", "test-other"):  # other readers than the clean sets
-        shutil.rmtree(corpus / "LibriSpeech" / other)
-        make_split(corpus / "LibriSpeech", other, ["3"])
-    (corpus / "LibriSpeech" / "SPEAKERS.TXT").write_text(SPEAKERS + "3 | F | x | 1 | D\n")
-
+    make_corpus(corpus)
     done = recipe("--check-counts", "false", "--nj", "2", librispeech=corpus)
     assert done.returncode == 0, done.stderr
     data = recipe.path / "data"
-    names = ["dev", "dev_clean", "dev_other", "test_clean", "test_other", "train_clean_100"]
-    assert sorted(p.name for p in data.iterdir()) == names
-    assert [len(kaldi.read_data_dir(data / name)["text"]) for name in names] == [12, 8, 4, 8, 4, 8]
-    assert all(kaldi.validate(data / name) == [] for name in names)
+    assert_prepared(data)
 
     first = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
     assert recipe("--check_counts", "false", librispeech=corpus).returncode == 0
     assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == first
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """The five splits as archives behind a server; (its URL, the file of their checksums)."""
+    folder = tmp_path / "archives"
+    make_corpus(folder)
+    sums = []
+    for split in librispeech.UTTERANCES:
+        path = folder / f"{split}.tar.gz"
+        with tarfile.open(path, "w:gz") as tar:
+            for name in (split, "SPEAKERS.TXT"):
+                tar.add(folder / "LibriSpeech" / name, f"LibriSpeech/{name}")
+        content = path.read_bytes()
+        sums.append(f"{hashlib.md5(content).hexdigest()} {len(content)} {split}\n")
+    (tmp_path / "sums").write_text("".join(sums))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", tmp_path / "sums"
+        server.shutdown()
+        thread.join()
+
+
+def test_data_sh_downloads_the_corpus_and_finds_it_again(recipe, archives):
+    url, sums = archives
+    options = ["--download", "true", "--url", url, "--checksums", sums, "--check_counts", "false"]
+    done = recipe(*options)
+    assert done.returncode == 0, done.stderr
+    assert_prepared(recipe.path / "data")
+    corpus = recipe.path / "downloads" / "LibriSpeech"
+    assert all((corpus / split / ".complete").exists() for split in librispeech.UTTERANCES)
+    again = recipe("--check_counts", "false")
+    assert again.returncode == 0, again.stderr
+
+
+def test_data_sh_ends_where_the_download_does(recipe, archives):
+    url, sums = archives
+    options = ["--download", "true", "--url", f"{url}/none", "--checksums", sums]
+    done = recipe(*options, "--timeout", "0.1")
+    assert done.returncode == 1 and "HTTP 404" in done.stderr
+    assert "train-clean-100.tar.gz: cannot be downloaded" in done.stderr
+    assert not (recipe.path / "data").exists()
 
 
 @pytest.mark.parametrize("options", [["--chek_counts", "false"], ["--nj"]])

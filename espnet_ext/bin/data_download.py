@@ -1,0 +1,49 @@
+"""Download LibriSpeech's splits, check them and extract them to DIR/LibriSpeech."""
+
+import argparse
+
+from espnet_ext.data import download, librispeech
+from espnet_ext.errors import UserError, cli
+
+
+@cli
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--url",
+        default=",".join(librispeech.MIRRORS),
+        help="where <split>.tar.gz is; several, separated by commas, are mirrors "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--checksums",
+        metavar="FILE",
+        help="lines 'md5 bytes split' (default: those of the published archives)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60,
+        help="seconds without a byte until a connection counts as broken (default: %(default)s)",
+    )
+    parser.add_argument("output", metavar="DIR")
+    parser.add_argument("splits", metavar="SPLIT", nargs="+", help="such as dev-clean")
+    args = parser.parse_args(argv)
+    urls = args.url.split(",")
+    wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
+    if wrong:
+        raise UserError(f"--url {wrong[0]!r}: give http://... or https://..., commas between")
+    if args.timeout <= 0:
+        raise UserError(f"--timeout {args.timeout:g}: give seconds above 0")
+    known = librispeech.ARCHIVES
+    if args.checksums:
+        known = download.read_checksums(args.checksums)
+    unknown = [split for split in args.splits if split not in known]
+    if unknown:
+        raise UserError(f"{' '.join(unknown)}: unknown split; known are {' '.join(known)}")
+    archives = [known[split] for split in args.splits]
+    download.get(archives, args.output, urls, args.timeout)
+
+
+if __name__ == "__main__":
+    main()
