@@ -4,6 +4,7 @@ ESPnet loads checkpoints with ``strict=False`` and goes on with random weights w
 """
 
 from espnet2.tasks.asr import ASRTask
+from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
 
 import espnet_ext  # noqa: F401
 from espnet_ext.errors import UserError
@@ -56,3 +57,8 @@ class StrictASRTask(ASRTask):
             return super().build_model_from_file(config_file, model_file, device)
         except UserError as error:
             raise UserError(f"{model_file}: {error}") from None
+        except UnsafeLoadRefusedError as error:  # what is no tensor could run as a program
+            raise UserError(
+                f"{model_file}: damaged, or holds other things than tensors; get it again from a "
+                "source you trust"
+            ) from error

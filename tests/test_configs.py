@@ -1,6 +1,8 @@
 """conf/tuning: what the names promise, and the sizes the headers state."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,141 @@ def test_mha_config_has_the_published_size(name, published, build):
 
 def test_train_asr_is_the_conformer_with_mha():
     assert load(CONF / "train_asr.yaml") == load(CONF / "tuning/train_asr_conformer_mha.yaml")
+
+
+SHARED = {  # hyper-parameters of ESPnet's librispeech_100 models
+    "decoder": "transformer",
+    "decoder_conf.attention_heads": 4,
+    "decoder_conf.linear_units": 2048,
+    "decoder_conf.num_blocks": 6,
+    "decoder_conf.dropout_rate": 0.1,
+    "decoder_conf.positional_dropout_rate": 0.1,
+    "decoder_conf.self_attention_dropout_rate": 0.1,
+    "decoder_conf.src_attention_dropout_rate": 0.1,
+    "model_conf.ctc_weight": 0.3,
+    "model_conf.lsm_weight": 0.1,
+    "model_conf.length_normalized_loss": False,
+    "frontend_conf.n_fft": 512,
+    "frontend_conf.win_length": 400,
+    "frontend_conf.hop_length": 160,
+    "specaug": "specaug",
+    "specaug_conf.apply_time_warp": True,
+    "specaug_conf.time_warp_window": 5,
+    "specaug_conf.time_warp_mode": "bicubic",
+    "specaug_conf.apply_freq_mask": True,
+    "specaug_conf.freq_mask_width_range": [0, 27],
+    "specaug_conf.num_freq_mask": 2,
+    "specaug_conf.apply_time_mask": True,
+    "specaug_conf.time_mask_width_ratio_range": [0.0, 0.05],
+    "specaug_conf.num_time_mask": 5,
+    "optim": "adam",
+    "optim_conf.lr": 0.002,
+    "optim_conf.weight_decay": 1e-6,
+    "scheduler": "warmuplr",
+    "scheduler_conf.warmup_steps": 15000,
+    "seed": 2022,
+    "num_workers": 4,
+    "batch_type": "numel",
+    "batch_bins": 16_000_000,
+    "accum_grad": 4,
+    "sort_in_batch": "descending",
+    "max_epoch": 70,
+    "patience": "none",
+    "init": "none",
+    "use_amp": True,
+    "cudnn_deterministic": False,
+    "num_att_plot": 0,
+    "best_model_criterion": [["valid", "acc", "max"]],
+    "keep_nbest_models": 10,
+    "encoder_conf.output_size": 256,
+    "encoder_conf.attention_heads": 4,
+    "encoder_conf.num_blocks": 12,
+    "encoder_conf.linear_units": 1024,
+    "encoder_conf.dropout_rate": 0.1,
+    "encoder_conf.positional_dropout_rate": 0.1,
+    "encoder_conf.attention_dropout_rate": 0.1,
+    "encoder_conf.input_layer": "conv2d",
+    "encoder_conf.rel_pos_type": "latest",
+    "encoder_conf.pos_enc_layer_type": "rel_pos",
+}
+PUBLISHED = {
+    "conformer": {
+        "encoder_conf.normalize_before": True,
+        "encoder_conf.macaron_style": True,
+        "encoder_conf.activation_type": "swish",
+        "encoder_conf.use_cnn_module": True,
+        "encoder_conf.cnn_module_kernel": 31,
+        "encoder_conf.selfattention_layer_type": "rel_selfattn",
+    },
+    "e_branchformer": {
+        "encoder_conf.attention_layer_type": "rel_selfattn",
+        "encoder_conf.cgmlp_linear_units": 1024,
+        "encoder_conf.cgmlp_conv_kernel": 31,
+        "encoder_conf.use_linear_after_conv": False,
+        "encoder_conf.gate_activation": "identity",
+        "encoder_conf.use_ffn": True,
+        "encoder_conf.macaron_ffn": True,
+        "encoder_conf.merge_conv_kernel": 31,
+    },
+}
+
+
+def flat(config, prefix=""):
+    """``{"encoder_conf.output_size": 256, ...}``"""
+    out = {}
+    for key, value in config.items():
+        nested = isinstance(value, dict) and value
+        out |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return out
+
+
+@pytest.mark.parametrize("encoder", PUBLISHED)
+def test_mha_config_has_the_published_hyper_parameters(encoder):
+    ours = {
+        "encoder": f"kv_{encoder}",
+        "encoder_conf.attention": "mha",
+        "encoder_conf.attention_conf": {},
+    }
+    config = load(CONF / f"tuning/train_asr_{encoder}_mha.yaml")
+    assert flat(config) == SHARED | PUBLISHED[encoder] | ours
+
+
+def test_decoding_is_the_published_one_with_exact_ctc_scores():
+    assert load(CONF / "decode_asr.yaml") == {
+        "beam_size": 20,
+        "ctc_weight": 0.3,
+        "lm_weight": 0.3,
+        "penalty": 0.0,
+        "maxlenratio": 0.0,
+        "minlenratio": 0.0,
+        "ctc_window_margin": 0,
+    }
+
+
+def test_run_sh_passes_the_published_options(tmp_path):
+    shutil.copy(CONF.parent / "run.sh", tmp_path)
+    asr = tmp_path / "egs2/TEMPLATE/asr1/asr.sh"
+    asr.parent.mkdir(parents=True)
+    asr.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    asr.chmod(0o755)
+    printed = subprocess.run([tmp_path / "run.sh"], capture_output=True, text=True, check=True)
+    words = printed.stdout.splitlines()
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {
+        "--lang": "en",
+        "--ngpu": "1",
+        "--nj": "32",
+        "--inference_nj": "32",
+        "--nbpe": "5000",
+        "--max_wav_duration": "30",
+        "--speed_perturb_factors": "0.9 1.0 1.1",
+        "--audio_format": "flac.ark",
+        "--feats_type": "raw",
+        "--use_lm": "false",
+        "--asr_config": "conf/train_asr.yaml",
+        "--inference_config": "conf/decode_asr.yaml",
+        "--train_set": "train_clean_100",
+        "--valid_set": "dev",
+        "--test_sets": "test_clean test_other dev_clean dev_other",
+        "--lm_train_text": "data/train_clean_100/text",
+        "--bpe_train_text": "data/train_clean_100/text",
+    }

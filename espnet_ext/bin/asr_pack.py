@@ -1,20 +1,27 @@
-"""Pack a trained model, its config and what decoding needs in one archive, as ESPnet does."""
+"""Pack a trained model, its config and what decoding needs in one archive, in ESPnet's format."""
 
-import sys
+import argparse
 
-from espnet2.bin import pack
-
-import espnet_ext  # noqa: F401
-from espnet_ext.errors import UserError, cli
+from espnet_ext import packing
+from espnet_ext.errors import cli
 
 
 @cli
 def main(argv=None):
-    """Pack the files in ``argv`` (options of ESPnet's ``pack asr``)."""
-    try:
-        pack.main(["asr", *(sys.argv[1:] if argv is None else argv)])
-    except FileNotFoundError as error:
-        raise UserError(f"{error}; train and score the model before it is packed") from None
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--asr_train_config", required=True, help="config.yaml of the training")
+    parser.add_argument("--asr_model_file", required=True, help="such as valid.acc.ave.pth")
+    parser.add_argument("--lm_train_config", help="config.yaml of the language model")
+    parser.add_argument("--lm_file", help="its checkpoint")
+    parser.add_argument(
+        "--option", action="append", default=[], help="another file to pack; may be repeated"
+    )
+    parser.add_argument("--outpath", required=True, help="the .zip to write")
+    args = vars(parser.parse_args(argv))
+    chosen = {key: path for key, path in args.items() if path and key not in ("option", "outpath")}
+    configs = {key: path for key, path in chosen.items() if key.endswith("_config")}
+    files = {key: path for key, path in chosen.items() if key not in configs}
+    packing.pack(args["outpath"], configs, files, args["option"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The recipe from stage 1 to 13 on the real utterances of mini_an4, in a copy of its directory."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from espnet_ext import packing
+from espnet_ext.data import kaldi
 from espnet_ext.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -157,21 +160,58 @@ def test_statistics_count_the_vocabulary_in_numel_batches(recipe):
     assert all(line.endswith(f",{size}") for line in shapes.splitlines())
 
 
-def test_packed_model_loads_elsewhere_with_the_trained_weights(recipe, tmp_path):
+def test_packed_model_decodes_the_same_text_elsewhere(recipe, tmp_path):
     done = run(recipe, *BRANCHFORMER, "--stage", "14", "--skip-packing", "false")
     assert done.returncode == 0, done.stdout + done.stderr
     (archive,) = (recipe / BRANCHFORMER_EXP).glob("*_valid.acc.ave.zip")
-    from espnet2.main_funcs.pack_funcs import unpack
+    arguments, _ = packing.unpack(archive, tmp_path / "model")
+    assert str(recipe) not in Path(arguments["asr_train_config"]).read_text()
+    assert list(tmp_path.rglob("tokens.txt"))
 
+    wavs = kaldi.read_scp(recipe / "dump/raw/test/wav.scp")
+    kaldi.write_scp(tmp_path / "wav.scp", {utt: str(recipe / path) for utt, path in wavs.items()})
+    options = [word for key, path in arguments.items() for word in (f"--{key}", path)]
+    options += ["--config", recipe / "conf/decode_asr.yaml", "--output_dir", "decoded"]
+    options += ["--data_path_and_name_and_type", "wav.scp,speech,sound"]
+    done = subprocess.run(
+        [sys.executable, "-m", "espnet_ext.bin.asr_inference", *options],
+        cwd=tmp_path,  # where no path of the recipe leads anywhere
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = recipe / BRANCHFORMER_EXP / "decode_asr_asr_model_valid.acc.ave/test"
+    for name in ("text", "token", "score"):
+        decoded = (tmp_path / "decoded/1best_recog" / name).read_text().splitlines()
+        assert sorted(decoded) == (results / name).read_text().splitlines()
+    trained = torch.load(recipe / BRANCHFORMER_EXP / "valid.acc.ave.pth")
+    packed = torch.load(arguments["asr_model_file"])
+    assert packed.keys() == trained.keys()
+    assert all(torch.equal(weight, trained[name]) for name, weight in packed.items())
+
+
+class Program:
+    """What unpickling would run."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_checkpoint_with_a_program_in_it_is_refused(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(recipe)
     from espnet_ext.checkpoint import StrictASRTask
 
-    files = unpack(archive, tmp_path)
-    model, args = StrictASRTask.build_model_from_file(
-        files["asr_train_config"], files["asr_model_file"]
-    )
-    trained = torch.load(recipe / BRANCHFORMER_EXP / "valid.acc.ave.pth")
-    assert all(torch.equal(weight, trained[name]) for name, weight in model.state_dict().items())
-    assert Path(args.bpemodel).is_file() and tmp_path in Path(args.bpemodel).parents
+    state = torch.load(recipe / BRANCHFORMER_EXP / "valid.acc.ave.pth")
+    torch.save(state | {"program": Program(tmp_path / "run")}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="bad.pth: damaged, or holds other things than tensors"):
+        StrictASRTask.build_model_from_file(
+            recipe / BRANCHFORMER_EXP / "config.yaml", tmp_path / "bad.pth"
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_inference_refuses_a_checkpoint_that_does_not_fit(recipe, tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
 """Options of the recipes: ESPnet's names and defaults, and what happens to wrong ones."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -90,21 +88,6 @@ def test_wrong_option_is_refused(words, message):
 )
 def test_recipe_ends_a_wrong_option_in_one_line(words, message):
     assert message in refusal(*words, "--stop-stage", "0")
-
-
-def test_upload_without_a_token_is_refused(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if "TOKEN" not in k}
-    done = subprocess.run(
-        [sys.executable, "-m", "espnet_ext.bin.asr_upload", "--repo", "owner/name", "model.zip"],
-        cwd=ROOT,
-        env=environment | {"HF_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert (
-        done.stderr == "asr_upload: error: no token: set HF_TOKEN, or keep --skip_upload_hf true\n"
-    )
 
 
 def test_upload_needs_a_repository():

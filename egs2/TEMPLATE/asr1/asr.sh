@@ -423,6 +423,7 @@ packed="${asr_exp}/$(basename "${asr_exp}")_${inference_asr_model%.*}.zip"
 if wanted 14; then
     log "Stage 14: packing ${packed}"
     pack_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
+    pack_opts+=(--option "${token_list}")
     packed_files=("${asr_exp}"/{config.yaml,"${inference_asr_model}",RESULTS.md})
     [ "${feats_normalize}" != global_mvn ] || pack_opts+=(--option "${asr_stats_dir}/train/feats_stats.npz")
     [ "${bpemodel}" = none ] || pack_opts+=(--option "${bpemodel}")
@@ -441,7 +442,7 @@ if wanted 15; then
     log "Stage 15: uploading ${packed}"
     [ -n "${hf_repo}" ] || die "--skip_upload_hf false needs --hf_repo OWNER/NAME"
     [ -f "${packed}" ] || die "no ${packed}: run stage 14 with --skip_packing false first"
-    tool asr_upload --repo "${hf_repo}" "${packed}" "${asr_exp}/RESULTS.md"
+    tool asr_upload --repo "${hf_repo}" "${packed}"
 fi
 
 log "Finished."

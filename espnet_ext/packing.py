@@ -1,0 +1,139 @@
+"""One archive of a trained model and all that decoding needs, in the format that ESPnet packs.
+
+``meta.yaml`` says which members are the arguments of ``Speech2Text`` and which versions made the
+archive; ESPnet's own ``Speech2Text.from_pretrained`` reads it too, after ``import espnet_ext``.
+"""
+
+import os
+import platform
+import shutil
+import time
+import zipfile
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+import espnet_ext
+from espnet_ext.errors import UserError
+
+
+def _change(value, change):
+    """Apply a function to every string in nested dicts and lists."""
+    if isinstance(value, dict):
+        return {key: _change(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_change(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _member(path):
+    """Name of a file in the archive: its path from here, or from the root if it is not below."""
+    path = os.path.abspath(path)
+    below = os.path.relpath(path)
+    return path.lstrip("/") if below.startswith("..") else below
+
+
+def _versions():
+    return {
+        "espnet_ext": espnet_ext.__version__,
+        "espnet": version("espnet"),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+    }
+
+
+def pack(out, configs, files, options=()):
+    """Write an archive, whole or not at all. Paths of packed files in the configs are adapted.
+
+    Args:
+        out: The ``.zip`` to write.
+        configs: YAML files by argument of ``Speech2Text``, e.g. ``{"asr_train_config": path}``.
+        files: Other files by argument, e.g. ``{"asr_model_file": path}``.
+        options: Files that are packed as well: statistics, token model, results.
+
+    Raises:
+        UserError: A file is not there, or the archive cannot be written.
+    """
+    paths = [*configs.values(), *files.values(), *options]
+    gone = [str(path) for path in paths if not Path(path).is_file()]
+    if gone:
+        raise UserError(f"{' '.join(gone)}: not there; train and score the model before packing it")
+    members = {os.path.abspath(path): _member(path) for path in paths}
+    meta = {
+        "yaml_files": {key: members[os.path.abspath(path)] for key, path in configs.items()},
+        "files": {key: members[os.path.abspath(path)] for key, path in files.items()},
+        "timestamp": time.time(),
+        **_versions(),
+    }
+    out = Path(out)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(temporary, "w") as archive:
+            archive.writestr("meta.yaml", yaml.safe_dump(meta))
+            for path, member in members.items():
+                if member in meta["yaml_files"].values():
+                    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+                    config = _change(config, lambda text: members.get(os.path.abspath(text), text))
+                    archive.writestr(member, yaml.safe_dump(config, sort_keys=False))
+                else:
+                    archive.write(path, member)
+        temporary.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unpack(archive, folder):
+    """Unpack an archive into a new folder; the configs in it name the files where they are then.
+
+    Args:
+        archive: Packed here or by ESPnet, as ``.zip``.
+        folder: Directory that is not there yet.
+
+    Returns:
+        (arguments, versions): arguments of ``Speech2Text``, e.g. ``{"asr_train_config": path,
+        "asr_model_file": path}``, and the versions that packed the model by name.
+
+    Raises:
+        UserError: The archive is damaged or no packed model, or ``folder`` is there.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; give a directory that is not")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with zipfile.ZipFile(archive) as packed:
+            names = set(packed.namelist())
+            if outside := [name for name in names if name[0] == "/" or ".." in Path(name).parts]:
+                raise UserError(f"{archive}: {outside[0]} would be written elsewhere; refused")
+            packed.extractall(temporary)
+
+        def place(text):
+            member = os.path.normpath(text).lstrip("/")  # ESPnet packs absolute paths without "/"
+            return str(folder / member) if member in names else text
+
+        meta = yaml.safe_load((temporary / "meta.yaml").read_text(encoding="utf-8"))
+        arguments = _change(meta["yaml_files"] | meta["files"], place)
+        if gone := [path for path in arguments.values() if not path.startswith(f"{folder}/")]:
+            raise UserError(f"{archive}: lacks {' '.join(gone)}; pack the model again")
+        for key in meta["yaml_files"]:
+            path = temporary / Path(arguments[key]).relative_to(folder)
+            config = _change(yaml.safe_load(path.read_text(encoding="utf-8")), place)
+            path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        temporary.rename(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{archive}: damaged or no .zip archive ({error}); get it again") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{archive}: no packed model ({error.filename} is not there)") from error
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"{archive}: no packed model, its meta.yaml is of another form") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return arguments, {key: str(meta[key]) for key in _versions() if key in meta}
