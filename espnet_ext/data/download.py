@@ -276,4 +276,5 @@ def get(archives, folder, urls, timeout=60):
                 "db.sh to a directory on a larger disk"
             )
         for archive in todo:
+            print(f"{corpus / archive.name}: {archive.size / 1e9:.1f} GB to get", flush=True)
             extract(archive, fetch(archive, folder, urls, timeout), corpus)

@@ -18,6 +18,7 @@ import pytest
 from espnet_ext.bin import data_download
 from espnet_ext.data import download
 
+ROOT = Path(__file__).parents[2]
 SPLIT = "dev-clean"
 NAME = f"{SPLIT}.tar.gz"
 TIMEOUT = 0.2  # seconds
@@ -288,6 +289,25 @@ def test_too_small_a_disk_is_found_before_anything_is_fetched(server, get, tmp_p
     assert server.requests == []
 
 
+def test_disk_that_fills_on_the_way_is_one_line_and_nothing_is_lost(server, get, tmp_path):
+    def limited(kib):
+        command = [sys.executable, "-m", "espnet_ext.bin.data_download", *get.command]
+        shell = ["bash", "-c", f'ulimit -f {kib}; exec "$@"', "bash", *command]  # for every file
+        done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        return done.stderr
+
+    get(404)
+    server.behaviours = {"m0": "good"}
+    part = tmp_path / "corpora" / f"{NAME}.part"
+    assert f"{part}: cannot be written (File too large)" in limited(20)
+    assert part.read_bytes() == ARCHIVE[: 20 * 1024]
+    part.with_name(NAME).write_bytes(ARCHIVE)
+    assert f"/.{SPLIT}.part: cannot be written (File too large)" in limited(20)
+    assert_not_there(tmp_path / "corpora")
+    assert get(404) == (0, [])
+
+
 def wait_for(condition):
     end = time.time() + 20
     while not condition():
@@ -300,7 +320,7 @@ def test_killed_download_goes_on_and_two_at_once_are_refused(server, get, tmp_pa
     server.behaviours, server.requests[:] = {"m0": ["stalled", "good"]}, []
     command = [sys.executable, "-m", "espnet_ext.bin.data_download", *get.command]
     command[command.index("--timeout") + 1] = "60"
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    process = subprocess.Popen(command, cwd=ROOT)
     part = tmp_path / "corpora" / f"{NAME}.part"
     wait_for(lambda: part.exists() and part.stat().st_size == len(ARCHIVE) // 2)
     status, (line,) = get("good")
@@ -332,7 +352,7 @@ def dying(self, member, *args, **kwargs):
 tarfile.TarFile.extract = dying
 download.extract(download.{archive!r}, "{folder / NAME}", "{folder / "LibriSpeech"}")
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
     assert list((folder / "LibriSpeech").rglob("*.txt"))  # it had begun
     assert not (folder / "LibriSpeech" / SPLIT).exists()

@@ -171,7 +171,7 @@ def test_packed_model_decodes_the_same_text_elsewhere(recipe, tmp_path):
     wavs = kaldi.read_scp(recipe / "dump/raw/test/wav.scp")
     kaldi.write_scp(tmp_path / "wav.scp", {utt: str(recipe / path) for utt, path in wavs.items()})
     options = [word for key, path in arguments.items() for word in (f"--{key}", path)]
-    options += ["--config", recipe / "conf/decode_asr.yaml", "--output_dir", "decoded"]
+    options += ["--config", "model/conf/decode_asr.yaml", "--output_dir", "decoded"]
     options += ["--data_path_and_name_and_type", "wav.scp,speech,sound"]
     done = subprocess.run(
         [sys.executable, "-m", "espnet_ext.bin.asr_inference", *options],

@@ -92,3 +92,8 @@ def test_recipe_ends_a_wrong_option_in_one_line(words, message):
 
 def test_upload_needs_a_repository():
     assert "--hf_repo" in refusal("--stage", "15", "--skip_upload_hf", "false").split("error")[-1]
+
+
+def test_nothing_is_packed_or_uploaded_unless_asked_for():
+    done = subprocess.run([ROOT / "run.sh", "--stage", "14"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Stage 1" not in done.stdout and "Finished." in done.stdout

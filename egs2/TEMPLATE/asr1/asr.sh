@@ -423,7 +423,7 @@ packed="${asr_exp}/$(basename "${asr_exp}")_${inference_asr_model%.*}.zip"
 if wanted 14; then
     log "Stage 14: packing ${packed}"
     pack_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
-    pack_opts+=(--option "${token_list}")
+    pack_opts+=(--option "${token_list}" ${inference_config:+--option "${inference_config}"})
     packed_files=("${asr_exp}"/{config.yaml,"${inference_asr_model}",RESULTS.md})
     [ "${feats_normalize}" != global_mvn ] || pack_opts+=(--option "${asr_stats_dir}/train/feats_stats.npz")
     [ "${bpemodel}" = none ] || pack_opts+=(--option "${bpemodel}")
