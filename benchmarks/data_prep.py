@@ -9,6 +9,7 @@ workers of proportional resident sizes, sampled; a page that they share counts o
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -80,6 +81,7 @@ def main():
     parser.add_argument("--convert", action="store_true", help="write perturbed audio too")
     args = parser.parse_args()
     print(f"# {args.utterances} utterances, --nj {args.nj}, {device_name()}, commit {commit()}")
+    print(f"# load average {os.getloadavg()[0]:.1f} before", flush=True)
     print("| stage | does | s | MiB |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
