@@ -109,7 +109,7 @@ def unpack(archive, folder):
         shutil.rmtree(temporary, ignore_errors=True)
         with zipfile.ZipFile(archive) as packed:
             names = set(packed.namelist())
-            if outside := [name for name in names if name[0] == "/" or ".." in Path(name).parts]:
+            if outside := [name for name in names if name[:1] == "/" or ".." in Path(name).parts]:
                 raise UserError(f"{archive}: {outside[0]} would be written elsewhere; refused")
             packed.extractall(temporary)
 

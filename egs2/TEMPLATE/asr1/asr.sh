@@ -424,7 +424,7 @@ if wanted 14; then
     log "Stage 14: packing ${packed}"
     pack_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
     pack_opts+=(--option "${token_list}" ${inference_config:+--option "${inference_config}"})
-    packed_files=("${asr_exp}"/{config.yaml,"${inference_asr_model}",RESULTS.md})
+    packed_files=("${asr_exp}"/{config.yaml,"${inference_asr_model}",RESULTS.md} ${inference_config})
     [ "${feats_normalize}" != global_mvn ] || pack_opts+=(--option "${asr_stats_dir}/train/feats_stats.npz")
     [ "${bpemodel}" = none ] || pack_opts+=(--option "${bpemodel}")
     if "${use_lm}"; then
