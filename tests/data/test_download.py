@@ -164,6 +164,13 @@ def test_download_recovers(case, server, get, tmp_path):
     assert asked == [start and f"bytes={len(ARCHIVE) // 2}-" for start in ranges]
 
 
+def test_connection_may_break_any_number_of_times_while_it_goes_on(server, get, tmp_path):
+    assert get(["truncated"] * 8 + ["good"]) == (0, [])
+    assert_whole(tmp_path / "corpora")
+    starts = [int(start.removeprefix("bytes=")[:-1]) for _, start in server.requests[1:]]
+    assert len(starts) == 8 > download.FAILURES and starts == sorted(set(starts))
+
+
 @pytest.mark.parametrize(
     "behaviour, said",
     [
