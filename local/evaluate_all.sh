@@ -3,11 +3,6 @@
 # What is there and younger than the model is kept. docs/report.md says what is in the files.
 set -euo pipefail
 
-log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (evaluate_all.sh) $*"; }
-die() { log "error: $*" >&2; exit 1; }
-
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-
 # begin options
 corpus=librispeech_100         # librispeech_100 is the recipe of the repository's root, others are egs2/<corpus>/asr1
 models=                        # model directories, e.g. "exp/asr_a exp/asr_b" (default: all that are trained)
@@ -22,20 +17,8 @@ device=cpu                     # cpu or cuda, for streams and measurements
 run_args=                      # more options of run.sh, e.g. "--gpu_inference true"
 # end options
 
-. "${root}/path.sh"
-assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
-eval "${assignments}"
-[ $# -eq 0 ] || die "'$1' is not an option"
+. "$(dirname "${BASH_SOURCE[0]}")/in_recipe.sh"
 
-recipe="${root}/egs2/${corpus}/asr1"
-[[ "${corpus}" != librispeech* ]] || recipe="${root}"
-[ -f "${recipe}/run.sh" ] || die "--corpus ${corpus}: no ${recipe}/run.sh"
-cd "${recipe}"
-
-if [ -z "${profile_config}" ]; then
-    profile_config=conf/profile.yaml
-    [ -f "${profile_config}" ] || profile_config="${root}/conf/profile.yaml"
-fi
 inference_tag="$(basename "${inference_config}" .yaml)_asr_model_${inference_asr_model%.*}"
 if [ -z "${models}" ]; then
     for checkpoint in "${expdir}"/asr_*/"${inference_asr_model}"; do
@@ -43,15 +26,14 @@ if [ -z "${models}" ]; then
     done
     [ -n "${models}" ] || die "no ${recipe}/${expdir}/asr_*/${inference_asr_model}: train a model first"
 fi
-eval "run_words=(${run_args})"
 
 trap 'exit 130' INT
 failed=()
 for model in ${models}; do
     log "Evaluating ${model}"
-    ./run.sh --skip_data_prep true --skip_train true --asr_exp "${model}" --expdir "${expdir}" --dumpdir "${dumpdir}" \
-        --inference_config "${inference_config}" --inference_tag "${inference_tag}" \
-        --inference_asr_model "${inference_asr_model}" ${run_words[@]+"${run_words[@]}"} \
+    ./run.sh --stop_stage 13 --skip_data_prep true --skip_train true --asr_exp "${model}" \
+        --expdir "${expdir}" --dumpdir "${dumpdir}" --inference_config "${inference_config}" \
+        --inference_tag "${inference_tag}" --inference_asr_model "${inference_asr_model}" ${run_words[@]+"${run_words[@]}"} \
         && python -m espnet_ext.bin.asr_evaluate "${model}" --inference_tag "${inference_tag}" \
             --inference_asr_model "${inference_asr_model}" --inference_config "${inference_config}" \
             --profile_config "${profile_config}" ${streaming_config:+--streaming_config "${streaming_config}"} \

@@ -3,11 +3,6 @@
 # Run it again after a stop or a failure: what is done is kept. One model's failure does not stop the others.
 set -euo pipefail
 
-log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (run_all_baselines.sh) $*"; }
-die() { log "error: $*" >&2; exit 1; }
-
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-
 # begin options
 encoders="conformer branchformer" # which encoders
 attentions="mha gqa mla linear" # which attentions
@@ -19,34 +14,34 @@ comparison=comparison          # tables, plots and report.html
 inference_config=conf/decode_asr.yaml # decoding of whole recordings
 streaming_config=              # decoding of streams (default: greedy CTC search)
 profile_config=                # what is measured (default: the recipe's conf/profile.yaml, or the repository's)
-nj=2                           # processes that decode streams
+jobs=1                         # models trained and evaluated at once
+nj=2                           # processes that decode streams, per model
 device=cpu                     # cpu or cuda, for streams and measurements
 run_args=                      # more options of run.sh, e.g. "--ngpu 2 --asr_args '--max_epoch 30'"
 # end options
 
-. "${root}/path.sh"
-assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
-eval "${assignments}"
-[ $# -eq 0 ] || die "'$1' is not an option"
+. "$(dirname "${BASH_SOURCE[0]}")/in_recipe.sh"
 
-recipe="${root}/egs2/${corpus}/asr1"
-[[ "${corpus}" != librispeech* ]] || recipe="${root}"
-[ -f "${recipe}/run.sh" ] || die "--corpus ${corpus}: no ${recipe}/run.sh"
-cd "${recipe}"
 if [ -z "${conf_dir}" ]; then
     conf_dir=conf/tuning
     [ -d "${conf_dir}" ] || conf_dir=conf
 fi
-eval "run_words=(${run_args})"
+[ "${jobs}" -ge 1 ] || die "--jobs ${jobs}: must be at least 1"
 logdir="${expdir}/run_all"
 mkdir -p "${logdir}"
+rm -f "${logdir}"/*.failed
 
 minutes() { echo "$(((${1} + 30) / 60)) min"; }
 
+run_stages() { # run_stages CONFIG OPTION...
+    ./run.sh --asr_config "$1" --expdir "${expdir}" --dumpdir "${dumpdir}" "${@:2}" ${run_words[@]+"${run_words[@]}"}
+}
+
 run_model() { # run_model CONFIG LOG: train and evaluate one model
     [ -f "$1" ] || { echo "no such file: ${recipe}/$1"; return 1; }
-    ./run.sh --stop_stage 11 --asr_config "$1" --expdir "${expdir}" --dumpdir "${dumpdir}" \
-        ${run_words[@]+"${run_words[@]}"} || return 1
+    # Models share data, tokens and statistics: one makes them, the others wait and find them there.
+    { flock 9 && run_stages "$1" --stop_stage 10 9>&-; } 9> "${logdir}/.preparing" || return 1
+    run_stages "$1" --stage 11 --stop_stage 11 || return 1
     local model
     model=$(sed -n 's/.*Stage 11: training of //p' "$2" | tail -n 1)
     [ -n "${model}" ] || { echo "stage 11 did not run"; return 1; }
@@ -55,27 +50,47 @@ run_model() { # run_model CONFIG LOG: train and evaluate one model
         --profile_config "${profile_config}" --nj "${nj}" --device "${device}" --run_args "${run_args}"
 }
 
+report_model() { # report_model ENCODER ATTENTION: run_model, its log, and a line about the outcome
+    local name="$1_$2" seconds
+    local log="${logdir}/${name}.log"
+    if run_model "${conf_dir}/train_asr_${name}.yaml" "${log}" > "${log}" 2>&1; then
+        tail -n 1 "${log}"
+    else
+        echo "$1 $2: $(tail -n 1 "${log}") (${recipe}/${log})" > "${logdir}/${name}.failed"
+        log "FAILED: $(<"${logdir}/${name}.failed")"
+    fi
+    echo "${name}" >> "${logdir}/.ended"
+    seconds=$((SECONDS - begun)) ended=$(wc -l < "${logdir}/.ended")
+    log "${ended} of ${total} after $(minutes "${seconds}"), about" \
+        "$(minutes $((seconds * (total - ended) / ended))) left"
+}
+
+# Every model is a process group of its own, which ends with this script.
+set -m
+trap 'trap - EXIT; for group in $(jobs -p); do kill -- -"${group}" 2> /dev/null || true; done' EXIT
 trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
 # shellcheck disable=SC2206  # the options are words
 names=(${encoders}) kinds=(${attentions})
-total=$((${#names[@]} * ${#kinds[@]})) done=0 begun=${SECONDS} failed=()
+total=$((${#names[@]} * ${#kinds[@]})) number=0 begun=${SECONDS}
+: > "${logdir}/.ended"
 for encoder in "${names[@]}"; do
     for attention in "${kinds[@]}"; do
-        model_log="${logdir}/${encoder}_${attention}.log"
-        log "[$((done + 1))/${total}] ${encoder} ${attention}, log: ${recipe}/${model_log}"
-        if run_model "${conf_dir}/train_asr_${encoder}_${attention}.yaml" "${model_log}" > "${model_log}" 2>&1; then
-            tail -n 1 "${model_log}"
-        else
-            failed+=("${encoder} ${attention}: $(tail -n 1 "${model_log}") (${recipe}/${model_log})")
-            log "FAILED: ${failed[-1]}"
-        fi
-        done=$((done + 1))
-        left=$(((SECONDS - begun) * (total - done) / done))
-        log "${done} of ${total} after $(minutes $((SECONDS - begun))), about $(minutes "${left}") left"
+        while [ "$(jobs -rp | wc -l)" -ge "${jobs}" ]; do wait -n; done
+        number=$((number + 1))
+        log "[${number}/${total}] ${encoder} ${attention}, log: ${recipe}/${logdir}/${encoder}_${attention}.log"
+        report_model "${encoder}" "${attention}" &
     done
 done
+wait
 
+status=0
 python -m espnet_ext.bin.asr_compare --expdir "${expdir}" --output "${comparison}" --encoders "${encoders}" \
-    --attentions "${attentions}" || failed+=("comparison")
-for failure in ${failed[@]+"${failed[@]}"}; do log "FAILED: ${failure}"; done
-[ ${#failed[@]} -eq 0 ]
+    --attentions "${attentions}" || status=1
+for failure in "${logdir}"/*.failed; do
+    [ -f "${failure}" ] || continue
+    log "FAILED: $(<"${failure}")"
+    status=1
+done
+exit "${status}"

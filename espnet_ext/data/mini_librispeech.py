@@ -9,7 +9,6 @@ import _ctypes
 import ctypes
 import functools
 import hashlib
-import itertools
 import math
 import shutil
 from collections import Counter
@@ -52,8 +51,10 @@ SENTENCES = (
 )
 VOICES = {  # split -> gender -> eSpeak NG's voice variants
     "train-clean-100": {
-        "F": "Alicia Andrea belinda f1 f3 f5 grandma steph",
-        "M": "Andy Denis Diogo Hugo Michael adam boris iven3 klatt3 m1 m3 m4 m5 m7 marcelo travis",
+        "F": "Alicia Andrea belinda f1 f3 f5 grandma steph steph3",
+        "M": "Andy Denis Diogo Gene Hugo Lee Marco Michael adam antonio boris ed edward gustave "
+        "iven iven3 klatt klatt3 m1 m3 m4 m5 m7 m8 marcelo michel mike2 paul pedro robert travis "
+        "zac",
     },
     "dev-clean": {"F": "Annie f4", "M": "Mario benjamin m2 quincy"},
     "dev-other": {"F": "anika steph2", "M": "Nguyen RicishayMax iven4 pablo"},
@@ -63,8 +64,7 @@ VOICES = {  # split -> gender -> eSpeak NG's voice variants
 ACCENTS = ("en-us", "en-us", "en-us", "en", "en-gb-x-rp", "en-us-nyc")
 SPEAKERS_PER_VOICE = 2  # they differ in accent, pitch, intonation and speed
 CHAPTERS_PER_SPEAKER = 2
-SENTENCES_PER_CHAPTER = dict.fromkeys(VOICES, 7) | {"train-clean-100": 8}
-WORDS_PER_CHAPTER = {"train-clean-100": 11}  # said alone: from these a model soon learns the words
+SENTENCES_PER_CHAPTER = 7
 README = "Synthetic speech of eSpeak NG in the layout of LibriSpeech, made by Mini LibriSpeech"
 
 ESPEAK_RATE = 22050
@@ -137,18 +137,15 @@ def _texts(rng):
     Yields:
         (speaker, name of the chapter, list of texts)
     """
-    slots = dict.fromkeys(word for sentence in SENTENCES for word in sentence.split())
-    alone = itertools.cycle([word for slot in slots for word in WORDS.get(slot, slot).split()])
     said = set()
     for split in VOICES:
         for speaker in _speakers(split):
             for chapter in range(1, CHAPTERS_PER_SPEAKER + 1):
                 texts = []
-                while len(texts) < SENTENCES_PER_CHAPTER[split]:
+                while len(texts) < SENTENCES_PER_CHAPTER:
                     if (text := _sentence(rng)) not in said:
                         said.add(text)
                         texts.append(text)
-                texts += itertools.islice(alone, WORDS_PER_CHAPTER.get(split, 0))
                 yield speaker, f"{speaker.name}{chapter}", texts
 
 

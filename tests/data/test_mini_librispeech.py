@@ -57,20 +57,19 @@ def test_evaluation_voices_and_sentences_are_unseen_in_training(split):
 
 
 def test_no_two_utterances_share_a_sentence_or_a_name():
-    sentences = [utterance.text for utterance in PLAN if " " in utterance.text]
-    assert len(set(sentences)) == len(sentences)
+    assert len({utterance.text for utterance in PLAN}) == len(PLAN)
     assert len({utterance.name for utterance in PLAN}) == len(PLAN)
 
 
-def test_every_word_is_also_said_alone_in_training_by_voices_of_both_genders():
+def test_every_word_is_said_in_training_by_voices_of_both_genders():
     assert 60 <= len(words("train-clean-100")) <= 150
     for gender in ("F", "M"):
-        alone = {u.text for u in planned("train-clean-100") if u.speaker.gender == gender}
-        assert words("train-clean-100") <= alone
+        texts = [u.text for u in planned("train-clean-100") if u.speaker.gender == gender]
+        assert words("train-clean-100") == set(" ".join(texts).split())
 
 
 def test_utterance_is_the_same_in_any_process_whatever_was_spoken_before():
-    some = [0, 5, 900, 1343]  # breathy voices among them: their noise is seeded
+    some = [0, 5, 644, 1819]  # breathy voices among them: their noise is seeded
     script = (
         "import sys; from test_mini_librispeech import PLAN, checksum\n"
         f"print(*[checksum(PLAN[n]) for n in {some[::-1]}])"
@@ -89,7 +88,7 @@ def test_utterance_is_the_same_in_any_process_whatever_was_spoken_before():
 )
 def test_samples_are_those_of_every_other_machine():
     assert checksum(PLAN[0])[:16] == "6d83b83618950521"
-    assert checksum(PLAN[-1])[:16] == "0a4ae61c37ba17e8"
+    assert checksum(PLAN[-1])[:16] == "907614089dbb43b2"
 
 
 def test_resampling_is_exact_integer_arithmetic():

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from espnet_ext.errors import UserError
 from espnet_ext.jobs import parse_request
+from processes import running, wait_for
 
 ROOT = Path(__file__).parents[2]
 RUN = [sys.executable, "-m", "espnet_ext.bin.run_jobs"]
@@ -24,21 +24,6 @@ def run(*words, cwd, **more):
     return subprocess.run(
         [*RUN, *words], cwd=cwd, env=environment(**more), capture_output=True, text=True
     )
-
-
-def wait_for(condition):
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited 30 s in vain")
-
-
-def running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_array_puts_the_number_into_log_and_command(tmp_path):
@@ -132,6 +117,8 @@ def test_signal_ends_the_whole_process_group_of_a_job(tmp_path, signum):
         cwd=tmp_path,
         env=environment(),
         stderr=subprocess.DEVNULL,
+        # tests that run in the background would hand down that SIGINT is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for((tmp_path / "child").exists)
     child = int((tmp_path / "child").read_text())

@@ -1,6 +1,7 @@
 """The recipe from stage 1 to 13 on the real utterances of mini_an4, in a copy of its directory."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ BRANCHFORMER_EXP = "exp/asr_train_asr_branchformer_gqa_raw_en_bpe30_sp"
 def recipe(tmp_path_factory):
     """A copy of the recipe in a tree that is otherwise this repository, stages 1 to 10 done."""
     root = tmp_path_factory.mktemp("repository")
-    for name in ("path.sh", "cmd.sh", "espnet_ext"):
+    for name in ("path.sh", "cmd.sh", "conf", "espnet_ext"):
         (root / name).symlink_to(ROOT / name)
     (root / ".venv").symlink_to(sys.prefix)
     (root / RECIPE).parent.mkdir(parents=True)
@@ -161,7 +162,8 @@ def test_statistics_count_the_vocabulary_in_numel_batches(recipe):
 
 
 def test_packed_model_decodes_the_same_text_elsewhere(recipe, tmp_path):
-    done = run(recipe, *BRANCHFORMER, "--stage", "14", "--skip-packing", "false")
+    options = ["--skip-packing", "false", "--stage", "14", "--stop-stage", "14"]
+    done = run(recipe, *BRANCHFORMER, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     (archive,) = (recipe / BRANCHFORMER_EXP).glob("*_valid.acc.ave.zip")
     arguments, _ = packing.unpack(archive, tmp_path / "model")
@@ -212,6 +214,15 @@ def test_checkpoint_with_a_program_in_it_is_refused(recipe, tmp_path, monkeypatc
             recipe / BRANCHFORMER_EXP / "config.yaml", tmp_path / "bad.pth"
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_stage_16_measures_the_trained_model_once(recipe):
+    done = run(recipe, *BRANCHFORMER, "--stage", "16")
+    assert done.returncode == 0, done.stdout + done.stderr
+    profile = json.loads((recipe / BRANCHFORMER_EXP / "profile.json").read_text())
+    assert profile["cache"]["bytes"] == profile["cache"]["formula_bytes"] > 0
+    assert profile["offline"]["utterances"] == 2
+    assert "up to date" in run(recipe, *BRANCHFORMER, "--stage", "16").stdout
 
 
 def test_inference_refuses_a_checkpoint_that_does_not_fit(recipe, tmp_path, monkeypatch):

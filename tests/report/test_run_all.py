@@ -1,11 +1,14 @@
 """The scripts around training: what fails is named, what is there is kept, the rest goes on."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from processes import running, wait_for
 
 REPO = Path(__file__).parents[2]
 
@@ -14,7 +17,8 @@ RUN = """#!/usr/bin/env bash
 set -euo pipefail
 echo "$*" >> calls
 while [ $# -gt 1 ]; do declare "${1#--}=$2"; shift 2; done
-if [ -n "${asr_exp:-}" ]; then exit 0; fi
+if [ -n "${asr_exp:-}" ] || [ "${stop_stage}" = 10 ]; then exit 0; fi
+[ ! -f wait ] || { sleep 300 & echo $! >> started; wait; }
 name=$(basename "${asr_config}" .yaml)
 [ "${name}" != train_asr_conformer_gqa ] || { echo "no luck"; exit 1; }
 mkdir -p exp
@@ -54,13 +58,15 @@ def run(recipe, script, *options):
 
 
 def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
-    options = ["--encoders", "conformer", "--attentions", "mha gqa nope mla"]
+    options = ["--encoders", "conformer", "--attentions", "mha gqa nope mla", "--jobs", "2"]
     done = run(recipe, "run_all_baselines.sh", *options, "--run_args", "--asr_args '--a b'")
     assert done.returncode == 1, done.stdout + done.stderr
     ends = done.stdout.splitlines()[-2:]
     assert "FAILED: conformer gqa: no luck" in ends[0]
     assert str(recipe / "exp/run_all/conformer_gqa.log") in ends[0]
     assert "FAILED: conformer nope: no such file" in ends[1]
+    rows = [line for line in done.stdout.splitlines() if ": WER test_clean" in line]
+    assert sorted(row.split(":")[0] for row in rows) == ["conformer mha", "conformer mla"]
     assert "4 of 4" in done.stdout and "left" in done.stdout
     table = (recipe / "comparison" / "comparison_table.csv").read_text().splitlines()
     status = {line.split(",")[0]: line.split(",")[1] for line in table[1:]}
@@ -83,6 +89,24 @@ def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
     assert again.returncode == 0, again.stdout + again.stderr
     assert measured.stat().st_mtime_ns == before
     assert "conformer mla: WER test_clean" in again.stdout
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_every_model(recipe, signum):
+    (recipe / "wait").touch()
+    script = recipe.parents[2] / "local" / "run_all_baselines.sh"
+    options = ["--corpus", "toy", "--encoders", "conformer", "--jobs", "2"]
+    process = subprocess.Popen(
+        [script, *options],
+        stdout=subprocess.DEVNULL,
+        # a test that itself runs in the background would hand down that SIGINT is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    started = recipe / "started"
+    wait_for(lambda: started.exists() and started.read_text().count("\n") == 2)
+    process.send_signal(signum)
+    assert process.wait(30) == 128 + signum
+    wait_for(lambda: not any(running(int(pid)) for pid in started.read_text().split()))
 
 
 @pytest.mark.parametrize("script", ["run_all_baselines.sh", "evaluate_all.sh"])

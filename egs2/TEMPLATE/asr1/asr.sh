@@ -15,7 +15,7 @@ stop_stage=10000               # last stage to run
 skip_stages=                   # stages left out, e.g. "2 10"
 skip_data_prep=false           # leave out stages 1 to 5
 skip_train=false               # leave out stages 2 and 4 to 11
-skip_eval=false                # leave out stages 12 and 13
+skip_eval=false                # leave out stages 12, 13 and 16
 skip_packing=true              # leave out stage 14
 skip_upload_hf=true            # leave out stage 15
 eval_valid_set=false           # decode the validation set too
@@ -73,6 +73,7 @@ inference_lm=valid.loss.ave.pth # language model checkpoint used in decoding
 inference_asr_model=valid.acc.ave.pth # checkpoint used in decoding
 local_score_opts=              # options of local/score.sh
 hf_repo=                       # OWNER/NAME on the hub, for stage 15
+profile_config=                # what stage 16 measures (default: the recipe's conf/profile.yaml, or the repository's)
 # end options
 
 . ./path.sh
@@ -93,7 +94,7 @@ done
 # Which stages to run.
 ! "${skip_data_prep}" || skip_stages+=" 1 2 3 4 5"
 ! "${skip_train}" || skip_stages+=" 2 4 5 6 7 8 9 10 11"
-! "${skip_eval}" || skip_stages+=" 12 13"
+! "${skip_eval}" || skip_stages+=" 12 13 16"
 ! "${skip_packing}" || skip_stages+=" 14"
 ! "${skip_upload_hf}" || skip_stages+=" 15"
 "${use_lm}" || skip_stages+=" 6 7 8"
@@ -443,6 +444,25 @@ if wanted 15; then
     [ -n "${hf_repo}" ] || die "--skip_upload_hf false needs --hf_repo OWNER/NAME"
     [ -f "${packed}" ] || die "no ${packed}: run stage 14 with --skip_packing false first"
     tool asr_upload --repo "${hf_repo}" "${packed}"
+fi
+
+if wanted 16; then
+    log "Stage 16: what ${asr_exp} keeps in memory while it streams, and what it costs"
+    if [ -z "${profile_config}" ]; then
+        profile_config=conf/profile.yaml
+        [ -f "${profile_config}" ] || profile_config="${root}/conf/profile.yaml"
+    fi
+    wavs="${data_feats}/${test_sets%% *}/wav.scp"
+    measured=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} "${profile_config}" ${inference_config} "${wavs}")
+    state=("${asr_exp}/.profiled" "" "${measured[@]}" "${asr_exp}/profile.json")
+    if ! grep -q '^encoder: kv_' "${asr_exp}/config.yaml"; then
+        log "nothing to measure: the encoder of ${asr_exp}/config.yaml is not of this package"
+    elif ! finished "${state[@]}"; then
+        tool asr_profile --measure all --config "${asr_exp}/config.yaml" --wav_scp "${wavs}" \
+            --asr_model_file "${asr_exp}/${inference_asr_model}" --profile_config "${profile_config}" \
+            ${inference_config:+--inference_config "${inference_config}"} --output "${asr_exp}/profile.json"
+        finish "${state[@]}"
+    fi
 fi
 
 log "Finished."

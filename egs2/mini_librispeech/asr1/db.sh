@@ -1,0 +1,2 @@
+# Where local/data.sh puts the corpus that it makes.
+LIBRISPEECH=downloads
