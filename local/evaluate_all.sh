@@ -19,6 +19,11 @@ run_args=                      # more options of run.sh, e.g. "--gpu_inference t
 
 . "$(dirname "${BASH_SOURCE[0]}")/in_recipe.sh"
 
+if [ -z "${profile_config}" ]; then
+    profile_config=conf/profile.yaml
+    [ -f "${profile_config}" ] || profile_config="${root}/conf/profile.yaml"
+fi
+eval "run_words=(${run_args})"
 inference_tag="$(basename "${inference_config}" .yaml)_asr_model_${inference_asr_model%.*}"
 if [ -z "${models}" ]; then
     for checkpoint in "${expdir}"/asr_*/"${inference_asr_model}"; do

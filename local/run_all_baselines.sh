@@ -26,6 +26,7 @@ if [ -z "${conf_dir}" ]; then
     conf_dir=conf/tuning
     [ -d "${conf_dir}" ] || conf_dir=conf
 fi
+eval "run_words=(${run_args})"
 [ "${jobs}" -ge 1 ] || die "--jobs ${jobs}: must be at least 1"
 logdir="${expdir}/run_all"
 mkdir -p "${logdir}"

@@ -32,7 +32,8 @@ img { margin: 12px 0; }
 @media (max-width: 600px) {
   body { padding: 0 10px 32px; }
   th, td { padding: 4px 6px; }
-  th:first-child, td:first-child { white-space: normal; min-width: 8em; max-width: 9em; }
+  th:first-child, td:first-child { white-space: normal; overflow-wrap: anywhere; }
+  th:first-child, td:first-child { min-width: 8em; max-width: 9em; }
   img { max-width: none; width: 680px; }
 }
 """
