@@ -2,6 +2,8 @@
 
 import os
 import random
+import shutil
+import subprocess
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,6 +32,22 @@ def fsdd_archive() -> Path:
     if not path.is_file():
         pytest.skip("no Free Spoken Digit Dataset: set FSDD_ARCHIVE to its .tar.gz")
     return path
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A real Slurm of two nodes, both this machine: what commands need in their environment."""
+    if not shutil.which("slurmctld") or not shutil.which("munged"):
+        pytest.skip("no Slurm: apt-get install slurm-wlm munge")
+    if os.geteuid() != 0:
+        pytest.skip("only root can start Slurm's daemons")
+    script, folder = REPO / "tests/jobs/one_host_slurm.sh", tmp_path_factory.mktemp("slurm")
+    started = subprocess.run([script, "start", folder, "2"], capture_output=True, text=True)
+    if started.returncode != 0:
+        pytest.fail(started.stderr)
+    name, _, value = started.stdout.strip().partition("=")
+    yield {name: value}
+    subprocess.run([script, "stop", folder], check=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,17 +1,22 @@
-"""Run a command, or an array of commands, as Kaldi's ``run.pl`` does.
+"""Run a command, or an array of commands, as Kaldi's ``run.pl`` or ``slurm.pl`` does.
 
-    run_jobs [--max-jobs-run K] [--gpu N] [JOB=1:N] LOG command [argument]...
+    run_jobs [--backend local] [--max-jobs-run K] [--gpu N] [JOB=1:N] LOG command [argument]...
+    run_jobs --backend slurm [--config FILE] [--max-jobs-run K] [--gpu N] [--mem M] [--time T]
+        [--num_threads N] [--num_nodes N] [--name NAME] [JOB=1:N] LOG command [argument]...
 
 ``JOB`` is replaced by the job's number in LOG and in the command. The command is run as it stands,
-not through a shell. Other ``--name value`` pairs are ignored. The exit status is 0 when every job
-succeeded, else 1.
+not through a shell. On this machine, other ``--name value`` pairs are ignored; for Slurm the config,
+``conf/slurm.conf``, says what each stands for. The exit status is 0 when every job succeeded, else
+1.
 """
 
 import sys
 from pathlib import Path
 
 from espnet_ext.errors import UserError, cli
-from espnet_ext.jobs import die_with_parent, parse_request, run_local
+from espnet_ext.jobs import die_with_parent, parse_request, run_local, run_slurm
+
+BACKENDS = {"local": run_local, "slurm": run_slurm}
 
 
 def last_line(log):
@@ -29,7 +34,10 @@ def main(argv=None):
         return
     die_with_parent()
     request = parse_request(argv)
-    if failed := run_local(request):
+    backend = request.options.get("backend", "local")
+    if backend not in BACKENDS:
+        raise UserError(f"--backend {backend}: give {' or '.join(BACKENDS)}")
+    if failed := BACKENDS[backend](request):
         total = request.last - request.first + 1
         raise UserError(
             f"{len(failed)} of {total} job(s) failed; see {' '.join(failed)}\n"

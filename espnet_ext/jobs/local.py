@@ -63,8 +63,8 @@ def run_local(request):
         slots = groups[: len(slots)]
 
     waiting, running, failed = request.jobs(), [], {}
-    total, progress = len(waiting), _Progress()
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    total, progress = len(waiting), Progress()
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         while waiting or running:
             while waiting and slots:
@@ -75,7 +75,8 @@ def run_local(request):
                 slots.append(job.devices)
                 if job.poll() != 0:
                     failed[job.number] = job.log
-            progress.show(total, running, failed, total - len(waiting) - len(running))
+            done = total - len(waiting) - len(running)
+            progress.show(total, len(running), failed, done, running[0].log if running else "")
     finally:
         _stop(running)
         progress.clear()
@@ -137,27 +138,29 @@ class _Job:
         self.file.flush()
 
 
-class _Progress:
+class Progress:
     """One line that is rewritten on a terminal, and now and then a new line elsewhere."""
 
     def __init__(self):
         self.terminal = sys.stderr.isatty()
         self.started = self.shown = time.time()
 
-    def show(self, total, running, failed, done):
+    def show(self, total, running, failed, done, log):
+        """Show how many jobs there are, run, failed and have ended, and a log to look into."""
         now = time.time()
         if now - self.shown < (0.5 if self.terminal else PROGRESS) or not running:
             return
         self.shown = now
         hours, seconds = divmod(int(now - self.started), 3600)
         text = (
-            f"{done}/{total} jobs done, {len(running)} running, {len(failed)} failed, "
-            f"{hours}:{seconds // 60:02}:{seconds % 60:02} ({running[0].log})"
+            f"{done}/{total} jobs done, {running} running, {len(failed)} failed, "
+            f"{hours}:{seconds // 60:02}:{seconds % 60:02} ({log})"
         )
         line = f"\r\033[K{text}" if self.terminal else f"{text}\n"
         print(line, end="", file=sys.stderr, flush=True)
 
     def clear(self):
+        """Remove the line from a terminal."""
         if self.terminal:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
@@ -166,7 +169,8 @@ def _follow_runner():
     die_with_parent(signal.SIGKILL)
 
 
-def _interrupt(signum, frame):
+def interrupt(signum, frame):
+    """Handle a signal as Ctrl-C is."""
     raise KeyboardInterrupt
 
 
