@@ -1,13 +1,38 @@
-"""Loading that refuses a checkpoint which does not fit its model.
+"""Loading that refuses a checkpoint which is damaged or does not fit its model.
 
-ESPnet loads checkpoints with ``strict=False`` and goes on with random weights where names differ.
+ESPnet loads checkpoints with ``strict=False`` and goes on with random weights where names differ;
+PyTorch reads them without comparing checksums.
 """
+
+import zipfile
 
 from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
 
 import espnet_ext  # noqa: F401
 from espnet_ext.errors import UserError
+
+
+def damage(path):
+    """Say what is wrong with a file that ``torch.save`` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        str: Empty if its checksums are right, or if it is of PyTorch's old kind, without any.
+    """
+    try:
+        with open(path, "rb") as file:
+            if file.read(2) == b"\x80\x02":
+                return ""
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        return f"wrong checksum of {bad}" if bad else ""
+    except FileNotFoundError:
+        return "no such file"
+    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as error:
+        return str(error)
 
 
 def refuse_mismatch(model, state, *_):
@@ -53,6 +78,8 @@ class StrictASRTask(ASRTask):
     @classmethod
     def build_model_from_file(cls, config_file=None, model_file=None, device="cpu"):
         """Build and load a model; see ``ASRTask.build_model_from_file``."""
+        if model_file is not None and (problem := damage(model_file)):
+            raise UserError(f"{model_file}: no whole checkpoint ({problem})")
         try:
             return super().build_model_from_file(config_file, model_file, device)
         except UserError as error:

@@ -1,11 +1,13 @@
 """ESPnet's ASR training and statistics, with the encoders of this package."""
 
-from espnet2.bin.asr_train import ASRTask, main
+from espnet2.bin import asr_train
 
 import espnet_ext  # noqa: F401  spawned workers need the registration at module level
+from espnet_ext.errors import cli
 from espnet_ext.jobs.training import guard_training
 
-guard_training(ASRTask, __name__)
+guard_training(asr_train.ASRTask, __name__)
+main = cli(asr_train.main)
 
 if __name__ == "__main__":
     main()

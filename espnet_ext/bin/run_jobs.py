@@ -5,24 +5,29 @@
         [--num_threads N] [--num_nodes N] [--name NAME] [JOB=1:N] LOG command [argument]...
 
 ``JOB`` is replaced by the job's number in LOG and in the command. The command is run as it stands,
-not through a shell. On this machine, other ``--name value`` pairs are ignored; for Slurm the config,
-``conf/slurm.conf``, says what each stands for. The exit status is 0 when every job succeeded, else
-1.
+not through a shell. On this machine, other ``--name value`` pairs are ignored; for Slurm, the file
+``conf/slurm.conf`` says what each means. The exit status is 0 when every job succeeded, else 1.
 """
 
+import contextlib
+import shutil
 import sys
 from pathlib import Path
 
-from espnet_ext.errors import UserError, cli
+from espnet_ext.errors import NO_SPACE, UserError, cli
 from espnet_ext.jobs import die_with_parent, parse_request, run_local, run_slurm
 
 BACKENDS = {"local": run_local, "slurm": run_slurm}
 
 
-def last_line(log):
-    """Return the last line of ``log`` that a job wrote itself, or an empty string."""
-    lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line for line in reversed(lines) if line and not line.startswith("#")), "")
+def reason(log):
+    """Say why the job of ``log`` failed: the last line that it wrote, or that the disk is full."""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(Path(log).parent).free < 2**16:  # then the log lacks its end
+            return NO_SPACE
+        lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line for line in reversed(lines) if line and not line.startswith("#")), "")
+    return "no log"
 
 
 @cli
@@ -41,7 +46,7 @@ def main(argv=None):
         total = request.last - request.first + 1
         raise UserError(
             f"{len(failed)} of {total} job(s) failed; see {' '.join(failed)}\n"
-            f"  {failed[0]}: {last_line(failed[0])}"
+            f"  {failed[0]}: {reason(failed[0])}"
         )
 
 

@@ -21,7 +21,7 @@ import soundfile as sf
 from tqdm import tqdm
 
 from espnet_ext.data import kaldi
-from espnet_ext.errors import UserError
+from espnet_ext.errors import DiskFull, UserError
 
 IN_PLACE = ("FLAC", "WAV", "WAVEX")
 OVERRUN = 0.1  # seconds that a segment may end after its recording, from rounded times
@@ -228,6 +228,8 @@ def _format(job):
                 samples = resample(samples, job.speed * audio.samplerate / job.rate)
                 kaldi.write_atomic(job.target, encode(samples, job.rate, job.audio_format))
             return _Done(str(job.target), sf.info(job.target).frames, audio.channels)
+    except DiskFull:
+        raise  # every other file would say so too
     except UserError as error:
         return _Done(problem=f"{job.utt}: {error}")
 

@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from espnet_ext.errors import UserError
+from espnet_ext.errors import NO_SPACE, DiskFull, UserError, disk_full
 
 BY_UTTERANCE = ("text", "utt2spk", "utt2speed", "utt2num_samples")
 BY_SPEAKER = ("spk2utt", "spk2gender")
@@ -42,7 +42,8 @@ def write_atomic(path, content):
         content: Bytes.
 
     Raises:
-        UserError: The disk is full, the directory is not writable, ...
+        DiskFull: There is no space left.
+        UserError: The directory is not writable, ...
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -52,6 +53,8 @@ def write_atomic(path, content):
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        if disk_full(error):
+            raise DiskFull(f"{path}: {NO_SPACE}") from error
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 

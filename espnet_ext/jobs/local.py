@@ -92,10 +92,10 @@ class _Job:
         self.started, self.code = time.time(), None
         try:
             Path(log).parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(log, "w", encoding="utf-8")
+            self.file = open(log, "wb", buffering=0)
+            self._write(f"# {shlex.join(command)}\n# Started at {time.ctime()}\n#\n")
         except OSError as error:
             raise UserError(f"cannot write the log {log}: {error.strerror}") from error
-        self._write(f"# {shlex.join(command)}\n# Started at {time.ctime()}\n#\n")
         environment = dict(os.environ, **({"CUDA_VISIBLE_DEVICES": devices} if devices else {}))
         try:
             self.process = subprocess.Popen(
@@ -127,15 +127,15 @@ class _Job:
     def _end(self, code):
         self.code = code if code >= 0 else 128 - code
         seconds = int(time.time() - self.started)
-        self._write(
-            f"# Accounting: time={seconds} threads=1\n"
-            f"# Ended (code {self.code}) at {time.ctime()}, elapsed time {seconds} seconds\n"
-        )
+        with contextlib.suppress(OSError):  # a full disk
+            self._write(
+                f"# Accounting: time={seconds} threads=1\n"
+                f"# Ended (code {self.code}) at {time.ctime()}, elapsed time {seconds} seconds\n"
+            )
         self.file.close()
 
     def _write(self, text):
-        self.file.write(text)
-        self.file.flush()
+        self.file.write(text.encode())
 
 
 class Progress:

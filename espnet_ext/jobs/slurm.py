@@ -26,6 +26,7 @@ SETTLE = 10.0  # seconds that a shared file system may take to show a file of an
 SCRIPT = """\
 #!/usr/bin/env bash
 cd {directory} || exit 1
+export SLURM_KILL_BAD_EXIT=1  # one process of a training that fails ends the others
 n=${{SLURM_ARRAY_TASK_ID-}}
 rm -f {status}
 echo "# Running on $(hostname -s)"

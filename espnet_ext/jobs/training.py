@@ -1,6 +1,9 @@
-"""What makes a training survive SIGKILL: whole checkpoints, and no process that lives on."""
+"""What makes a training survive: whole checkpoints, a lock, and a clear end when it diverges."""
 
+import errno
+import fcntl
 import functools
+import logging
 import os
 import signal
 from pathlib import Path
@@ -9,15 +12,20 @@ import torch
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer
 
+from espnet_ext.checkpoint import damage
+from espnet_ext.errors import NO_SPACE, DiskFull, UserError, disk_full
 from espnet_ext.jobs.local import die_with_parent
+
+CHECKPOINT, PREVIOUS = "checkpoint.pth", "checkpoint.previous.pth"
+NOT_FINITE = 20  # steps in a row after which a training has diverged
 
 
 def guard_training(task, module_name):
     """Prepare the process of a training program; call it at module level.
 
     ``torch.save`` writes to a temporary name and renames it, so that a checkpoint is whole or not
-    there. The task's trainer completes the last epoch before it resumes. A worker process, one per
-    GPU, dies with the process that started it.
+    there, and keeps the checkpoint before. The task's trainer is ``ResumingTrainer``. A worker
+    process, one per GPU, dies with the process that started it.
 
     Args:
         task: ESPnet task of the program, e.g. ``ASRTask``.
@@ -30,16 +38,103 @@ def guard_training(task, module_name):
 
 
 class ResumingTrainer(Trainer):
-    """ESPnet's trainer, resuming also where it was killed between a checkpoint and its model."""
+    """ESPnet's trainer, for one run per directory, that resumes from whatever it left behind."""
 
     @classmethod
     def run(cls, *, trainer_options, distributed_option, **parts):
-        """Train; see ``Trainer.run``."""
-        first = not distributed_option.distributed or distributed_option.dist_rank == 0
-        checkpoint = Path(trainer_options.output_dir, "checkpoint.pth")
-        if trainer_options.resume and first and checkpoint.exists():
-            complete_epoch(checkpoint, trainer_options.best_model_criterion)
+        """Train; see ``Trainer.run``.
+
+        Raises:
+            UserError: If another training runs in the directory, no checkpoint in it is whole, or
+                the training diverges.
+            DiskFull: If a checkpoint cannot be written; the one before stays.
+        """
+        folder = Path(trainer_options.output_dir)
+        lock = None
+        if not distributed_option.distributed or distributed_option.dist_rank == 0:
+            lock = _lock(folder)
+            if trainer_options.resume and restore_checkpoint(folder):
+                complete_epoch(folder / CHECKPOINT, trainer_options.best_model_criterion)
+        if distributed_option.distributed:
+            torch.distributed.barrier()  # all resume from the same checkpoint
         super().run(trainer_options=trainer_options, distributed_option=distributed_option, **parts)
+        if lock is not None:
+            os.close(lock)
+
+    @classmethod
+    def train_one_epoch(cls, *, model, reporter, options, **parts):
+        """Train for an epoch; see ``Trainer.train_one_epoch``.
+
+        Raises:
+            UserError: If the loss stays infinite or not a number, or the weights never change.
+        """
+        steps = bad = 0
+
+        def watch(module, inputs, output):
+            nonlocal steps, bad
+            loss = output["loss"] if isinstance(output, dict) else output[0]
+            steps += 1
+            bad = 0 if torch.isfinite(loss).all() else bad + 1
+            if bad == NOT_FINITE:
+                raise _diverged(reporter.epoch)
+
+        hook = model.register_forward_hook(watch)
+        try:
+            unchanged = super().train_one_epoch(
+                model=model, reporter=reporter, options=options, **parts
+            )
+        finally:
+            hook.remove()
+        if unchanged and steps < options.accum_grad:
+            raise UserError(
+                f"an epoch has {steps} batch(es), fewer than accum_grad {options.accum_grad}: the "
+                "weights never change; lower accum_grad or the size of a batch (batch_bins)"
+            )
+        if unchanged:
+            raise _diverged(reporter.epoch)
+        return unchanged
+
+
+def _diverged(epoch):
+    return UserError(
+        f"epoch {epoch}: the loss or its gradient is infinite or not a number, step after step; "
+        f"{CHECKPOINT} keeps what was there before this epoch. The usual cause is the learning "
+        "rate: lower optim_conf lr or raise warmup_steps, and train anew with another --asr_tag. "
+        "If it happens in the first steps, look for broken audio or wrong text"
+    )
+
+
+def restore_checkpoint(folder):
+    """Make ``checkpoint.pth`` the newest checkpoint that is whole; damaged ones are set aside.
+
+    Args:
+        folder: Directory of the model.
+
+    Returns:
+        bool: Whether there is a checkpoint.
+
+    Raises:
+        UserError: If there are damaged ones only.
+    """
+    damaged = []
+    for path in (folder / CHECKPOINT, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        if problem := damage(path):
+            logging.warning(f"{path} is corrupt ({problem}): set aside as {path.name}.corrupt")
+            os.replace(path, f"{path}.corrupt")
+            damaged.append(str(path))
+        else:
+            if path.name == PREVIOUS:
+                logging.warning(f"The training goes on from {path}, the last good checkpoint")
+                os.replace(path, folder / CHECKPOINT)
+            return True
+    if damaged:
+        raise UserError(
+            f"{' and '.join(damaged)}: corrupt, and no whole checkpoint is left. The same command "
+            "again trains from the start; --pretrained_model takes an epoch's model to start from"
+        )
+    return False
 
 
 def complete_epoch(checkpoint, criteria):
@@ -53,7 +148,7 @@ def complete_epoch(checkpoint, criteria):
     reporter = Reporter()
     reporter.load_state_dict(states["reporter"])
     model = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
-    if not model.exists():
+    if not model.exists() or damage(model):
         torch.save(states["model"], model)
     links = {"latest.pth": reporter.get_epoch()}
     for phase, key, mode in criteria:
@@ -65,13 +160,43 @@ def complete_epoch(checkpoint, criteria):
         link.symlink_to(f"{epoch}epoch.pth")
 
 
+def _lock(folder):
+    """Refuse a second training in a directory; the kernel gives the lock back with the process."""
+    file = os.open(folder / ".train.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            owner = os.read(file, 200).decode().strip()
+            raise UserError(
+                f"{folder}: another training works there ({owner}); wait for it or stop it"
+            ) from error
+        logging.warning(f"{folder}: its file system has no locks, start no other training there")
+        return file
+    os.truncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+    return file
+
+
 def _atomic(save):
     @functools.wraps(save)
     def atomic(obj, f, *args, **kwargs):
         if not isinstance(f, (str, os.PathLike)):
             return save(obj, f, *args, **kwargs)
-        temporary = f"{os.fspath(f)}.tmp"
-        save(obj, temporary, *args, **kwargs)
-        os.replace(temporary, f)
+        target = Path(f)
+        temporary = f"{target}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                save(obj, file, *args, **kwargs)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:
+            Path(temporary).unlink(missing_ok=True)
+            if disk_full(error):
+                raise DiskFull(f"{target}: {NO_SPACE}") from error
+            raise
+        if target.name == CHECKPOINT and target.exists():
+            os.replace(target, target.with_name(PREVIOUS))
+        os.replace(temporary, target)
 
     return atomic

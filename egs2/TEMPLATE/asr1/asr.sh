@@ -106,8 +106,22 @@ wanted() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ] && [[ " ${ski
 # A finished part of a stage leaves a marker: the options it had, and the checksums of what it read and wrote. While
 # all of that stays as it was, the part is not done again.
 fingerprint() { printf '%s\n' "$1" && cksum -- "${@:2}"; }
-finished() { # finished MARKER OPTIONS FILE...
-    [ -f "$1" ] && [ "$(fingerprint "${@:2}" 2>/dev/null)" = "$(<"$1")" ] && log "up to date: $(dirname "$1")"
+finished() { # finished MARKER OPTIONS FILE...: if not, the marker's directory is this run's until it finishes another part
+    if [ -f "$1" ] && [ "$(fingerprint "${@:2}" 2>/dev/null)" = "$(<"$1")" ]; then
+        log "up to date: $(dirname "$1")"
+        return 0
+    fi
+    claim "$(dirname "$1")"
+    return 1
+}
+# The lock is the kernel's and goes with the processes that hold it. 75 is "held"; a file system may have no locks.
+claim() { # claim DIR
+    local code=0
+    mkdir -p "$1"
+    exec 9>> "$1/.lock"
+    flock --nonblock --conflict-exit-code 75 9 2> /dev/null || code=$?
+    [ "${code}" -ne 75 ] || die "another run works in $1 ($(<"$1/.lock")): wait for it or stop it"
+    echo "process $$ on ${HOSTNAME}" > "$1/.lock"
 }
 finish() { # finish MARKER OPTIONS FILE...
     fingerprint "${@:2}" > "$1.tmp"
@@ -386,8 +400,9 @@ if wanted 12; then
         wavs="${data_feats}/${dset}/wav.scp" dir="${inference_dir}/${dset}"
         state=("${dir}/.done" "${decoder} ${inference_args} ${batch_size}" "${models[@]}" "${wavs}")
         state+=("${dir}"/{text,token,token_int,score})
-        if [ "${stage}" -lt 12 ] && finished "${state[@]}"; then continue; fi
-        rm -rf "${dir}"
+        [ "${stage}" -lt 12 ] || rm -f "${dir}/.done"
+        if finished "${state[@]}"; then continue; fi
+        rm -rf "${dir}"/*
         n=$(tool data_split --num "${inference_nj}" "${wavs}" "${dir}/logdir/keys" scp)
         # shellcheck disable=SC2086  # the runner and the options are words
         ${runner} --max-jobs-run "${inference_nj}" --gpu "${infer_ngpu}" \
@@ -408,7 +423,8 @@ if wanted 13; then
     for dset in ${eval_sets}; do
         ref="${data_feats}/${dset}" dir="${inference_dir}/${dset}"
         state=("${dir}/.scored" "${token_type}" "${ref}/text" "${dir}/text" "${dir}"/score_{cer,wer}/score.json)
-        if [ "${stage}" -lt 12 ] && finished "${state[@]}"; then continue; fi
+        [ "${stage}" -lt 12 ] || rm -f "${dir}/.scored"
+        if finished "${state[@]}"; then continue; fi
         [ -f "${dir}/text" ] || die "no ${dir}/text: run stage 12 first"
         tool score --ref "${ref}/text" --utt2spk "${ref}/utt2spk" --hyp "${dir}/text" --output "${dir}" \
             --token_type "${token_type}" --bpemodel "${bpemodel}"
