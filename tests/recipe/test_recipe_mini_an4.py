@@ -3,21 +3,19 @@
 import hashlib
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from copies import ROOT, copy_mini_an4, kill_when, run
 from espnet_ext import packing
 from espnet_ext.data import kaldi
 from espnet_ext.errors import UserError
 
-ROOT = Path(__file__).parents[2]
-RECIPE = "egs2/mini_an4/asr1"
 CONFORMER = ["--asr_config", "conf/train_asr_conformer_mla.yaml", "--asr_args", "--max_epoch 8"]
 CONFORMER_EXP = "exp/asr_train_asr_conformer_mla_raw_en_bpe30_max_epoch8_sp"
 BRANCHFORMER = ["--asr-config", "conf/train_asr_branchformer_gqa.yaml", "--inference-nj", "1"]
@@ -27,17 +25,10 @@ BRANCHFORMER_EXP = "exp/asr_train_asr_branchformer_gqa_raw_en_bpe30_sp"
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """A copy of the recipe in a tree that is otherwise this repository, stages 1 to 10 done."""
-    root = tmp_path_factory.mktemp("repository")
-    for name in ("path.sh", "cmd.sh", "conf", "espnet_ext"):
-        (root / name).symlink_to(ROOT / name)
-    (root / ".venv").symlink_to(sys.prefix)
-    (root / RECIPE).parent.mkdir(parents=True)
-    (root / "egs2/TEMPLATE").symlink_to(ROOT / "egs2/TEMPLATE")
-    produced = shutil.ignore_patterns("data", "dump", "exp", "downloads")
-    shutil.copytree(ROOT / RECIPE, root / RECIPE, ignore=produced)
-    done = run(root / RECIPE, "--stop-stage", "10")
+    recipe = copy_mini_an4(tmp_path_factory.mktemp("repository"))
+    done = run(recipe, "--stop-stage", "10")
     assert done.returncode == 0, done.stdout + done.stderr
-    return root / RECIPE
+    return recipe
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,10 +42,6 @@ def language_model(recipe):
     process.kill()
 
 
-def run(recipe, *options):
-    return subprocess.run([recipe / "run.sh", *options], capture_output=True, text=True)
-
-
 def snapshot(recipe):
     files = (p for name in ("data", "dump", "exp") for p in (recipe / name).rglob("*"))
     return {
@@ -62,41 +49,6 @@ def snapshot(recipe):
         for p in files
         if p.is_file()
     }
-
-
-def descendants(pid):
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
-    parents = [tuple(map(int, line.split())) for line in listing.splitlines()]
-    found = {pid}
-    while more := {child for child, parent in parents if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_for(condition, seconds=600):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def kill_when(recipe, condition, *options):
-    """Start the recipe and send SIGKILL to it alone as soon as a condition holds."""
-    with open(recipe / "killed.log", "w") as log:
-        process = subprocess.Popen([recipe / "run.sh", *options], stdout=log, stderr=log)
-        wait_for(lambda: condition() or process.poll() is not None)
-    assert process.poll() is None, (recipe / "killed.log").read_text()
-    children = descendants(process.pid)
-    process.kill()
-    process.wait()
-    wait_for(lambda: not any(alive(pid) for pid in children), 30)  # else two runs would mix
 
 
 def test_recipe_resumes_a_killed_training_and_prints_the_error_rate(recipe):
@@ -257,3 +209,74 @@ def test_language_model_stages_give_a_perplexity(recipe, language_model):
     assert language_model.returncode == 0, output
     written = recipe / "exp_lm/lm_train_lm_transformer_en_bpe30/perplexity_test/ppl"
     assert 1 < float(written.read_text()) < 100  # 30 tokens, hardly trained
+
+
+def differences(recipe, disturbed, names, volatile):
+    """Names of files that only one of two copies has, or that differ in more than the path."""
+    found = []
+    for name in names:
+        files = [
+            {
+                str(p.relative_to(copy)): p
+                for p in (copy / name).rglob("*")
+                if p.is_file() and not volatile.search(p.name)
+            }
+            for copy in (recipe, disturbed)
+        ]
+        found += files[0].keys() ^ files[1].keys()
+        for file in files[0].keys() & files[1].keys():
+            contents = [
+                files[i][file].read_bytes().replace(bytes(copy), b"")
+                for i, copy in enumerate((recipe, disturbed))
+            ]
+            if contents[0] != contents[1]:
+                found.append(file)
+    return found
+
+
+def test_recipe_killed_in_every_stage_ends_with_the_same_files(
+    recipe, language_model, tmp_path_factory
+):
+    language_model.wait()
+    copy = copy_mini_an4(tmp_path_factory.mktemp("killed"))
+    lm = ["--use_lm", "true", "--expdir", "exp_lm"]
+    asr = [*BRANCHFORMER, "--skip-packing", "false"]
+
+    def exists(pattern):
+        return lambda: any(copy.glob(pattern))
+
+    def begun(stage):
+        return lambda: f"Stage {stage}:" in (copy / "killed.log").read_text()
+
+    for stage, condition, options in [
+        (1, exists("data/train_nodev/text"), asr),
+        (2, begun(2), asr),
+        (3, exists("dump/raw/org/train_nodev_sp/data/*.flac"), asr),
+        (4, begun(4), asr),
+        (5, begun(5), asr),
+        (6, exists("exp_lm/lm_stats_*/logdir/stats.1.log"), lm),
+        (7, exists("exp_lm/lm_train_*/checkpoint.pth"), lm),
+        (8, exists("exp_lm/lm_train_*/perplexity_test/*.log"), lm),
+        (10, exists("exp/asr_stats_*/logdir/stats.1.log"), asr),
+        (11, exists("exp/asr_train_*/checkpoint.pth"), asr),
+        (12, exists("exp/asr_train_*/decode_asr_*/test/logdir/*.log"), asr),
+        (13, begun(13), asr),
+        (14, begun(14), asr),
+    ]:
+        one = [*options, "--stage", str(stage), "--stop-stage", str(stage)]
+        kill_when(copy, condition, *one)
+        done = run(copy, *one)
+        assert done.returncode == 0, f"stage {stage}: {done.stdout}{done.stderr}"
+
+    # logs, times and what holds them; markers hold checksums of files that name their directory
+    volatile = re.compile(
+        r"\.log$|^events|^checkpoint|^run\.sh$|^\.sources$|lock$|^\.done$|^\.scored$"
+    )
+    names = ["data", "dump", "exp_lm"]
+    model = f"{BRANCHFORMER_EXP}/decode_asr_asr_model_valid.acc.ave"
+    names += [str(p.relative_to(copy)) for p in copy.glob("exp/asr_stats_*")] + [model]
+    assert differences(recipe, copy, names, volatile) == []
+    for path in (copy / BRANCHFORMER_EXP).glob("*.pth"):
+        if "checkpoint" not in path.name:
+            assert path.read_bytes() == (recipe / BRANCHFORMER_EXP / path.name).read_bytes()
+    assert len(list((copy / BRANCHFORMER_EXP).glob("*_valid.acc.ave.zip"))) == 1

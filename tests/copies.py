@@ -1,0 +1,61 @@
+"""Copies of the mini_an4 recipe for tests, and runs of it that are watched or killed."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MINI_AN4 = "egs2/mini_an4/asr1"
+
+
+def copy_mini_an4(root):
+    """Make a tree in ``root`` that is this repository, with its own copy of the recipe."""
+    for name in ("path.sh", "cmd.sh", "espnet_ext"):
+        (root / name).symlink_to(ROOT / name)
+    (root / ".venv").symlink_to(sys.prefix)
+    (root / MINI_AN4).parent.mkdir(parents=True)
+    (root / "egs2/TEMPLATE").symlink_to(ROOT / "egs2/TEMPLATE")
+    produced = shutil.ignore_patterns("data", "dump", "exp", "downloads")
+    shutil.copytree(ROOT / MINI_AN4, root / MINI_AN4, ignore=produced)
+    return root / MINI_AN4
+
+
+def run(recipe, *options):
+    return subprocess.run([recipe / "run.sh", *options], capture_output=True, text=True)
+
+
+def descendants(pid):
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+    parents = [tuple(map(int, line.split())) for line in listing.splitlines()]
+    found = {pid}
+    while more := {child for child, parent in parents if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition, seconds=600):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def kill_when(recipe, condition, *options):
+    """Start the recipe and send SIGKILL to it alone as soon as a condition holds."""
+    with open(recipe / "killed.log", "w") as log:
+        process = subprocess.Popen([recipe / "run.sh", *options], stdout=log, stderr=log)
+        wait_for(lambda: condition() or process.poll() is not None)
+    assert process.poll() is None, (recipe / "killed.log").read_text()
+    children = descendants(process.pid)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(alive(pid) for pid in children), 30)  # else two runs would mix
