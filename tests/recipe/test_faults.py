@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+
 from copies import alive, copy_mini_an4, descendants, run, wait_for
 
 NO_SPACE = "no space left on the disk"

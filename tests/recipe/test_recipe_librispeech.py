@@ -1,11 +1,14 @@
-"""Stages 1 to 5 of the LibriSpeech-100 recipe on a small tree in LibriSpeech's layout."""
+"""The LibriSpeech-100 recipe on a small tree in LibriSpeech's layout, here and on Slurm."""
 
 import importlib.util
 import io
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,8 +59,10 @@ def repository(tmp_path_factory):
     return root
 
 
-def run(root, *options):
-    return subprocess.run([root / "run.sh", *options], capture_output=True, text=True, cwd="/")
+def run(root, *options, **more):
+    environment = {**os.environ, **more}
+    command = [root / "run.sh", *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
 
 
 def test_empty_db_says_in_one_line_what_to_fill_in(repository):
@@ -95,3 +100,50 @@ def test_other_options_redo_only_what_they_change(repository):
     assert "up to date: data\n" in done.stdout
     assert "up to date: dump/raw/org/train_clean_100_sp\n" in done.stdout
     assert (repository / "data/en_token_list/bpe_bpe35/tokens.txt").exists()
+
+
+SHRUNK = (
+    "--encoder_conf output_size=16 --encoder_conf attention_heads=2 --encoder_conf linear_units=16 "
+    "--encoder_conf num_blocks=1 --decoder_conf attention_heads=2 --decoder_conf linear_units=16 "
+    "--decoder_conf num_blocks=1 --accum_grad 1 --num_workers 0 --max_epoch 15"
+)
+
+
+def preempt_once(checkpoint, environment):
+    """As soon as there is a checkpoint, a job of higher priority takes every node for a moment."""
+    end = time.time() + 600
+    while not checkpoint.exists():
+        assert time.time() < end, "no checkpoint in 10 minutes"
+        time.sleep(0.05)
+    command = ["sbatch", "-p", "urgent", "-N", "2", "--exclusive", "-o", "/dev/null"]
+    subprocess.run([*command, "--wrap", "true"], env=environment, check=True, capture_output=True)
+
+
+def test_every_stage_gives_the_same_hypotheses_on_slurm_though_training_is_preempted(
+    repository, slurm
+):
+    (repository / "db.sh").write_text(f'LIBRISPEECH="{repository}/corpora"\n')
+    options = ["--local-data-opts", "--check_counts false", "--nbpe", "35", "--bpemode", "bpe"]
+    options += ["--ngpu", "0", "--nj", "1", "--inference_nj", "2", "--test_sets", "test_clean"]
+    options += ["--asr_tag", "small", "--asr_args", SHRUNK]
+    local = run(repository, *options)
+    assert local.returncode == 0, local.stdout + local.stderr
+
+    environment = {**os.environ, **slurm, "cmd_backend": "slurm"}
+    options += ["--expdir", "exp_slurm", "--dumpdir", "dump_slurm"]
+    model = repository / "exp_slurm/asr_small"
+    with ThreadPoolExecutor(1) as pool:
+        preempted = pool.submit(preempt_once, model / "checkpoint.pth", environment)
+        done = run(repository, *options, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        preempted.result()
+    log = (model / "train.log").read_text()
+    assert log.count("# Running on ") == 2  # in one file: Slurm started it again
+    assert "The training was resumed using" in log
+    assert "15/15epoch started" in log and log.count(" 1/15epoch started") == 1
+    for name in ("text", "score", "token"):
+        result = f"asr_small/decode_asr_asr_model_valid.acc.ave/test_clean/{name}"
+        assert (repository / "exp_slurm" / result).read_bytes() == (
+            repository / "exp" / result
+        ).read_bytes()
+    assert len(list(model.glob("decode_*/test_clean/logdir/q/*.sh"))) == 1  # an array

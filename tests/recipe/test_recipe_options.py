@@ -1,5 +1,6 @@
 """Options of the recipes: ESPnet's names and defaults, and what happens to wrong ones."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -97,3 +98,22 @@ def test_upload_needs_a_repository():
 def test_nothing_is_packed_or_uploaded_unless_asked_for():
     done = subprocess.run([ROOT / "run.sh", "--stage", "14"], capture_output=True, text=True)
     assert done.returncode == 0 and "Stage 1" not in done.stdout and "Finished." in done.stdout
+
+
+def test_backend_of_another_scheduler_comes_from_the_recipe(tmp_path):
+    def train_cmd(backend):
+        return subprocess.run(
+            ["bash", "-c", f'. "{ROOT}/cmd.sh" && echo "$train_cmd"'],
+            cwd=tmp_path,
+            env={**os.environ, "cmd_backend": backend},
+            capture_output=True,
+            text=True,
+        )
+
+    refused = train_cmd("pbs")
+    assert refused.returncode != 0 and len(refused.stderr.splitlines()) == 1
+    assert "neither local nor slurm, and there is no conf/cmd_pbs.sh" in refused.stderr
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/cmd_pbs.sh").write_text("train_cmd=pbs.pl cuda_cmd=pbs.pl decode_cmd=pbs.pl")
+    assert train_cmd("pbs").stdout == "pbs.pl\n"
+    assert train_cmd("slurm").stdout == "slurm.pl\n"

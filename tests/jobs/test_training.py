@@ -1,4 +1,4 @@
-"""Training in two processes gives the losses of one process on the same batches."""
+"""Training in several processes, and what it does with damaged checkpoints and too few batches."""
 
 import json
 import os
@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+
+from espnet_ext.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TOKENS = ["<blank>", "<unk>", "A", "B", "C", "<space>", "<sos/eos>"]
@@ -44,7 +46,7 @@ fork = multiprocessing.get_context("fork")
 processes = [fork.Process(target=main, args=(words,)) for words in json.loads(sys.argv[1])]
 for process in processes: process.start()
 for process in processes: process.join()
-sys.exit(any(process.exitcode for process in processes))
+print(json.dumps([process.exitcode for process in processes]))
 """
 
 
@@ -78,14 +80,15 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def one_and_two(data):
-    """Losses of one process and of two."""
+def trained(data):
+    """A training in one process, one in two, and one that has too few batches: what they said."""
     split = ["--multiprocessing_distributed", "false", "--dist_backend", "gloo"]
     split += ["--dist_world_size", "2", "--dist_init_method", f"file://{data}/rendezvous"]
     commands = [["--config", "train.yaml", "--output_dir", "one"]]
     for rank in "01":
         commands.append(["--config", "train.yaml", "--output_dir", "two", *split])
         commands[-1] += ["--dist_rank", rank]
+    commands.append([*commands[0][:3], "never", "--accum_grad", "100"])
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, json.dumps(commands)],
         cwd=data,
@@ -93,17 +96,22 @@ def one_and_two(data):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return losses(data / "one"), losses(data / "two")
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 1]", done.stderr[-3000:]
+    return done.stderr
 
 
-def test_two_processes_follow_the_loss_curve_of_one(one_and_two):
-    one, two = one_and_two
+def test_two_processes_follow_the_loss_curve_of_one(data, trained):
+    one, two = losses(data / "one"), losses(data / "two")
     assert len(one) == 3 and one[0][0] > 1.1 * one[2][0]  # it does learn
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
-def test_two_nodes_through_the_launcher_and_slurm_do_too(data, one_and_two, slurm):
+def test_fewer_batches_than_accum_grad_are_refused(data, trained):
+    assert "fewer than accum_grad 100: the weights never change; lower accum_grad" in trained
+    assert not (data / "never/checkpoint.pth").exists()
+
+
+def test_two_nodes_through_the_launcher_and_slurm_do_too(data, trained, slurm):
     words = ["--cmd", "slurm.pl --name nodes", "--log", "slurm/train.log", "--ngpu", "0"]
     words += ["--num_nodes", "2", "--init_file_prefix", "slurm/.dist_init_", "--", "python"]
     words += ["-m", "espnet_ext.bin.asr_train", "--config", "train.yaml", "--output_dir", "slurm"]
@@ -117,4 +125,27 @@ def test_two_nodes_through_the_launcher_and_slurm_do_too(data, one_and_two, slur
     log = (data / "slurm/train.log").read_text()
     assert done.returncode == 0, done.stderr + log[-3000:]
     assert ":0/2]" in log  # rank 0 of 2
-    np.testing.assert_allclose(losses(data / "slurm"), one_and_two[0], rtol=1e-5)
+    np.testing.assert_allclose(losses(data / "slurm"), losses(data / "one"), rtol=1e-5)
+
+
+def test_newest_whole_checkpoint_is_restored_and_damaged_ones_are_set_aside(tmp_path, caplog):
+    from espnet_ext.jobs.training import restore_checkpoint
+
+    newest, previous = tmp_path / "checkpoint.pth", tmp_path / "checkpoint.previous.pth"
+    assert not restore_checkpoint(tmp_path)
+    for epoch, path in ((2, newest), (1, previous)):
+        torch.save({"epoch": epoch, "weights": torch.zeros(1000)}, path)
+    assert restore_checkpoint(tmp_path) and torch.load(newest)["epoch"] == 2
+    assert previous.exists()
+
+    newest.write_bytes(newest.read_bytes()[:-100])  # as a copy that was cut off
+    assert restore_checkpoint(tmp_path) and torch.load(newest)["epoch"] == 1
+    assert f"{newest} is corrupt" in caplog.text and not previous.exists()
+    assert (tmp_path / "checkpoint.pth.corrupt").exists()
+
+    newest.rename(previous)  # killed between two renames
+    assert restore_checkpoint(tmp_path) and torch.load(newest)["epoch"] == 1
+
+    newest.write_bytes(bytes(5000))
+    with pytest.raises(UserError, match="checkpoint.pth: corrupt, and no whole checkpoint is left"):
+        restore_checkpoint(tmp_path)
