@@ -71,7 +71,7 @@ def test_empty_db_says_in_one_line_what_to_fill_in(repository):
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()
     assert "LIBRISPEECH" in line and "db.sh" in line
-    assert not list(repository.glob("data/*"))
+    assert not list(repository.glob("data/[!.]*"))
 
 
 def test_stages_1_to_5_prepare_the_corpus_of_db_sh(repository):
