@@ -19,8 +19,11 @@ from espnet_ext.jobs.local import Progress, interrupt
 
 CONFIG = Path("conf/slurm.conf")
 OWN = ("backend", "config", "max-jobs-run")  # options that are not in the config
-ENDED = re.compile("COMPLETED|FAILED|CANCELLED|TIMEOUT|OUT_OF_MEMORY|DEADLINE|REVOKED")
 LOST = re.compile("PREEMPTED|NODE_FAIL|BOOT_FAIL")  # not the job's fault: submitted again
+OWN_END = re.compile("COMPLETED|FAILED|GONE")  # there is an exit status, or will be soon
+ENDED = re.compile(
+    f"{OWN_END.pattern}|{LOST.pattern}|CANCELLED|TIMEOUT|OUT_OF_MEMORY|DEADLINE|REVOKED"
+)
 RESUBMISSIONS = 3
 SETTLE = 10.0  # seconds that a shared file system may take to show a file of another machine
 SCRIPT = """\
@@ -142,7 +145,7 @@ class _Array:
         self.waiting = {number: log for number, log, _ in request.jobs()}  # not known to have ended
         self.total = len(self.waiting)
         self.failed, self.ids, self.lost = {}, {}, {}
-        self.vanished = {}  # number -> when it was first not in the queue
+        self.ended = {}  # number -> when Slurm was first seen to say so
         log = Path(request.log).absolute()
         self.folder = log.parent / "q"
         self.script = self.folder / f"{log.name}.sh"
@@ -172,7 +175,7 @@ class _Array:
 
     def submit(self, numbers):
         """Submit jobs by their numbers."""
-        log = str(Path(self.request.log).absolute()).replace("%", "%%")
+        log = self.request.log.replace("%", "%%")
         words = [*self.words, "--parsable", "--open-mode=append"]
         if self.request.variable:
             log = log.replace(self.request.variable, "%a")
@@ -199,9 +202,10 @@ class _Array:
                 del self.waiting[number]
             if any(codes.values()) or time.time() - asked > 5 * pause:
                 asked, states = time.time(), self._states()
-                self._settle(codes, states)
+                self._settle(states)
             running = sum(state == "RUNNING" for state in states.values())
-            progress.show(self.total, running, self.failed, self._done(), self.request.log)
+            done = self.total - len(self.waiting)
+            progress.show(self.total, running, self.failed, done, self.request.log)
         progress.clear()
 
     def close(self):
@@ -215,21 +219,19 @@ class _Array:
         with contextlib.suppress(BrokenPipeError):
             self.watchdog.communicate("done\n")
 
-    def _settle(self, codes, states):
+    def _settle(self, states):
         """Sort out the jobs that ended badly, by what Slurm says of them."""
-        resubmit = []
+        resubmit, now = [], time.time()
         for number in list(self.waiting):
-            state = states.get(number, "gone")
+            state, code = states.get(number, "GONE"), self._code(number)
             if LOST.match(state) and self.lost.get(number, 0) < RESUBMISSIONS:
                 self.lost[number] = self.lost.get(number, 0) + 1
                 resubmit.append(number)
-            elif state != "gone" and not (ENDED.match(state) or LOST.match(state)):
-                self.vanished.pop(number, None)  # waits, runs, or will run again
-            elif codes.get(number):
+            elif code == 0 or not ENDED.match(state):
+                self.ended.pop(number, None)  # waits, runs, or will run again
+            elif code:
                 self.failed[number] = self.waiting.pop(number)
-            elif time.time() - self.vanished.setdefault(number, time.time()) > SETTLE or (
-                state != "gone" and not state.startswith("COMPLETED")
-            ):
+            elif not OWN_END.match(state) or now - self.ended.setdefault(number, now) > SETTLE:
                 self.failed[number] = log = self.waiting.pop(number)
                 with open(log, "a", encoding="utf-8") as file:
                     file.write(f"Slurm: job {self.ids[number]} ended as {state}\n")
@@ -280,6 +282,3 @@ class _Array:
             return int(self._status(number).read_text())
         except (FileNotFoundError, ValueError):
             return None
-
-    def _done(self):
-        return self.total - len(self.waiting)
