@@ -1,6 +1,7 @@
 """Options of the recipes: ESPnet's names and defaults, and what happens to wrong ones."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -117,3 +118,14 @@ def test_backend_of_another_scheduler_comes_from_the_recipe(tmp_path):
     (tmp_path / "conf/cmd_pbs.sh").write_text("train_cmd=pbs.pl cuda_cmd=pbs.pl decode_cmd=pbs.pl")
     assert train_cmd("pbs").stdout == "pbs.pl\n"
     assert train_cmd("slurm").stdout == "slurm.pl\n"
+
+
+def test_fault_table_names_tests_that_exist():
+    page = (ROOT / "docs/reliability.md").read_text()
+    named = re.findall(r"^(\d+)\. `(\S+)::(\S+)`$", page, re.MULTILINE)
+    for _, file, name in named:
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), name
+    rows = [line for line in page.splitlines() if re.match(r"\| (\d|any)", line)]
+    cited = [set(re.findall(r"\[(\d+)\]", row.split("|")[-2])) for row in rows]
+    assert len(rows) > 10 and all(cited)
+    assert set.union(*cited) == {number for number, _, _ in named}
