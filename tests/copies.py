@@ -1,6 +1,7 @@
 """Copies of the mini_an4 recipe for tests, and runs of it that are watched or killed."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +56,7 @@ def kill_when(recipe, condition, *options):
         process = subprocess.Popen([recipe / "run.sh", *options], stdout=log, stderr=log)
         wait_for(lambda: condition() or process.poll() is not None)
     assert process.poll() is None, (recipe / "killed.log").read_text()
+    process.send_signal(signal.SIGSTOP)  # it starts no other child meanwhile
     children = descendants(process.pid)
     process.kill()
     process.wait()

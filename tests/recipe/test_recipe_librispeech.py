@@ -111,9 +111,9 @@ SHRUNK = (
 
 def preempt_once(checkpoint, environment):
     """As soon as there is a checkpoint, a job of higher priority takes every node for a moment."""
-    end = time.time() + 600
+    end = time.time() + 1800
     while not checkpoint.exists():
-        assert time.time() < end, "no checkpoint in 10 minutes"
+        assert time.time() < end, "no checkpoint in 30 minutes"
         time.sleep(0.05)
     command = ["sbatch", "-p", "urgent", "-N", "2", "--exclusive", "-o", "/dev/null"]
     subprocess.run([*command, "--wrap", "true"], env=environment, check=True, capture_output=True)

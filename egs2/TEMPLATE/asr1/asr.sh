@@ -91,6 +91,9 @@ for file in ${asr_config} ${lm_config} ${inference_config}; do
     [ -f "${file}" ] || die "no such file: ${file}"
 done
 
+with_parent=                   # what ends a command when this script is killed; not on every system
+! command -v setpriv > /dev/null || with_parent="setpriv --pdeathsig KILL"
+
 # Which stages to run.
 ! "${skip_data_prep}" || skip_stages+=" 1 2 3 4 5"
 ! "${skip_train}" || skip_stages+=" 2 4 5 6 7 8 9 10 11"
@@ -128,7 +131,7 @@ finish() { # finish MARKER OPTIONS FILE...
     mv "$1.tmp" "$1"
 }
 
-tool() { "${python}" -m "espnet_ext.bin.$1" "${@:2}"; }
+tool() { ${with_parent} "${python}" -m "espnet_ext.bin.$1" "${@:2}"; }
 lines() { wc -l < "$1"; }
 least() { printf '%s\n' "$@" | sort -n | head -n 1; }
 as_name() { # the part of a directory's name that stands for extra options
