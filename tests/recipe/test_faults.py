@@ -118,7 +118,7 @@ def test_full_disk_and_a_corrupt_checkpoint_lose_no_finished_epoch(recipe, tmp_p
 
 
 def test_loss_that_is_not_a_number_stops_with_advice_and_keeps_the_epoch_before(recipe):
-    options = ["--asr_exp", "exp/diverged", "--asr_args", "--optim_conf lr=1e30 --max_epoch 4"]
+    options = ["--asr_exp", "exp/diverged", "--asr_args", "--optim_conf lr=1.0e+30 --max_epoch 4"]
     said = failed(recipe, *options, "--stage", "11")
     assert "epoch 2: the loss or its gradient is infinite or not a number" in said
     assert "lower optim_conf lr" in said
@@ -133,6 +133,7 @@ def test_second_run_is_refused_and_ctrl_c_ends_the_first_with_all_its_jobs(recip
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background
     )
     wait_for(log.exists)
     said = failed(recipe, *options)
