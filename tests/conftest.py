@@ -51,5 +51,6 @@ def slurm(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest file first, so that the other workers do not end up waiting for it."""
-    items.sort(key=lambda item: "test_recipe_mini_an4" not in item.nodeid)
+    """The longest files first, so that the other workers do not end up waiting for them."""
+    longest = ("test_recipe_mini_an4", "test_faults", "test_recipe_librispeech")
+    items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
