@@ -4,8 +4,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from processes import running, wait_for
 
 ROOT = Path(__file__).parents[1]
 MINI_AN4 = "egs2/mini_an4/asr1"
@@ -13,7 +14,7 @@ MINI_AN4 = "egs2/mini_an4/asr1"
 
 def copy_mini_an4(root):
     """Make a tree in ``root`` that is this repository, with its own copy of the recipe."""
-    for name in ("path.sh", "cmd.sh", "espnet_ext"):
+    for name in ("path.sh", "cmd.sh", "conf", "espnet_ext"):
         (root / name).symlink_to(ROOT / name)
     (root / ".venv").symlink_to(sys.prefix)
     (root / MINI_AN4).parent.mkdir(parents=True)
@@ -36,28 +37,14 @@ def descendants(pid):
     return found - {pid}
 
 
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_for(condition, seconds=600):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 def kill_when(recipe, condition, *options):
     """Start the recipe and send SIGKILL to it alone as soon as a condition holds."""
     with open(recipe / "killed.log", "w") as log:
         process = subprocess.Popen([recipe / "run.sh", *options], stdout=log, stderr=log)
-        wait_for(lambda: condition() or process.poll() is not None)
+        wait_for(lambda: condition() or process.poll() is not None, 600)
     assert process.poll() is None, (recipe / "killed.log").read_text()
     process.send_signal(signal.SIGSTOP)  # it starts no other child meanwhile
     children = descendants(process.pid)
     process.kill()
     process.wait()
-    wait_for(lambda: not any(alive(pid) for pid in children), 30)  # else two runs would mix
+    wait_for(lambda: not any(running(pid) for pid in children))  # else two runs would mix

@@ -10,6 +10,7 @@ import pytest
 from espnet_ext.errors import UserError
 from espnet_ext.jobs import parse_request
 from espnet_ext.jobs.slurm import sbatch_words
+from processes import wait_for
 
 ROOT = Path(__file__).parents[2]
 SLURM_PL = ROOT / "espnet_ext/jobs/slurm.pl"
@@ -38,13 +39,6 @@ def squeue(environment, *words):
         ["squeue", "-h", "-r", *words], env=environment, capture_output=True, text=True
     )
     return done.stdout.split()
-
-
-def wait_for(condition):
-    end = time.time() + 60
-    while not condition():
-        assert time.time() < end, "waited 60 s in vain"
-        time.sleep(0.05)
 
 
 def test_array_of_20_runs_throttled_and_a_failing_job_is_reported_with_its_log(

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from copies import alive, copy_mini_an4, descendants, run, wait_for
+from copies import copy_mini_an4, descendants, run
+from processes import running, wait_for
 
 NO_SPACE = "no space left on the disk"
 
@@ -135,7 +136,7 @@ def test_second_run_is_refused_and_ctrl_c_ends_the_first_with_all_its_jobs(recip
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background
     )
-    wait_for(log.exists)
+    wait_for(log.exists, 60)
     said = failed(recipe, *options)
     assert said.splitlines()[-1].endswith(
         f"another run works in exp/locked (process {first.pid} on {os.uname().nodename}): "
@@ -145,6 +146,6 @@ def test_second_run_is_refused_and_ctrl_c_ends_the_first_with_all_its_jobs(recip
     assert len(children) >= 3  # launcher, runner, training
     os.killpg(first.pid, signal.SIGINT)  # as the terminal does
     assert first.wait(60) != 0
-    wait_for(lambda: not any(alive(pid) for pid in children), 30)
+    wait_for(lambda: not any(running(pid) for pid in children))
     with open(recipe / "exp/locked/.lock") as lock:
         assert subprocess.run(["flock", "-n", "0"], stdin=lock).returncode == 0
