@@ -96,7 +96,7 @@ def test_driver_that_ends_takes_its_jobs_along(environment, tmp_path, how):
         driver = start(environment, tmp_path, *words)
         wait_for(lambda: len(squeue(environment, "-n", name, "-t", "R")) > 0)
         driver.terminate() if how == "SIGTERM" else driver.kill()
-        assert driver.wait(30) != 0
+        assert driver.wait(60) != 0
         driver.stderr.close()
     wait_for(lambda: not squeue(environment, "-n", name))
 

@@ -97,7 +97,8 @@ def test_upload_needs_a_repository():
 
 
 def test_nothing_is_packed_or_uploaded_unless_asked_for():
-    done = subprocess.run([ROOT / "run.sh", "--stage", "14"], capture_output=True, text=True)
+    command = [ROOT / "run.sh", "--stage", "14", "--stop-stage", "15"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "Stage 1" not in done.stdout and "Finished." in done.stdout
 
 

@@ -467,6 +467,7 @@ fi
 
 if wanted 16; then
     log "Stage 16: what ${asr_exp} keeps in memory while it streams, and what it costs"
+    [ -f "${asr_exp}/${inference_asr_model}" ] || die "no ${asr_exp}/${inference_asr_model}: run stage 11 first"
     if [ -z "${profile_config}" ]; then
         profile_config=conf/profile.yaml
         [ -f "${profile_config}" ] || profile_config="${root}/conf/profile.yaml"
