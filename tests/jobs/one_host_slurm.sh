@@ -14,14 +14,13 @@ action="$1" nodes="${3:-1}"
 mkdir -p "$2"
 dir="$(cd "$2" && pwd)"
 
-pids() { cat "${dir}"/*.pid 2>/dev/null || true; }
-
 stop() {
-    local pid
-    for pid in $(pids); do kill "${pid}" 2>/dev/null || true; done
-    for pid in $(pids); do
-        for _ in $(seq 50); do kill -0 "${pid}" 2>/dev/null || break; sleep 0.1; done
-        kill -KILL "${pid}" 2>/dev/null || true
+    local pid pids
+    pids="$(cat "${dir}"/*.pid 2> /dev/null || true)"  # now: a daemon removes its file before it ends
+    for pid in ${pids}; do kill "${pid}" 2> /dev/null || true; done
+    for pid in ${pids}; do
+        for _ in $(seq 50); do kill -0 "${pid}" 2> /dev/null || break; sleep 0.1; done
+        kill -KILL "${pid}" 2> /dev/null || true
     done
     rm -f "${dir}"/*.pid
 }
