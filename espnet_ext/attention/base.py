@@ -9,56 +9,23 @@ step, K key frames it sees, d = d_k, D = n_feat, r width of a cached vector.
 """
 
 import math
-from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from espnet_ext.attention.blocked import (
+    SCORES_BACKWARD,
+    SCORES_FORWARD,
+    Blocks,
+    ChunkView,
+    attend_in_blocks,
+    block_size,
+    shifted,
+)
 from espnet_ext.state import FrameCache
-
-# Query frames per block offline. 128 keeps a block's scores in a core's cache; below 256 frames
-# one block is cheaper than two.
-BLOCK = 128
-
-
-@dataclass(frozen=True)
-class ChunkView:
-    """Relative positions together with the frames that a frame may see.
-
-    Frame i of the chunk that starts at s sees frame j with
-    s - left_context <= j < s + chunk_size.
-
-    Attributes:
-        pos_emb: Position embeddings (1, 2T-1, n_feat), the largest distance i - j first.
-        chunk_size: Frames per chunk.
-        left_context: Frames before the chunk, -1 for all.
-    """
-
-    pos_emb: torch.Tensor
-    chunk_size: int
-    left_context: int
-
-    def visible_range(self, start: int, stop: int, length: int) -> tuple[int, int]:
-        """Keys lo..hi-1 that the queries start..stop-1 of ``length`` frames may see."""
-        first_chunk = start - start % self.chunk_size
-        lo = 0 if self.left_context < 0 else max(0, first_chunk - self.left_context)
-        last_chunk = (stop - 1) - (stop - 1) % self.chunk_size
-        return lo, min(length, last_chunk + self.chunk_size)
-
-    def mask(self, start: int, stop: int, lo: int, hi: int, device) -> torch.Tensor:
-        """True where query start..stop-1 may see key lo..hi-1 (n, K)."""
-        query = torch.arange(start, stop, device=device)
-        chunk = (query - query % self.chunk_size)[:, None]  # (n, 1)
-        key = torch.arange(lo, hi, device=device)
-        visible = key < chunk + self.chunk_size
-        if self.left_context >= 0:
-            visible = visible & (key >= chunk - self.left_context)
-        return visible
 
 
 def check_at_least(key: str, value, least: int) -> None:
@@ -84,14 +51,7 @@ def position_scores(q_v: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     Returns:
         Scores (B, H, n, K).
     """
-    n, rows = q_v.size(-2), p.size(-2)
-    scores = torch.matmul(q_v, p.transpose(-2, -1))  # (B, H, n, K+n-1)
-    if n == 1:
-        return scores
-    # Query a finds key c in column n-1-a+c. Dropping n-1 values in front and reading rows one
-    # value shorter moves every row into place without a copy.
-    scores = scores.flatten(-2)[..., n - 1 : n * rows - 1]  # (B, H, n * (K+n-2))
-    return scores.unflatten(-1, (n, rows - 1))[..., : rows - n + 1]
+    return shifted(torch.matmul(q_v, p.transpose(-2, -1)))
 
 
 def attend(q, k, v, bias, scale, dropout=0.0):
@@ -143,6 +103,8 @@ class Attention(MultiHeadedAttention):
 
     #: False for a variant that cannot forget a frame, and so ignores a left context
     has_left_context = True
+    #: MiB that scores of whole utterances may take at once; see ``StreamingEncoder``
+    attention_memory_mb = 256
 
     def __init__(self, n_head: int, n_feat: int, dropout_rate: float = 0.0):
         nn.Module.__init__(self)
@@ -274,48 +236,30 @@ class SoftmaxAttention(Attention):
     def forward(self, query, key, value, pos_emb, mask):
         view = pos_emb if isinstance(pos_emb, ChunkView) else None
         pos_emb = view.pos_emb if view else pos_emb
-        length = query.size(1)
+        batch, length = query.shape[:2]
+        dropout = self.dropout_rate if self.training else 0.0
         q_u, q_v = self.query(query)
         k, v = self.key_value(self.record(query))
-        p = self.split_heads(self.linear_pos(pos_emb))[0]  # (1, 2T-1, D) -> (H, 2T-1, d)
-        block = length if length < 2 * BLOCK or self.plotting() else BLOCK
-        attend_block = self._attend_block
-        if block < length and torch.is_grad_enabled():
-            # the backward pass computes a block's scores again: none of them are kept
-            attend_block = partial(checkpoint, attend_block, use_reentrant=False)
-        contexts = []
-        for start in range(0, length, block):
-            stop = min(start + block, length)
-            lo, hi = view.visible_range(start, stop, length) if view else (0, length)
-            hidden = mask[:, None, :, lo:hi].eq(0) if mask is not None else None  # (B, 1, 1, K)
-            if view:
-                unseen = ~view.mask(start, stop, lo, hi, query.device)  # (n, K)
-                hidden = unseen if hidden is None else hidden | unseen
-            contexts.append(
-                attend_block(
-                    q_u[:, :, start:stop],
-                    q_v[:, :, start:stop],
-                    k[:, :, lo:hi],
-                    v[:, :, lo:hi],
-                    # distances stop-1-lo down to start-(hi-1): row r of p is distance length-1-r
-                    p[:, length - stop + lo : length - start + hi - 1],
-                    hidden,
-                )
-            )
-        return self.linear_out(self.merge_heads(torch.cat(contexts, dim=2)))
-
-    def _attend_block(self, q_u, q_v, k, v, p, hidden):
-        """Context (B, H, n, d) of a block of queries; ``p`` as ``position_scores`` takes it."""
-        scale = 1 / math.sqrt(self.d_k)
-        dropout = self.dropout_rate if self.training else 0.0
-        bias = position_scores(q_v * scale, p)  # (B, H, n, K)
-        if hidden is not None:
-            # half the smallest number: adding a score to it cannot overflow in half precision
-            bias = bias.masked_fill(hidden, torch.finfo(bias.dtype).min / 2)
         if self.plotting():
+            size = length
+        else:
+            live = SCORES_BACKWARD if torch.is_grad_enabled() else SCORES_FORWARD
+            score_bytes = live * batch * self.h * q_u.element_size()
+            device_type = query.device.type
+            size = block_size(length, score_bytes, view, self.attention_memory_mb, device_type)
+        blocks = Blocks(length, size, mask, view)
+        zero = pos_emb.size(1) // 2  # row of distance zero
+        pos_emb = pos_emb[:, zero - blocks.past : zero + blocks.future + 1]
+        # (1, R, D) -> (H, d, R), rows of distances in a row: how the products read them
+        p = self.linear_pos(pos_emb)[0].T.contiguous().unflatten(0, (self.h, self.d_k))
+        if self.plotting():
+            bias = blocks.position_scores(q_v, p, blocks.spans[0])
+            scale = 1 / math.sqrt(self.d_k)
             context, self.attn = attend_with_weights(q_u, k, v, bias, scale, dropout)
-            return context
-        return attend(q_u, k, v, bias, scale, dropout)
+            context = self.merge_heads(context)
+        else:
+            context = attend_in_blocks(q_u, q_v, k, v, p, blocks, dropout)
+        return self.linear_out(context)
 
     def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
         self.position_rows(chunk_size + max(left_context, 0), chunk_size)

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from espnet_ext.attention.base import Attention, ChunkView, check_choice
+from espnet_ext.attention.base import Attention, check_choice
+from espnet_ext.attention.blocked import ChunkView
 from espnet_ext.state import RunningSums
 
 FEATURE_MAPS = {"elu": lambda x: F.elu(x) + 1}

@@ -4,8 +4,12 @@ import torch
 from espnet2.asr.encoder.branchformer_encoder import (
     BranchformerEncoder as ESPnetBranchformerEncoder,
 )
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
+    TooShortUttError,
+    check_short_utt,
+)
 
-from espnet_ext.encoder.streaming import StreamingEncoder
+from espnet_ext.encoder.streaming import StreamingEncoder, padded_frames
 
 
 class BranchformerEncoder(StreamingEncoder, ESPnetBranchformerEncoder):
@@ -26,6 +30,35 @@ class BranchformerEncoder(StreamingEncoder, ESPnetBranchformerEncoder):
     @staticmethod
     def convolutions(layer):
         return {"cgmlp": (layer.cgmlp.csgu, "conv")}
+
+    def forward(self, xs_pad, ilens, prev_states=None):
+        """As ESPnet's, whose padding mask costs the square of the length.
+
+        Args:
+            xs_pad: Features (B, T, input_size).
+            ilens: Frames that are speech (B,).
+            prev_states: Not used.
+
+        Returns:
+            Encoder output (B, T', output_size), output lengths (B,) and None.
+
+        Raises:
+            TooShortUttError: No encoder frame comes of so few features.
+        """
+        mask = ~padded_frames(ilens, xs_pad.device)[:, None]  # (B, 1, T)
+        if self._subsampling[1] > 1:
+            too_short, limit = check_short_utt(self.embed, xs_pad.size(1))
+            if too_short:
+                raise TooShortUttError(
+                    f"{xs_pad.size(1)} frames are too short: subsampling needs {limit}",
+                    xs_pad.size(1),
+                    limit,
+                )
+            x, mask = self.embed(xs_pad, mask)
+        else:
+            x = self.embed(xs_pad)
+        (x, _), mask = self.encoders(x, mask)
+        return self.after_norm(x), mask.squeeze(1).sum(1), None
 
     @staticmethod
     def layer_chunk(layer, x, state, padding):

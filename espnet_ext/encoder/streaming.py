@@ -8,8 +8,10 @@ from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositio
 from torch import nn
 
 from espnet_ext.attention import build_attention
-from espnet_ext.attention.base import ChunkView, check_at_least, check_choice
-from espnet_ext.encoder.conv import CausalConv1d
+from espnet_ext.attention.base import check_at_least, check_choice
+from espnet_ext.attention.blocked import ChunkView
+from espnet_ext.encoder.conv import CausalConv1d, DepthwiseConv1d, PointwiseConv1d
+from espnet_ext.encoder.subsampling import step_and_sight, use_blocks
 from espnet_ext.state import LayerState, StreamState, check_cache_dtype
 
 # dynamic_chunk draws from these: half of the batches see everything, the others chunks of up to
@@ -33,13 +35,14 @@ class ChunkedPositionalEncoding(RelPositionalEncoding):
 
     def forward(self, x):
         """Scale the input: (B, T, n_feat) -> the same, and positions or a ``ChunkView``."""
-        x, pos_emb = super().forward(x)
         chunk_size, left_context = self.chunk_size, self.left_context
         if self.dynamic_chunk and self.training:
             chunk_size, left_context = self.draw()
         if chunk_size is None:
-            return x, pos_emb
-        return x, ChunkView(pos_emb, chunk_size, left_context)
+            return super().forward(x)
+        reach = ChunkView.reach(x.size(1), chunk_size, left_context)
+        _, pos_emb = super().forward(x[:, :reach])
+        return self.dropout(x * self.xscale), ChunkView(pos_emb, chunk_size, left_context)
 
     @staticmethod
     def draw() -> tuple[int | None, int]:
@@ -57,6 +60,11 @@ def check_chunk(chunk_size, left_context):
     if chunk_size is not None:
         check_at_least("chunk_size", chunk_size, 1)
     check_at_least("left_context", left_context, -1)
+
+
+def padded_frames(lengths: torch.Tensor, device) -> torch.Tensor:
+    """True on padded frames (B, T), T the longest of ``lengths`` (B,)."""
+    return torch.arange(int(lengths.max()), device=device) >= lengths.to(device)[:, None]
 
 
 class StreamingEncoder(nn.Module):
@@ -79,6 +87,9 @@ class StreamingEncoder(nn.Module):
         left_context: Encoder frames that a chunk sees before itself; -1 is unlimited.
         dynamic_chunk: Draw chunk size and left context anew for every training batch, full context
             included, so that one model serves every latency.
+        attention_memory_mb: What the attention scores of whole utterances may take at once, MiB.
+            Longer utterances and larger batches are attended to in smaller blocks of queries; the
+            result is the same.
         espnet_conf: Everything else goes to ESPnet's encoder.
 
     Raises:
@@ -100,6 +111,7 @@ class StreamingEncoder(nn.Module):
         chunk_size: int | None = None,
         left_context: int = -1,
         dynamic_chunk: bool = False,
+        attention_memory_mb: int = 256,
         **espnet_conf,
     ):
         check_chunk(chunk_size, left_context)
@@ -110,10 +122,14 @@ class StreamingEncoder(nn.Module):
             streams=causal or dynamic_chunk or chunk_size is not None,
         )
 
+        check_at_least("attention_memory_mb", attention_memory_mb, 1)
+
         def make_attention():
-            return build_attention(
+            made = build_attention(
                 attention, attention_heads, output_size, attention_dropout_rate, attention_conf
             )
+            made.attention_memory_mb = attention_memory_mb
+            return made
 
         make_attention()  # complain about its options before ESPnet asserts
         super().__init__(
@@ -126,9 +142,14 @@ class StreamingEncoder(nn.Module):
         )
         for layer in self.encoders:
             setattr(layer, self.attention_name, make_attention())
-            if causal:
-                for holder, name in self.convolutions(layer).values():
-                    setattr(holder, name, CausalConv1d.like(getattr(holder, name)))
+            depthwise = CausalConv1d if causal else DepthwiseConv1d
+            for holder, name in self.convolutions(layer).values():
+                setattr(holder, name, depthwise.like(getattr(holder, name)))
+            for holder in list(layer.modules()):
+                for name, conv in holder.named_children():
+                    if type(conv) is nn.Conv1d and conv.kernel_size == (1,):
+                        setattr(holder, name, PointwiseConv1d.like(conv))
+        use_blocks(self.embed)
         for name, module in self.embed.named_children():
             if isinstance(module, RelPositionalEncoding):
                 self._positions = ChunkedPositionalEncoding(
@@ -204,18 +225,32 @@ class StreamingEncoder(nn.Module):
 
     @cached_property
     def _subsampling(self) -> tuple[int, int]:
-        """Feature frames from one encoder frame to the next, and that one encoder frame sees."""
-        step, sees = 1, 1
-        for module in self.embed.modules():
-            if isinstance(module, nn.Conv2d):
-                sees += (module.kernel_size[0] - 1) * step
-                step *= module.stride[0]
-        return step, sees
+        return step_and_sight(self.embed)
 
     def output_length(self, frames: int) -> int:
         """Encoder frames that ``frames`` feature frames give."""
         step, sees = self._subsampling
         return max(0, (frames - sees) // step + 1)
+
+    # whole utterances
+
+    def forward(self, xs_pad, ilens, prev_states=None, masks=None, **options):
+        """ESPnet's forward pass, with a padding mask that costs no square of the length.
+
+        Args:
+            xs_pad: Features (B, T, input_size).
+            ilens: Frames that are speech (B,).
+            prev_states: Not used.
+            masks: True on padded frames (B, T), or None to follow ``ilens``.
+            options: Everything else goes to ESPnet's encoder.
+
+        Returns:
+            Encoder output (B, T', output_size) (with intermediate outputs where ESPnet's options ask
+            for them), output lengths (B,) and None.
+        """
+        if masks is None:
+            masks = padded_frames(ilens, xs_pad.device)
+        return super().forward(xs_pad, ilens, prev_states, masks=masks, **options)
 
     # streaming
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_ext.attention import ATTENTIONS, build_attention
-from espnet_ext.attention.base import BLOCK, ChunkView, relative_positions
+from espnet_ext.attention.base import relative_positions
+from espnet_ext.attention.blocked import CPU_BLOCK as BLOCK
+from espnet_ext.attention.blocked import ChunkView
 from tiny import N_FEAT, N_HEAD, VARIANTS, max_error
 
 D_K = N_FEAT // N_HEAD

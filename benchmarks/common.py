@@ -1,0 +1,76 @@
+"""What the benchmarks share: alternating pairs, ratios with their spread, encoders to compare."""
+
+import multiprocessing
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import yaml
+from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder as StockBranchformer
+from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as StockConformer
+from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder as StockEBranchformer
+
+from espnet_ext.encoder import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
+
+CONF = Path(__file__).parents[1] / "conf" / "tuning"
+ENCODERS = {
+    "conformer": (ConformerEncoder, StockConformer),
+    "branchformer": (BranchformerEncoder, StockBranchformer),
+    "e_branchformer": (EBranchformerEncoder, StockEBranchformer),
+}
+N_MELS = 80
+FEATS_PER_SECOND = 100
+
+
+def make_encoder(name, stock=False, **options):
+    """An encoder of the published size (``conf/tuning/train_asr_*_mha.yaml``), random weights.
+
+    Args:
+        name: One of ``ENCODERS``.
+        stock: ESPnet's own with ``use_sdpa: true``, its fastest, instead of ours.
+        options: Changes to the ``encoder_conf`` of the file.
+    """
+    conf = yaml.safe_load((CONF / f"train_asr_{name}_mha.yaml").read_text())["encoder_conf"]
+    if stock:
+        conf = {k: v for k, v in conf.items() if not k.startswith("attention_conf")}
+        del conf["attention"]
+        options = {"use_sdpa": True} | options
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    return ENCODERS[name][stock](N_MELS, **(conf | options))
+
+
+def features(seconds, batch_size=1):
+    """Random features of so many seconds (B, T, 80) and their lengths (B,)."""
+    frames = round(seconds * FEATS_PER_SECOND)
+    return torch.randn(batch_size, frames, N_MELS), torch.full((batch_size,), frames)
+
+
+def pair_times(first, second, repeats):
+    """Seconds of two functions run in turn: pairs, after one pair that is not counted."""
+    pairs = []
+    for _ in range(repeats + 1):
+        pair = []
+        for run in (first, second):
+            begun = time.perf_counter()
+            run()
+            pair.append(time.perf_counter() - begun)
+        pairs.append(pair)
+    return pairs[1:]
+
+
+def ratio(pairs, digits=2):
+    """Ratio first / second of pairs as text: median, lowest to highest."""
+    ratios = sorted(a / b for a, b in pairs)
+    return (
+        f"{statistics.median(ratios):.{digits}f} "
+        f"({ratios[0]:.{digits}f} to {ratios[-1]:.{digits}f})"
+    )
+
+
+def in_fresh_process(function, *args):
+    """Call a module's function in a process of its own, so that its peak memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
