@@ -255,7 +255,7 @@ def _matmul_groups(x, y):
 
 
 def _sum_groups(x, y, groups):
-    """x^T y, summed over the queries and heads of a group: (B, H, n, .) two times -> (B, G, ., .)."""
+    """x^T y over the queries and heads of a group: (B, H, n, .) twice -> (B, G, ., .)."""
     return torch.matmul(_fold(x, groups).transpose(-2, -1), _fold(y, groups))
 
 
