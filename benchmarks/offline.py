@@ -17,7 +17,6 @@ from common import ENCODERS, features, in_fresh_process, make_encoder, pair_time
 
 from espnet_ext.profiling.process import PeakMemory
 
-
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 

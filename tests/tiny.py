@@ -1,11 +1,13 @@
 """Encoders small enough for a test, one of each kind, and what makes them comparable."""
 
+import numpy as np
 import torch
 
 from espnet_ext.attention import ATTENTIONS
 from espnet_ext.encoder import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
 
 N_FEAT, N_HEAD, INPUT_SIZE = 32, 4, 20
+FS = 8000
 
 # options of the variants that need some; a variant that is not here is built with its defaults
 ATTENTION_CONF = {"gqa": {"n_kv_head": 2}, "mla": {"kv_lora_rank": 12}}
@@ -68,3 +70,12 @@ def max_error(a, b):
     """Largest absolute difference of two tensors of the same shape."""
     assert a.shape == b.shape, f"{tuple(a.shape)} against {tuple(b.shape)}"
     return (a - b).abs().max().item() if a.numel() else 0.0
+
+
+def speech(seconds=2.0, seed=0):
+    """A new tone and loudness every 80 ms: something different in every encoder frame."""
+    rng = np.random.default_rng(seed)
+    n = int(seconds * FS)
+    tones = rng.uniform(100, 3900, n // 640 + 1).repeat(640)[:n]
+    loudness = 10 ** rng.uniform(-4, -0.5, n // 640 + 1).repeat(640)[:n]
+    return (loudness * np.sin(2 * np.pi * np.cumsum(tones) / FS)).astype(np.float32)

@@ -10,6 +10,7 @@ from espnet_ext.state import RunningSums
 
 FEATURE_MAPS = {"elu": lambda x: F.elu(x) + 1}
 EPS = 1e-6
+BLOCK = 64  # frames, d_k of common sizes: sums and weights of a block are then alike in size
 
 
 class LinearAttention(Attention):
@@ -62,16 +63,30 @@ class LinearAttention(Attention):
 
     @staticmethod
     def _chunked(q, k, v, chunk):
-        """Context of frames that see all chunks up to their own (B, H, T, d_k)."""
+        """Context of frames that see all chunks up to their own (B, H, T, d_k).
+
+        Sums of d_k * d_k values are kept once per block of whole chunks, not per chunk: memory
+        stays that of the input for chunks of one frame, too. Chunks of one block see each other by
+        their weights.
+        """
         length = q.size(2)
-        # (B, H, T, d) -> (B, H, N, chunk, d), zeros after the end add nothing to a sum
+        chunk = min(chunk, length)
+        block = chunk * max(1, BLOCK // chunk)
+        # (B, H, T, d) -> (B, H, N, block, d), zeros after the end add nothing to a sum
         q, k, v = (
-            F.pad(t, (0, 0, 0, -length % chunk)).unflatten(2, (-1, chunk)) for t in (q, k, v)
+            F.pad(t, (0, 0, 0, -length % block)).unflatten(2, (-1, block)) for t in (q, k, v)
         )
         s = torch.einsum("bhncd,bhnce->bhnde", k, v).cumsum(2)  # (B, H, N, d, d)
         z = k.sum(3).cumsum(2)  # (B, H, N, d)
-        context = torch.matmul(q, s) / (torch.matmul(q, z[..., None]) + EPS)
-        return context.flatten(2, 3)[:, :, :length]
+        if block > chunk:  # sums of the blocks before
+            s = F.pad(s[:, :, :-1], (0, 0, 0, 0, 1, 0))
+            z = F.pad(z[:, :, :-1], (0, 0, 1, 0))
+        total, norm = torch.matmul(q, s), torch.matmul(q, z[..., None])
+        if block > chunk:
+            frame = torch.arange(block, device=q.device) // chunk
+            weights = torch.matmul(q, k.transpose(-2, -1)) * (frame[None, :] <= frame[:, None])
+            total, norm = total + torch.matmul(weights, v), norm + weights.sum(-1, keepdim=True)
+        return (total / (norm + EPS)).flatten(2, 3)[:, :, :length]
 
     @staticmethod
     def _weights(q, k, chunk):

@@ -245,8 +245,8 @@ class StreamingEncoder(nn.Module):
             options: Everything else goes to ESPnet's encoder.
 
         Returns:
-            Encoder output (B, T', output_size), with intermediate outputs where ESPnet's options ask
-            for them, output lengths (B,) and None.
+            Encoder output (B, T', output_size), with intermediate outputs where ESPnet's options
+            ask for them, output lengths (B,) and None.
         """
         if masks is None:
             masks = padded_frames(ilens, xs_pad.device)

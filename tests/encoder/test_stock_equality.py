@@ -5,6 +5,7 @@ import torch
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder as StockBranchformer
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as StockConformer
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder as StockEBranchformer
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
 from tiny import ENCODERS, INPUT_SIZE, N_FEAT, N_HEAD, build_encoder, max_error
 
@@ -21,9 +22,8 @@ def pair(encoder, **options):
         INPUT_SIZE,
         output_size=N_FEAT,
         attention_heads=N_HEAD,
-        num_blocks=2,
         rel_pos_type="latest",
-        **(ENCODERS[encoder][1] | options),
+        **(ENCODERS[encoder][1] | {"num_blocks": 2} | options),
     )
     stock.load_state_dict(ours.state_dict(), strict=True)
     return ours, stock
@@ -39,6 +39,48 @@ def test_mha_encoder_equals_stock(encoder, frames):
     want, want_olens, _ = stock(feats, lengths)
     assert olens.tolist() == want_olens.tolist()
     assert max_error(y, want) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("input_layer", ["conv2d", "conv2d2", "conv2d6", "conv2d8", "linear"])
+def test_recordings_in_blocks_equal_stock(encoder, input_layer):
+    """Without gradients the subsampling runs in blocks, and long utterances attend in blocks."""
+    ours, stock = (m.eval() for m in pair(encoder, input_layer=input_layer, num_blocks=1))
+    for frames in (15, 60, 1403):
+        feats = torch.randn(2, frames, INPUT_SIZE)
+        lengths = torch.tensor([frames, max(15, frames // 3)])
+        y, olens, _ = ours(feats, lengths)
+        want, want_olens, _ = stock(feats, lengths)
+        assert olens.tolist() == want_olens.tolist()
+        assert max_error(y, want) < 1e-5
+
+
+@torch.no_grad()
+def test_a_long_recording_equals_stock():
+    ours, stock = (m.eval() for m in pair("conformer", num_blocks=1))
+    feats, lengths = torch.randn(1, 12003, INPUT_SIZE), torch.tensor([12003])
+    y, olens, _ = ours(feats, lengths)
+    assert olens.tolist() == [3000]
+    assert max_error(y, stock(feats, lengths)[0]) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_memory_bound_changes_nothing_and_an_impossible_one_is_named(encoder):
+    ours = build_encoder(encoder).eval()
+    bounded = build_encoder(encoder, attention_memory_mb=1).eval()
+    bounded.load_state_dict(ours.state_dict(), strict=True)
+    feats, lengths = torch.randn(1, 3000, INPUT_SIZE), torch.tensor([3000])
+    assert max_error(ours(feats, lengths)[0], bounded(feats, lengths)[0]) < 1e-5
+    with pytest.raises(ValueError, match="attention_memory_mb.*at least 1.*0"):
+        build_encoder(encoder, attention_memory_mb=0)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_too_short_utterances_are_refused_as_espnet_does(encoder):
+    with pytest.raises(TooShortUttError):
+        build_encoder(encoder)(torch.randn(1, 6, INPUT_SIZE), torch.tensor([6]))
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

@@ -1,0 +1,156 @@
+"""Recordings of any length through offline decoding, in bounded memory.
+
+Features are made in packets, the encoder attends to the whole recording in blocks, and its output
+is cut where the CTC layer hears no speech, so that beam search meets pieces as long as it was
+trained on: an attention decoder fails on a whole hour, and its time grows with the square of it.
+"""
+
+import torch
+from espnet2.legacy.nets.beam_search import Hypothesis
+from tqdm import tqdm
+
+from espnet_ext.encoder.streaming import StreamingEncoder
+from espnet_ext.errors import UserError
+from espnet_ext.frontend import StreamingFrontend
+
+#: longest recording, in seconds, for a model whose memory grows with the square of the length
+MAX_WHOLE = 600
+PACKET = 30  # seconds of features made at once
+CTC_BLOCK = 1000  # encoder frames whose log probabilities are held at once
+PAUSE = 10  # encoder frames of a pause that a cut looks for
+
+
+def cut_points(blank: torch.Tensor, longest: int) -> list[tuple[int, int]]:
+    """Cut encoder frames into pieces at pauses.
+
+    Args:
+        blank: Probability of the CTC blank of every frame (T,).
+        longest: Most frames of a piece, at least 2.
+
+    Returns:
+        (start, stop) of pieces that follow one another. All but the last have ``longest / 2`` to
+        ``longest`` frames, and end in the middle of the likeliest pause there.
+    """
+    kernel = torch.ones(1, 1, PAUSE, dtype=blank.dtype, device=blank.device) / PAUSE
+    around = torch.nn.functional.pad(blank[None, None], (PAUSE // 2, (PAUSE - 1) // 2))
+    pause = torch.nn.functional.conv1d(around, kernel)[0, 0]  # (T,), mean of frames around
+    pieces, start, length = [], 0, blank.numel()
+    while length - start > longest:
+        first = start + (longest + 1) // 2
+        stop = first + int(pause[first : start + longest + 1].argmax())
+        pieces.append((start, stop))
+        start = stop
+    return [*pieces, (start, length)]
+
+
+class LongAudio:
+    """Decodes what is longer than a model's utterances, with the model and search of ESPnet.
+
+    Args:
+        speech2text: ESPnet's ``Speech2Text``.
+        max_segment: Seconds of the longest piece given to beam search; recordings up to this length
+            are decoded as ESPnet does. 0 never cuts.
+    """
+
+    def __init__(self, speech2text, max_segment: float):
+        if max_segment and max_segment < 1:
+            raise UserError(f"max_segment: must be 0 or at least 1 second, got {max_segment:g}")
+        self.speech2text = speech2text
+        self.model = speech2text.asr_model
+        self.max_segment = max_segment
+        self.frontend, self.obstacle = None, None
+        try:
+            self.frontend = self._frontend()
+        except ValueError as error:
+            self.obstacle = str(error)
+        fs = getattr(getattr(self.model.frontend, "logmel", None), "mel_options", {}).get("sr")
+        self.fs = int(fs or 16000)
+
+    def _frontend(self):
+        model, s2t = self.model, self.speech2text
+        if not self.max_segment:
+            raise ValueError("max_segment: 0 decodes every recording in one piece")
+        if not isinstance(model.encoder, StreamingEncoder):
+            raise ValueError(
+                f"encoder: {type(model.encoder).__name__} of ESPnet needs memory that grows with "
+                "the square of the length; kv_conformer, kv_branchformer, kv_e_branchformer do not"
+            )
+        if s2t.enh_s2t_task or s2t.multi_asr or model.preencoder or model.postencoder:
+            raise ValueError("preencoder, postencoder, several speakers: cannot be cut")
+        if getattr(model, "ctc", None) is None:
+            raise ValueError("ctc_weight: cutting at pauses needs a CTC output")
+        for option in ("interctc_use_conditioning", "ctc_trim"):
+            if getattr(model.encoder, option, False):
+                raise ValueError(f"{option}: needs all CTC log probabilities at once")
+        return StreamingFrontend(model.frontend, model.normalize)
+
+    def takes(self, samples: int) -> bool:
+        """Whether a recording of so many samples is decoded here rather than by ESPnet.
+
+        Raises:
+            UserError: Neither can: the message says why.
+        """
+        seconds = samples / self.fs
+        if self.obstacle is None:
+            return seconds > self.max_segment
+        if seconds > MAX_WHOLE:
+            raise UserError(
+                f"recording of {seconds:.0f} s: more than {MAX_WHOLE} s cannot be decoded in one "
+                f"piece ({self.obstacle}); change that or cut the recording"
+            )
+        return False
+
+    @torch.no_grad()
+    def __call__(self, samples: torch.Tensor):
+        """Decode one recording (n,) of samples; ESPnet's n-best list, of one hypothesis."""
+        s2t = self.speech2text
+        dtype = getattr(torch, s2t.dtype)
+        encoded = self.encode(samples.to(s2t.device, dtype))  # (T, n_feat)
+        blank = torch.cat(
+            [
+                self.model.ctc.softmax(block[None])[0, :, self.model.blank_id].float()
+                for block in encoded.split(CTC_BLOCK)
+            ]
+        )
+        per_second = encoded.size(0) * self.fs / samples.numel()
+        tokens, texts, score = [], [], 0.0
+        space = getattr(s2t.tokenizer, "space_symbol", None)
+        pieces = cut_points(blank, max(2, int(self.max_segment * per_second)))
+        total = round(encoded.size(0) / per_second)
+        with tqdm(total=total, unit="s", desc="decoding", disable=None) as bar:
+            for start, stop in pieces:
+                text, token, _, hyp = s2t._decode_single_sample(encoded[start:stop])[0]
+                if token and tokens and space is not None:
+                    tokens.append(space)
+                tokens += token
+                texts += [text] if text else []
+                score += float(hyp.score)
+                bar.update(round(stop / per_second) - bar.n)
+        ids = s2t.converter.tokens2ids(tokens)
+        hyp = Hypothesis(yseq=torch.tensor(ids), score=score)
+        text = None if s2t.tokenizer is None else " ".join(texts)
+        return [(text, tokens, ids, hyp)]
+
+    def encode(self, samples: torch.Tensor) -> torch.Tensor:
+        """Encoder output (T, n_feat) of a whole recording (n,)."""
+        state, feats = self.frontend.init_state(), []
+        packets = samples.split(PACKET * self.fs)
+        for i, packet in enumerate(packets):
+            final = i == len(packets) - 1
+            made, _, state = self.frontend.forward_chunk(packet[None], state, final)
+            feats.append(made)
+        feats = torch.cat(feats, dim=1)
+        layers = self.model.encoder.encoders
+        with tqdm(total=len(layers), unit="layer", desc="encoding", disable=None) as bar:
+
+            def layer_done(*_):
+                bar.update()
+
+            hooks = [layer.register_forward_hook(layer_done) for layer in layers]
+            try:
+                lengths = torch.tensor([feats.size(1)], device=feats.device)
+                encoded = self.model.encoder(feats, lengths)[0]
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return (encoded[0] if isinstance(encoded, tuple) else encoded)[0]
