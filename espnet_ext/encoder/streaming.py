@@ -10,8 +10,8 @@ from torch import nn
 from espnet_ext.attention import build_attention
 from espnet_ext.attention.base import check_at_least, check_choice
 from espnet_ext.attention.blocked import ChunkView
+from espnet_ext.encoder import positionwise, subsampling
 from espnet_ext.encoder.conv import CausalConv1d, DepthwiseConv1d, PointwiseConv1d
-from espnet_ext.encoder.subsampling import step_and_sight, use_blocks
 from espnet_ext.state import LayerState, StreamState, check_cache_dtype
 
 # dynamic_chunk draws from these: half of the batches see everything, the others chunks of up to
@@ -149,7 +149,8 @@ class StreamingEncoder(nn.Module):
                 for name, conv in holder.named_children():
                     if type(conv) is nn.Conv1d and conv.kernel_size == (1,):
                         setattr(holder, name, PointwiseConv1d.like(conv))
-        use_blocks(self.embed)
+            positionwise.use_blocks(layer)
+        subsampling.use_blocks(self.embed)
         for name, module in self.embed.named_children():
             if isinstance(module, RelPositionalEncoding):
                 self._positions = ChunkedPositionalEncoding(
@@ -225,7 +226,7 @@ class StreamingEncoder(nn.Module):
 
     @cached_property
     def _subsampling(self) -> tuple[int, int]:
-        return step_and_sight(self.embed)
+        return subsampling.step_and_sight(self.embed)
 
     def output_length(self, frames: int) -> int:
         """Encoder frames that ``frames`` feature frames give."""

@@ -34,15 +34,18 @@ class InBlocks:
 
     def forward(self, x, x_mask, prefix_embeds=None):
         """As ESPnet's: features (B, T, n_mels) -> (B, T', n_feat) with positions, and the mask."""
-        if prefix_embeds is not None or torch.is_grad_enabled():
+        if prefix_embeds is not None:
             return super().forward(x, x_mask, prefix_embeds)
         step, sees = step_and_sight(self.conv)
         frames = (x.size(1) - sees) // step + 1
+        on_cpu = x.device.type == "cpu"
+        # gradients keep what blocks would drop, so blocks are then of use to a CPU's cache alone
+        size = BLOCK if on_cpu or not torch.is_grad_enabled() else frames
         blocks = []
-        for start in range(0, frames, BLOCK):
-            stop = min(start + BLOCK, frames)
+        for start in range(0, frames, size):
+            stop = min(start + size, frames)
             y = x[:, start * step : (stop - 1) * step + sees].unsqueeze(1)  # (B, 1, t, mels)
-            if x.device.type == "cpu":  # channels last are its faster layout
+            if on_cpu:  # channels last are its faster layout
                 y = y.to(memory_format=torch.channels_last)
             y = self.conv(y).transpose(1, 2).flatten(2)  # (B, t', channels * mels')
             blocks.append(self.out(y))

@@ -7,6 +7,7 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as StockConfo
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder as StockEBranchformer
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
+from espnet_ext.encoder import positionwise
 from tiny import ENCODERS, INPUT_SIZE, N_FEAT, N_HEAD, build_encoder, max_error
 
 STOCK = {
@@ -67,6 +68,18 @@ def test_a_long_recording_equals_stock():
 
 @torch.no_grad()
 @pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_wide_layers_in_blocks_equal_one_piece(encoder, causal, monkeypatch):
+    ours = build_encoder(encoder, causal=causal).eval()
+    feats, lengths = torch.randn(2, 400, INPUT_SIZE), torch.tensor([400, 211])
+    whole = ours(feats, lengths)[0]
+    monkeypatch.setattr(positionwise, "FEED_FORWARD_BLOCK", 32)
+    monkeypatch.setattr(positionwise, "GATING_BLOCK", 32)
+    assert max_error(ours(feats, lengths)[0], whole) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_memory_bound_changes_nothing_and_an_impossible_one_is_named(encoder):
     ours = build_encoder(encoder).eval()
     bounded = build_encoder(encoder, attention_memory_mb=1).eval()
@@ -86,9 +99,9 @@ def test_too_short_utterances_are_refused_as_espnet_does(encoder):
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_mha_encoder_gradients_equal_stock(encoder):
     ours, stock = (model.eval() for model in pair(encoder))
-    feats = torch.randn(2, 100, INPUT_SIZE)
-    lengths = torch.tensor([100, 60])
-    weight = torch.randn(2, 24, N_FEAT)
+    feats = torch.randn(2, 1100, INPUT_SIZE)
+    lengths = torch.tensor([1100, 600])
+    weight = torch.randn(2, 274, N_FEAT) / 10
     for model in (ours, stock):
         y, olens, _ = model(feats, lengths)
         keep = torch.arange(y.size(1)) < olens[:, None]
