@@ -3,13 +3,14 @@ STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip
 SOURCES := espnet_ext tests benchmarks
 
-.PHONY: help setup test lint demo clean
+.PHONY: help setup test lint demo bench clean
 
 help:
 	@echo "make setup   create $(VENV) with the pinned packages (PYTHON=... picks the interpreter)"
 	@echo "make test    setup, then every test"
 	@echo "make lint    ruff on the Python files, bash -n on the scripts"
 	@echo "make demo    eight small models on a synthetic corpus: trained, decoded, measured and compared"
+	@echo "make bench   every benchmark into benchmarks/RESULTS.md, about an hour"
 	@echo "make clean   remove $(VENV) and caches; data, dump and exp stay"
 
 setup: $(STAMP)
@@ -34,6 +35,9 @@ lint: setup
 
 demo: setup
 	@local/run_all_baselines.sh --corpus mini_librispeech --jobs "$$(nproc)" --nj 1 --run_args "--inference_nj 1"
+
+bench: setup
+	@$(VENV)/bin/python benchmarks/run_all.py
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis

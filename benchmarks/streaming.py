@@ -13,10 +13,10 @@ Each row alternates the two sides and reports the ratio of times per pair: media
 import argparse
 import math
 import statistics
-import time
 import warnings
 
 import torch
+from common import pair_times
 
 from espnet_ext.attention.base import attend, position_scores, relative_positions
 from espnet_ext.encoder import ConformerEncoder
@@ -87,19 +87,6 @@ def filled_state(encoder, context):
             cache.z.normal_().abs_()
     _, state = encoder.forward_chunk(torch.zeros(1, 3, 80), state)  # what subsampling looks back at
     return state
-
-
-def pair_times(first, second, repeats):
-    """Seconds of two functions run in turn: pairs, after one pair that is not counted."""
-    pairs = []
-    for _ in range(repeats + 1):
-        pair = []
-        for run in (first, second):
-            begun = time.perf_counter()
-            run()
-            pair.append(time.perf_counter() - begun)
-        pairs.append(pair)
-    return pairs[1:]
 
 
 def row(name, context, pairs, digits=1):
