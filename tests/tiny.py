@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from espnet_ext.attention import ATTENTIONS
+from espnet_ext.attention import ATTENTIONS, build_attention
+from espnet_ext.attention.base import relative_positions
 from espnet_ext.encoder import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
 
 N_FEAT, N_HEAD, INPUT_SIZE = 32, 4, 20
@@ -53,6 +54,21 @@ def build_encoder(encoder, variant="mha", num_blocks=2, **options):
         **(conf | options),
     )
     return randomize(model)
+
+
+def build_tiny_attention(variant, **conf):
+    """One attention, every weight large enough for an error to show."""
+    name, base = VARIANTS[variant]
+    attention = build_attention(name, N_HEAD, N_FEAT, 0.0, base | conf)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return attention.eval()
+
+
+def positions(length, dtype=torch.float32):
+    """Position embeddings (1, 2T-1, n_feat) of T frames."""
+    distances = torch.arange(length - 1, -length, -1)
+    return relative_positions(distances, N_FEAT, dtype)[None]
 
 
 def randomize(model):

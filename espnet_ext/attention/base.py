@@ -240,26 +240,33 @@ class SoftmaxAttention(Attention):
         dropout = self.dropout_rate if self.training else 0.0
         q_u, q_v = self.query(query)
         k, v = self.key_value(self.record(query))
-        if self.plotting():
-            size = length
-        else:
-            live = SCORES_BACKWARD if torch.is_grad_enabled() else SCORES_FORWARD
-            score_bytes = live * batch * self.h * q_u.element_size()
-            device_type = query.device.type
-            size = block_size(length, score_bytes, view, self.attention_memory_mb, device_type)
+        live = SCORES_BACKWARD if torch.is_grad_enabled() else SCORES_FORWARD
+        score_bytes = live * batch * self.h * q_u.element_size()
+        device_type = query.device.type
+        size = block_size(length, score_bytes, view, self.attention_memory_mb, device_type)
         blocks = Blocks(length, size, mask, view)
         zero = pos_emb.size(1) // 2  # row of distance zero
         pos_emb = pos_emb[:, zero - blocks.past : zero + blocks.future + 1]
         # (1, R, D) -> (H, d, R), rows of distances in a row: how the products read them
         p = self.linear_pos(pos_emb)[0].T.contiguous().unflatten(0, (self.h, self.d_k))
         if self.plotting():
-            bias = blocks.position_scores(q_v, p, blocks.spans[0])
-            scale = 1 / math.sqrt(self.d_k)
-            context, self.attn = attend_with_weights(q_u, k, v, bias, scale, dropout)
-            context = self.merge_heads(context)
+            context = self._attend_and_plot(q_u, q_v, k, v, p, blocks, dropout)
         else:
             context = attend_in_blocks(q_u, q_v, k, v, p, blocks, dropout)
         return self.linear_out(context)
+
+    def _attend_and_plot(self, q_u, q_v, k, v, p, blocks, dropout):
+        """As ``attend_in_blocks``, and ``attn`` becomes the weights (B, H, T, T)."""
+        length, scale, contexts = q_u.size(2), 1 / math.sqrt(self.d_k), []
+        self.attn = q_u.new_zeros(*q_u.shape[:2], length, length)
+        for span in blocks.spans:
+            start, stop, lo, hi = span
+            bias = blocks.position_scores(q_v, p, span)
+            q, key, value = q_u[:, :, start:stop], k[:, :, lo:hi], v[:, :, lo:hi]
+            context, weights = attend_with_weights(q, key, value, bias, scale, dropout)
+            self.attn[:, :, start:stop, lo:hi] = weights.detach()
+            contexts.append(context)
+        return self.merge_heads(torch.cat(contexts, dim=2))
 
     def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
         self.position_rows(chunk_size + max(left_context, 0), chunk_size)

@@ -6,7 +6,7 @@ its square, in training too, as in FlashAttention (Dao et al. 2022); the relativ
 a fused kernel cannot make for itself.
 
 Letters in shapes are those of ``base.py``; R is the number of distances that positions are given
-for, W the keys + n - 1 distances that one block needs.
+for.
 """
 
 import math
@@ -72,27 +72,24 @@ class Blocks:
         size: Most queries per block.
         mask: True on real frames (B, 1, T), or None.
         view: What a frame may see, or None for all.
+
+    Attributes:
+        spans: Queries start..stop-1 and keys lo..hi-1 of each block, as (start, stop, lo, hi).
+        past: Largest distance i - j that any block asks for.
+        future: Largest distance j - i that any block asks for.
     """
 
     def __init__(self, length: int, size: int, mask=None, view: ChunkView | None = None):
         if mask is not None and mask.device.type == "cpu" and bool(mask.all()):
             mask = None  # elsewhere the question would wait for the device
-        self.length, self.mask, self.view = length, mask, view
-        self.spans = []  # (start, stop) of queries, (lo, hi) of keys
+        self.mask, self.view = mask, view
+        self.spans = []
         for start in range(0, length, size):
             stop = min(start + size, length)
             keys = view.visible_range(start, stop, length) if view else (0, length)
             self.spans.append((start, stop, *keys))
-
-    @property
-    def past(self) -> int:
-        """Largest distance i - j that any block asks for."""
-        return max(stop - 1 - lo for _, stop, lo, _ in self.spans)
-
-    @property
-    def future(self) -> int:
-        """Largest distance j - i that any block asks for."""
-        return max(hi - 1 - start for start, _, _, hi in self.spans)
+        self.past = max(stop - 1 - lo for _, stop, lo, _ in self.spans)
+        self.future = max(hi - 1 - start for start, _, _, hi in self.spans)
 
     def distances(self, span) -> slice:
         """Where the positions of one block are in those of all."""

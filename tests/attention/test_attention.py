@@ -12,25 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_ext.attention import ATTENTIONS, build_attention
-from espnet_ext.attention.base import relative_positions
 from espnet_ext.attention.blocked import CPU_BLOCK as BLOCK
 from espnet_ext.attention.blocked import ChunkView
-from tiny import N_FEAT, N_HEAD, VARIANTS, max_error
+from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions
+from tiny import build_tiny_attention as make
 
 D_K = N_FEAT // N_HEAD
 SOFTMAX = [name for name in VARIANTS if name != "linear"]
-
-
-def make(variant, **conf):
-    name, base = VARIANTS[variant]
-    attention = build_attention(name, N_HEAD, N_FEAT, 0.0, base | conf)
-    for parameter in attention.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return attention.eval()
-
-
-def positions(length):
-    return relative_positions(torch.arange(length - 1, -length, -1), N_FEAT, torch.float32)[None]
 
 
 def visible(i, j, length, chunk, left):

@@ -12,21 +12,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from espnet_ext.attention import build_attention
-from espnet_ext.attention.base import relative_positions
 from espnet_ext.attention.blocked import CPU_BLOCK, ChunkView, block_size
-from tiny import N_FEAT, N_HEAD, VARIANTS, max_error
-
-
-def make(variant, **conf):
-    name, base = VARIANTS[variant]
-    attention = build_attention(name, N_HEAD, N_FEAT, 0.0, base | conf)
-    for parameter in attention.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return attention.eval()
-
-
-def positions(length, dtype=torch.float32):
-    return relative_positions(torch.arange(length - 1, -length, -1), N_FEAT, dtype)[None]
+from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions
+from tiny import build_tiny_attention as make
 
 
 def padded(length, batch):
@@ -198,3 +186,18 @@ def test_linear_attention_in_blocks_equals_its_weights(chunk):
     q, k, v = att.features(x)
     want = torch.matmul(att._weights(q, k, chunk), v)
     assert max_error(att._chunked(q, k, v, chunk), want) < 1e-9
+
+
+def test_weights_for_plots_need_no_more_positions_than_blocks_do():
+    length, chunk, left = 400, 4, 8
+    reach = ChunkView.reach(length, chunk, left)
+    assert reach < length
+    view = ChunkView(positions(length)[:, length - reach : length + reach - 1], chunk, left)
+    att = make("gqa")
+    x = torch.randn(1, length, N_FEAT)
+    with torch.no_grad():
+        y = att(x, x, x, view, None)
+        att.register_forward_hook(lambda module, args, output: None)
+        assert max_error(att(x, x, x, view, None), y) < 1e-5
+    assert max_error(att.attn.sum(-1), torch.ones(1, N_HEAD, length)) < 1e-4
+    assert att.attn[0, 0, 200].count_nonzero() == left + chunk
