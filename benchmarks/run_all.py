@@ -44,7 +44,7 @@ BENCHMARKS = {
         [],
         ["--frames", "250", "--beams", "10", "--pairs", "2", "--steps", "20"],
     ),
-    "data_prep": ("data_prep.py", "Data preparation", [], []),
+    "data_prep": ("data_prep.py", "Data preparation", [], ["--utterances", "500"]),
 }
 
 
