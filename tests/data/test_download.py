@@ -180,6 +180,7 @@ def test_connection_may_break_any_number_of_times_while_it_goes_on(server, get, 
         ("stalled", "timed out"),
         ("truncated", f"the connection ended at byte {len(ARCHIVE) - 1} of {len(ARCHIVE)}"),
     ],
+    ids=["404", "wrong", "longer", "stalled", "truncated"],  # the archive's size is not always one
 )
 def test_download_that_cannot_be_had_is_one_line(behaviour, said, server, get, tmp_path):
     status, lines = get(behaviour, 404)
