@@ -18,6 +18,31 @@ ATTENTIONS = {
 RENAMED = {"latent_dim": "kv_lora_rank"}
 
 
+def layer_conf(attention_conf: dict | None, layer: int, num_layers: int | None = None):
+    """Options of one layer, where a list of an option holds a value for each layer.
+
+    Args:
+        attention_conf: Options of the encoder's attention.
+        layer: Which layer, from 0.
+        num_layers: How many there are; None if that is not known yet.
+
+    Raises:
+        ValueError: A list is not as long as there are layers.
+    """
+    if not isinstance(attention_conf, dict):
+        return attention_conf
+    conf = dict(attention_conf)
+    for key, value in conf.items():
+        if isinstance(value, list):
+            if not value or num_layers not in (None, len(value)):
+                layers = "" if num_layers is None else f", which are {num_layers}"
+                raise ValueError(
+                    f"attention_conf: {key}: a list has a value for each layer{layers}, got {value}"
+                )
+            conf[key] = value[layer]
+    return conf
+
+
 def build_attention(
     attention: str,
     n_head: int,

@@ -7,7 +7,7 @@ import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositionalEncoding
 from torch import nn
 
-from espnet_ext.attention import build_attention
+from espnet_ext.attention import build_attention, layer_conf
 from espnet_ext.attention.base import check_at_least, check_choice
 from espnet_ext.attention.blocked import ChunkView
 from espnet_ext.encoder import positionwise, subsampling
@@ -27,17 +27,20 @@ class ChunkedPositionalEncoding(RelPositionalEncoding):
         chunk_size: Encoder frames per chunk, or None where every frame sees all.
         left_context: Encoder frames seen before a chunk, -1 for all.
         dynamic_chunk: Draw both anew for every training batch, full context included.
+        used: Chunk size and left context of the last batch.
     """
 
     chunk_size: int | None = None
     left_context: int = -1
     dynamic_chunk: bool = False
+    used: tuple[int | None, int] = None, -1
 
     def forward(self, x):
         """Scale the input: (B, T, n_feat) -> the same, and positions or a ``ChunkView``."""
         chunk_size, left_context = self.chunk_size, self.left_context
         if self.dynamic_chunk and self.training:
             chunk_size, left_context = self.draw()
+        self.used = chunk_size, left_context
         if chunk_size is None:
             return super().forward(x)
         reach = ChunkView.reach(x.size(1), chunk_size, left_context)
@@ -80,7 +83,7 @@ class StreamingEncoder(nn.Module):
         attention_dropout_rate: Dropout of attention weights.
         rel_pos_type: ``latest``, ESPnet's current relative positions; the others are refused.
         attention: One of ``espnet_ext.attention.ATTENTIONS``.
-        attention_conf: Options of that attention.
+        attention_conf: Options of that attention; a list has a value for each layer.
         causal: Convolutions see no future frame. Needed to stream.
         chunk_size: Encoder frames per chunk (40 ms each at 16 kHz, hop 160, conv2d); None lets
             every frame see the whole utterance.
@@ -124,14 +127,15 @@ class StreamingEncoder(nn.Module):
 
         check_at_least("attention_memory_mb", attention_memory_mb, 1)
 
-        def make_attention():
+        def make_attention(layer, num_layers=None):
+            conf = layer_conf(attention_conf, layer, num_layers)
             made = build_attention(
-                attention, attention_heads, output_size, attention_dropout_rate, attention_conf
+                attention, attention_heads, output_size, attention_dropout_rate, conf
             )
             made.attention_memory_mb = attention_memory_mb
             return made
 
-        make_attention()  # complain about its options before ESPnet asserts
+        make_attention(0)  # complain about its options before ESPnet asserts
         super().__init__(
             input_size,
             output_size=output_size,
@@ -140,8 +144,8 @@ class StreamingEncoder(nn.Module):
             rel_pos_type=rel_pos_type,
             **espnet_conf,
         )
-        for layer in self.encoders:
-            setattr(layer, self.attention_name, make_attention())
+        for number, layer in enumerate(self.encoders):
+            setattr(layer, self.attention_name, make_attention(number, len(self.encoders)))
             depthwise = CausalConv1d if causal else DepthwiseConv1d
             for holder, name in self.convolutions(layer).values():
                 setattr(holder, name, depthwise.like(getattr(holder, name)))
@@ -212,6 +216,11 @@ class StreamingEncoder(nn.Module):
     def left_context(self, value):
         check_chunk(self.chunk_size, value)
         self._positions.left_context = self._effective_left_context(value)
+
+    @property
+    def used_view(self) -> tuple[int | None, int]:
+        """Chunk size and left context of the last offline pass, drawn where they are dynamic."""
+        return self._positions.used
 
     def _effective_left_context(self, left_context):
         attention = getattr(self.encoders[0], self.attention_name)
