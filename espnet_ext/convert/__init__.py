@@ -1,0 +1,1 @@
+"""A trained model with multi-head attention, rewritten with another attention."""

@@ -1,0 +1,311 @@
+"""Read a trained model, give it another attention, and write it as a training run's directory."""
+
+import inspect
+import json
+import shutil
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+from espnet2.tasks.asr import encoder_choices
+
+from espnet_ext.attention import build_attention, layer_conf
+from espnet_ext.checkpoint import StrictASRTask
+from espnet_ext.convert.weights import (
+    Moments,
+    allocate_ranks,
+    directions,
+    group_heads,
+    to_groups,
+    to_latent,
+    to_linear,
+)
+from espnet_ext.data.kaldi import read_scp
+from espnet_ext.data.packets import read_whole
+from espnet_ext.decoder.attention import build as build_decoder_attention
+from espnet_ext.errors import UserError
+from espnet_ext.profiling.config import ENCODERS, read_yaml
+
+#: attentions that multi-head attention can become
+CONVERTIBLE = ("mha", "gqa", "mla", "linear")
+#: what the report and the profiler count a cache over
+FRAMES = 1000
+
+
+@dataclass
+class Request:
+    """What is asked of a conversion.
+
+    Attributes:
+        attention: One of ``CONVERTIBLE``, or None to leave the encoder as it is.
+        attention_conf: Its options.
+        budget_kb: MLA without ``kv_lora_rank``: KB that all layers together may keep of 1000
+            frames, in float32.
+        similar: GQA: group heads that are similar, not neighbours.
+        calibration_scp: ``wav.scp`` of recordings whose layer inputs the new weights fit best;
+            None fits the weights as they are.
+        num_utts: How many of them.
+        decoder_attention: ``gqa`` or ``mla`` for both attentions of the decoder, or None.
+        decoder_attention_conf: Its options.
+    """
+
+    attention: str | None = None
+    attention_conf: dict = field(default_factory=dict)
+    budget_kb: float | None = None
+    similar: bool = False
+    calibration_scp: str | Path | None = None
+    num_utts: int = 50
+    decoder_attention: str | None = None
+    decoder_attention_conf: dict = field(default_factory=dict)
+
+
+def convert_model(source, output, request: Request, checkpoint="valid.acc.ave.pth") -> dict:
+    """Convert a model and write its directory, whole or not at all.
+
+    Args:
+        source: Directory with ``config.yaml`` and the checkpoint, of this package's encoders with
+            multi-head attention or of stock ESPnet's.
+        output: Directory to write; it must not exist.
+        request: What is asked.
+        checkpoint: File name of the checkpoint, in both.
+
+    Returns:
+        What ``conversion.json`` in ``output`` holds.
+
+    Raises:
+        UserError: The source cannot be converted, or the request is impossible; nothing is written.
+    """
+    source, output = Path(source), Path(output)
+    if output.exists():
+        raise UserError(f"{output}: exists already; remove it or give another --output")
+    config = mha_config(source / "config.yaml")
+    model = load(config, source / checkpoint)
+    report = {"version": 1, "source": str(source), "checkpoint": checkpoint}
+    if request.attention:
+        report |= _convert_encoder(model, config, request)
+    if request.decoder_attention:
+        report |= _convert_decoder(model, config, request)
+    config["output_dir"] = str(output)
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    torch.save(model.state_dict(), temporary / checkpoint)
+    (temporary / "conversion.json").write_text(f"{json.dumps(report, indent=1)}\n", "utf-8")
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (temporary / "config.yaml").write_text(text, "utf-8")
+    temporary.rename(output)
+    return report
+
+
+def mha_config(path) -> dict:
+    """The config of a training run, its encoder named as this package does.
+
+    Args:
+        path: ``config.yaml`` of a model with multi-head attention, of this package or stock.
+
+    Raises:
+        UserError: It has another encoder or another attention.
+    """
+    config = read_yaml(path)
+    stock = {name.removeprefix("kv_"): name for name in ENCODERS}
+    encoder = config.get("encoder")
+    if encoder not in (*stock, *stock.values()):
+        raise UserError(
+            f"{path}: encoder: must be one of {', '.join((*stock.values(), *stock))}, "
+            f"which have multi-head attention to convert, got {encoder}"
+        )
+    conf = config.get("encoder_conf") or {}
+    if encoder in stock:
+        config["encoder"] = stock[encoder]
+        options = inspect.signature(encoder_choices.get_class(encoder)).parameters
+        conf = {"rel_pos_type": options["rel_pos_type"].default} | conf
+    elif conf.get("attention", "mha") != "mha":
+        raise UserError(
+            f"{path}: attention: only mha can be converted, got {conf['attention']}; "
+            "give --from the model that it was converted from"
+        )
+    return config | {"encoder_conf": conf}
+
+
+def load(config: dict, checkpoint):
+    """The model of a training run's config with the weights of a checkpoint, in eval mode.
+
+    Raises:
+        UserError: The config is impossible here, or the checkpoint is not its model's.
+    """
+    try:
+        model = StrictASRTask.build_model(Namespace(**config | {"init": None}))
+    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint.with_name('config.yaml')}: {_line(error)}") from None
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+    except FileNotFoundError:
+        raise UserError(f"{checkpoint}: no such file; name it with --inference_asr_model") from None
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+    except Exception as error:
+        raise UserError(f"{checkpoint}: is not a checkpoint of weights ({_line(error)})") from None
+    return model.eval()
+
+
+def _line(error):
+    return " ".join(str(error).split()) or repr(error)
+
+
+def _convert_encoder(model, config, request):
+    """Swap the attentions of the encoder; the config is changed with them."""
+    _check_encoder_request(request)
+    encoder = model.encoder
+    olds = [getattr(layer, encoder.attention_name) for layer in encoder.encoders]
+    conf = dict(request.attention_conf)
+    try:  # the cheap way to learn that an option is impossible
+        _new_attentions(olds, request.attention, conf)
+    except ValueError as error:
+        message = str(error).removeprefix("attention_conf: ")
+        raise UserError(f"--attention_conf: {message}") from None
+    moments = [None] * len(olds)
+    if request.calibration_scp:
+        linears = [old.linear_k for old in olds]
+        moments = layer_inputs(model, linears, request.calibration_scp, request.num_utts)
+    if request.budget_kb is not None:
+        total = int(request.budget_kb * 1024 / FRAMES / 4)
+        if total < len(olds):
+            raise UserError(
+                f"--budget_kb: must be at least {4 * FRAMES * len(olds) / 1024:g}, which is rank 1 "
+                f"in {len(olds)} layers, got {request.budget_kb:g}"
+            )
+        spectra = [directions(*pair)[1] for pair in zip(olds, moments, strict=True)]
+        conf["kv_lora_rank"] = allocate_ranks(spectra, total)
+    news = _new_attentions(olds, request.attention, conf)
+    lost = []
+    for layer, old, new, known in zip(encoder.encoders, olds, news, moments, strict=True):
+        lost.append(_fill(new, old, request.attention, request.similar, known))
+        setattr(layer, encoder.attention_name, new)
+    config["encoder_conf"] |= {"attention": request.attention, "attention_conf": conf}
+    return {
+        "attention": request.attention,
+        "attention_conf": conf,
+        "similar_heads": request.similar,
+        "calibration": request.calibration_scp and str(request.calibration_scp),
+        "kb_per_1000_frames": 4 * sum(new.cache_values(FRAMES) for new in news) / 1024,
+        "lost": lost,
+    }
+
+
+def _check_encoder_request(request):
+    name, conf = request.attention, request.attention_conf
+    if name not in CONVERTIBLE:
+        raise UserError(f"--attention: must be one of {', '.join(CONVERTIBLE)}, got {name}")
+    if request.similar and name != "gqa":
+        raise UserError(f"--grouping similar: groups heads of gqa, --attention is {name}")
+    if request.calibration_scp and name not in ("gqa", "mla"):
+        raise UserError(f"--calibration_scp: is for gqa and mla, --attention is {name}")
+    if request.budget_kb is not None and (name != "mla" or "kv_lora_rank" in conf):
+        raise UserError("--budget_kb: chooses kv_lora_rank of mla, so leave that out")
+    for key in ("q_lora_rank", "kv_norm"):
+        if conf.get(key):
+            raise UserError(f"--attention_conf: {key}: a converted model has none, leave it out")
+
+
+def _new_attentions(olds, name, conf):
+    return [
+        build_attention(
+            name, old.h, old.n_feat, old.dropout_rate, layer_conf(conf, number, len(olds))
+        )
+        for number, old in enumerate(olds)
+    ]
+
+
+def _fill(new, old, name, similar=False, moments=None):
+    """Give an attention the weights that come nearest to multi-head attention's.
+
+    Returns:
+        The share of keys and values that is lost (squares), None for linear attention.
+    """
+    lost = 0.0
+    if name == "gqa":
+        order, lost = group_heads(old, new.n_kv_head, similar, moments)
+        state = to_groups(old, new.n_kv_head, order)
+    elif name == "mla":
+        state, lost = to_latent(old, new.kv_lora_rank, moments)
+    elif name == "linear":
+        state, lost = to_linear(old), None
+    else:
+        state = old.state_dict()
+    new.load_state_dict(state)
+    return lost
+
+
+def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
+    """Some recordings (1, n) of a ``wav.scp``, taken at even distances."""
+    if model.frontend is None:
+        raise UserError(f"{wav_scp}: the model reads features, not recordings")
+    fs = int(model.frontend.logmel.mel_options["sr"])
+    paths = list(read_scp(wav_scp).values())
+    chosen = paths[:: max(1, len(paths) // num_utts)][:num_utts]
+    return [torch.from_numpy(read_whole(path, fs))[None] for path in chosen]
+
+
+@torch.no_grad()
+def encode(model, wave: torch.Tensor) -> torch.Tensor:
+    """Encoder output (1, T, n_feat) of a recording (1, n); T is 0 if it is too short."""
+    try:
+        y = model.encode(wave, torch.tensor([wave.size(1)]))[0]
+    except TooShortUttError:
+        return wave.new_zeros(1, 0, model.encoder.output_size())
+    return y[0] if isinstance(y, tuple) else y
+
+
+def layer_inputs(model, linears, wav_scp, num_utts: int) -> list[Moments]:
+    """Moments of what goes into some layers while the encoder reads recordings.
+
+    Args:
+        model: The model, in eval mode.
+        linears: The layers.
+        wav_scp: The recordings.
+        num_utts: How many of them, taken at even distances.
+    """
+    moments = [Moments(linear.in_features) for linear in linears]
+    hooks = [
+        linear.register_forward_pre_hook(lambda _, args, m=m: m.add(args[0]))
+        for linear, m in zip(linears, moments, strict=True)
+    ]
+    for wave in recordings(model, wav_scp, num_utts):
+        encode(model, wave)
+    for hook in hooks:
+        hook.remove()
+    if not moments[0].count:
+        raise UserError(f"{wav_scp}: has no recording that is long enough")
+    return moments
+
+
+def _convert_decoder(model, config, request):
+    """Swap both attentions of every decoder layer; the config is changed with them."""
+    name, options = request.decoder_attention, request.decoder_attention_conf
+    kind = config.get("decoder")
+    if model.decoder is None or kind not in ("transformer", "kv_transformer"):
+        raise UserError(
+            f"--decoder_attention: the decoder must be transformer or kv_transformer, got {kind}"
+            f"{', which the model does not use' if model.decoder is None else ''}"
+        )
+    conf = config.get("decoder_conf") or {}
+    if any(conf.get(key, "mha") != "mha" for key in ("self_attention", "src_attention")):
+        raise UserError("--decoder_attention: the decoder has another attention than mha already")
+    lost = []
+    for layer in model.decoder.decoders:
+        for key, attribute in (("self_attention", "self_attn"), ("src_attention", "src_attn")):
+            old = getattr(layer, attribute)
+            try:
+                new = build_decoder_attention(key, name, options, old)
+            except ValueError as error:
+                raise UserError(f"--decoder_attention_conf: {error}") from None
+            if name != "mha":
+                lost.append(_fill(new, old, name))
+            setattr(layer, attribute, new)
+            conf |= {key: name, f"{key}_conf": dict(options)}
+    config |= {"decoder": "kv_transformer", "decoder_conf": conf}
+    return {"decoder_attention": name, "decoder_attention_conf": options, "decoder_lost": lost}
