@@ -19,6 +19,7 @@ CHOICES = {
             "kv_e_branchformer": "espnet_ext.encoder:EBranchformerEncoder",
         },
         "decoder_choices": {"kv_transformer": "espnet_ext.decoder:TransformerDecoder"},
+        "model_choices": {"kv_distilled": "espnet_ext.convert.distill:DistilledASRModel"},
     }
     for task in ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
 }

@@ -14,7 +14,11 @@ from tiny import ENCODERS, INPUT_SIZE, N_HEAD
 TASKS = ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
 
 
-@pytest.mark.parametrize("order", [("espnet_ext", *TASKS), (TASKS[0], "espnet_ext")], ids=str)
+@pytest.mark.parametrize(
+    "order",
+    [("espnet_ext", *TASKS), (TASKS[0], "espnet_ext"), ("espnet_ext.inference", TASKS[0])],
+    ids=str,
+)
 def test_choices_are_extended_in_either_order(order):
     script = f"""
 import importlib
@@ -24,6 +28,7 @@ for task in modules:
         for name in ("kv_conformer", "kv_branchformer", "kv_e_branchformer"):
             print(task.encoder_choices.get_class(name).__module__)
         print(task.decoder_choices.get_class("kv_transformer").__module__)
+        print(task.model_choices.get_class("kv_distilled").__module__)
 """
     out = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True, text=True
@@ -33,6 +38,7 @@ for task in modules:
         "espnet_ext.encoder.branchformer",
         "espnet_ext.encoder.e_branchformer",
         "espnet_ext.decoder.transformer",
+        "espnet_ext.convert.distill",
     ] * (len(order) - 1)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from copies import ROOT, copy_mini_an4, kill_when, run
 from espnet_ext import packing
@@ -94,6 +95,38 @@ def test_recipe_trains_and_scores_a_branchformer_with_shared_statistics(recipe):
     assert statistics.stat().st_mtime_ns == before
     assert "|decode_asr_asr_model_valid.acc.ave/test|2|10|" in done.stdout
     assert (recipe / BRANCHFORMER_EXP / "RESULTS.md").exists()
+
+
+def test_recipe_fine_tunes_a_converted_model(recipe, monkeypatch):
+    """With a teacher, from the converted weights, with the statistics that are there."""
+    from espnet_ext.bin import asr_convert
+    from espnet_ext.checkpoint import StrictASRTask
+
+    monkeypatch.chdir(recipe)  # a config's paths are relative to the recipe
+    source = Path("exp/asr_mha")
+    source.mkdir()
+    config = yaml.safe_load(Path(CONFORMER_EXP, "config.yaml").read_text())
+    config["encoder_conf"] |= {"attention": "mha", "attention_conf": {}}
+    (source / "config.yaml").write_text(yaml.safe_dump(config))
+    model, _ = StrictASRTask.build_model_from_file(source / "config.yaml")
+    torch.save(model.state_dict(), source / "valid.acc.ave.pth")
+    arguments = ["--from", source, "--output", "exp/asr_mla8", "--attention", "mla"]
+    asr_convert.main([*map(str, arguments), "--attention_conf", "kv_lora_rank=8"])
+
+    statistics = recipe / "exp/asr_stats_raw_en_bpe30_sp/train/feats_stats.npz"
+    before = statistics.stat().st_mtime_ns
+    options = ["--finetune_config", "../../../conf/finetune_asr_distill.yaml"]
+    options += ["--init_from", "exp/asr_mla8", "--asr_args", "--max_epoch 1 --optim_conf lr=0.0"]
+    done = run(recipe, *options, "--stage", "10", "--stop-stage", "13")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert statistics.stat().st_mtime_ns == before
+    tuned = recipe / "exp/asr_mla8_finetune_asr_distill_max_epoch1_optim_conflr0.0"
+    assert "loss_distill_ctc=" in (tuned / "train.log").read_text()
+    assert "|decode_asr_asr_model_valid.acc.ave/test|2|10|" in done.stdout
+    begun = torch.load("exp/asr_mla8/valid.acc.ave.pth")
+    ended = torch.load(tuned / "valid.acc.ave.pth")
+    for name in dict(model.named_parameters()).keys() & begun.keys():
+        assert torch.equal(begun[name], ended[name]), name  # nothing was learnt at this rate
 
 
 def test_recipe_decodes_as_streams(recipe):

@@ -61,6 +61,8 @@ asr_stats_dir=                 # directory of the statistics
 asr_config=                    # YAML of the model and its training
 asr_args=                      # more options of the training, e.g. "--max_epoch 10"
 pretrained_model=              # checkpoint to start from: file[:source[:target[:excluded]]]
+init_from=                     # directory of a trained or converted model to fine-tune, in place of --asr_config
+finetune_config=               # YAML of its schedule (default: conf/finetune_asr.yaml of the repository)
 feats_normalize=global_mvn     # global_mvn, utterance_mvn or none
 asr_speech_fold_length=80000   # samples per folded sequence
 asr_text_fold_length=150       # tokens per folded sequence
@@ -87,6 +89,7 @@ eval "${assignments}"
 [ "${feats_type}" = raw ] || die "--feats_type ${feats_type}: only raw is known"
 [ "${use_ngram}" = false ] || die "--use_ngram true: n-grams need KenLM, which is not used; take --use_lm true"
 [ "${num_nodes}" -eq 1 ] || [ "${cmd_backend}" != local ] || die "--num_nodes ${num_nodes} needs a cluster, see cmd.sh"
+[ -z "${init_from}" ] || asr_config="${finetune_config:=${root}/conf/finetune_asr.yaml}"
 for file in ${asr_config} ${lm_config} ${inference_config}; do
     [ -f "${file}" ] || die "no such file: ${file}"
 done
@@ -175,6 +178,14 @@ lm_exp="${lm_exp:-${expdir}/lm_${lm_tag}}"
 lm_stats_dir="${lm_stats_dir:-${expdir}/lm_stats${lm_name}}"
 
 sp_name="${speed_perturb_factors:+_sp}"
+if [ -n "${init_from}" ]; then
+    init_from="${init_from%/}"
+    pretrained_model="${init_from}/${inference_asr_model}"
+    init_name="${init_from##*/}"
+    asr_tag="${asr_tag:-${init_name#asr_}_$(basename "${finetune_config}" .yaml)$(as_name "${asr_args}")}"
+    asr_exp="${asr_exp:-${expdir}/asr_${asr_tag}}"
+    asr_config="${asr_exp}/finetune.yaml"
+fi
 asr_name="_${feats_type}${lang_name}_${token_name}"
 asr_tag="${asr_tag:-$(basename "${asr_config:-train}" .yaml)${asr_name}$(as_name "${asr_args}")${sp_name}}"
 asr_exp="${asr_exp:-${expdir}/asr_${asr_tag}}"
@@ -350,6 +361,13 @@ for dir in "${train_dir}" "${valid_dir}"; do
 done
 asr_stats=("${asr_stats_dir}"/{train,valid}/{speech_shape,"text_shape.${token_type}"} "${asr_stats_dir}/train/feats_stats.npz")
 
+if [ -n "${init_from}" ] && { wanted 10 || wanted 11; }; then
+    tool asr_init_from --init_from "${init_from}" --inference_asr_model "${inference_asr_model}" \
+        --config "${finetune_config}" --output "${asr_config}"
+    # only their shapes are needed: the mean and variance of the features come with the weights
+    [ ! -f "${asr_stats_dir}/.done" ] || skip_stages+=" 10"
+fi
+
 if wanted 10; then
     log "Stage 10: statistics of the training data"
     # Models share the statistics: only the part of a config that computes features counts.
@@ -377,6 +395,7 @@ if wanted 11; then
     fi
     [ -z "${pretrained_model}" ] || train_opts+=(--init_param "${pretrained_model}")
     state=("${asr_exp}/.done" "${asr_args} ${train_opts[*]}" ${asr_config} "${asr_data[@]}" "${token_list}")
+    state+=(${pretrained_model:+"${pretrained_model%%:*}"})
     state+=("${asr_stats[@]}" "${asr_exp}"/{config.yaml,checkpoint.pth})
     if ! finished "${state[@]}"; then
         # shellcheck disable=SC2086  # the options are words
