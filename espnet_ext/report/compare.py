@@ -57,6 +57,8 @@ class Comparison:
                 m for m in self.models if (m["encoder"], m["attention"]) == (encoder, attention)
             ]
             for model in found:
+                if len(found) > 1:
+                    model = model | {"variant": model["model"]}
                 rows.append({"status": "measured", "cache_kind": _cache_kind(model)} | model)
                 if lossless := model.get("input_cache"):
                     rows.append(model | {"status": "measured", "cache_kind": "input"} | lossless)
@@ -177,6 +179,7 @@ def _cache_kind(model):
 
 
 def row_name(row) -> str:
-    """Encoder, attention and, for the lossless input cache, that."""
+    """Encoder, attention, the directory where several have both, and the lossless input cache."""
+    variant = f", {row['variant']}" if "variant" in row else ""
     cache = " (input cache)" if row.get("cache_kind") == "input" else ""
-    return f"{row['encoder']} {row['attention']}{cache}"
+    return f"{row['encoder']} {row['attention']}{variant}{cache}"

@@ -68,14 +68,21 @@ for (const button of document.querySelectorAll('th button')) {
 
 
 def report_html(comparison: Comparison, plots: dict[str, bytes]) -> str:
-    """The page.
+    """The page of a comparison; see ``page``."""
+    return page("Attention variants compared", comparison.notes, sections(comparison), plots)
+
+
+def page(title: str, notes: list[str], tables: list[Section], plots: dict[str, bytes]) -> str:
+    """A page of tables and plots.
 
     Args:
-        comparison: What to show.
-        plots: File name to PNG; they are shown after the results.
+        title: Heading.
+        notes: What was skipped, and why.
+        tables: What to show.
+        plots: File name to PNG; they are shown after the first table.
     """
-    first, *others = sections(comparison)
-    notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in comparison.notes)
+    first, *others = tables
+    paragraphs = "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
     images = "".join(
         f'<div class="scroll"><img alt="{escape(name)}" '
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}"></div>\n'
@@ -85,9 +92,9 @@ def report_html(comparison: Comparison, plots: dict[str, bytes]) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
-        f"<title>Attention variants compared</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        "<h1>Attention variants compared</h1>\n<p>Click a column's title to sort by it.</p>\n"
-        f"{notes}{_table(first)}{images}{''.join(map(_table, others))}"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n<p>Click a column's title to sort by it.</p>\n"
+        f"{paragraphs}{_table(first)}{images}{''.join(map(_table, others))}"
         f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 

@@ -7,7 +7,7 @@ import matplotlib
 from espnet_ext.report.compare import row_name
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot  # noqa: E402
 
 # lightness falls from entry to entry, so the order survives a copier
 COLOURS = ("#f0e442", "#56b4e9", "#009e73", "#d55e00", "#332288", "#999999", "#ddcc77", "#117733")
@@ -32,10 +32,11 @@ def _kind(row):
     return row["attention"] + (" (input cache)" if row["cache_kind"] == "input" else "")
 
 
-def _png(figure):
+def png(figure) -> bytes:
+    """The figure as PNG; it is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
+    pyplot.close(figure)
     return buffer.getvalue()
 
 
@@ -62,7 +63,7 @@ def _log_if_wide(axes, values):
 def cache_comparison(comparison) -> bytes:
     """PNG of the attention caches and of whole states with a finite left context."""
     rows, styles = _measured(comparison), _styles(comparison)
-    figure, (left, right) = plt.subplots(
+    figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(12, 1.4 + 0.4 * len(rows)), sharey=True, constrained_layout=True
     )
     values = [row["kv_cache_kb"] for row in rows]
@@ -92,7 +93,7 @@ def cache_comparison(comparison) -> bytes:
     right.set_xlabel("KB")
     right.set_title("whole state of a stream")
     right.legend(loc="lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def wer_vs_cache(comparison) -> bytes:
@@ -100,7 +101,7 @@ def wer_vs_cache(comparison) -> bytes:
     rows, styles = _measured(comparison), _styles(comparison)
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
     sets = comparison.sets
-    figure, panels = plt.subplots(
+    figure, panels = pyplot.subplots(
         1, len(sets), figsize=(max(6.5, 5 * len(sets)), 4.8), squeeze=False, constrained_layout=True
     )
     for axes, name in zip(panels[0], sets, strict=True):
@@ -134,7 +135,7 @@ def wer_vs_cache(comparison) -> bytes:
         axes.grid(alpha=0.3)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def inference_time_comparison(comparison) -> bytes:
@@ -142,7 +143,7 @@ def inference_time_comparison(comparison) -> bytes:
     styles = _styles(comparison)
     offline = [row for row in _measured(comparison) if row["cache_kind"] != "input"]
     streams = [row for row in _measured(comparison) if row["streaming"]]
-    figure, (left, right) = plt.subplots(
+    figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(13, 1.4 + 0.4 * max(len(offline), len(streams))), constrained_layout=True
     )
     values = [row["inference_time_ms"] for row in offline]
@@ -160,7 +161,7 @@ def inference_time_comparison(comparison) -> bytes:
         _log_if_wide(right, medians)
     right.set_xlabel("ms")
     right.set_title("streaming, per chunk: median, line to p95")
-    return _png(figure)
+    return png(figure)
 
 
 #: file name -> function that draws it

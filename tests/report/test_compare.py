@@ -153,6 +153,18 @@ def test_corrupted_results_are_named_and_skipped(runs, content):
     assert statuses.count("measured") == 9 and statuses.count("missing") == 1
 
 
+def test_models_of_one_attention_are_told_apart_by_their_directories(runs):
+    copied = shutil.copytree(
+        runs / "asr_train_asr_conformer_mla_raw_word", runs / "asr_converted"
+    )
+    path = copied / "evaluation_results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": copied.name}))
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS)
+    names = [row["model"] for row in read_csv(comparison_csv(comparison))]
+    assert len(set(names)) == len(names)
+    assert "conformer mla, asr_converted" in names and "branchformer mla" in names
+
+
 def test_nothing_evaluated_is_one_clear_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["--expdir", str(tmp_path), "--output", str(tmp_path / "out")])
