@@ -14,6 +14,7 @@ from espnet_ext.errors import UserError
 
 PR_SET_PDEATHSIG = 1
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PROGRESS = 30.0  # seconds between progress lines where the output is not a terminal
 
 
@@ -68,7 +69,8 @@ def run_local(request):
     try:
         while waiting or running:
             while waiting and slots:
-                running.append(_Job(*waiting.pop(0), slots.pop(0)))
+                with _signals_wait():  # a job that has begun is in the list, to be stopped with it
+                    running.append(_Job(*waiting.pop(0), slots.pop(0)))
             time.sleep(0.05)
             for job in [job for job in running if job.poll() is not None]:
                 running.remove(job)
@@ -165,8 +167,19 @@ class Progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def _signals_wait():
+    """Put off SIGINT and SIGTERM until the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _follow_runner():
     die_with_parent(signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def interrupt(signum, frame):

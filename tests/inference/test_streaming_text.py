@@ -261,7 +261,7 @@ def test_certificate_says_equal_and_notices_when_it_is_not(
 
     def forgetful(self, x, state):
         state.past.zero_()
-        return torch.nn.Conv1d.forward(self, torch.cat([state.past, x], dim=-1))
+        return self.convolve(torch.cat([state.past, x], dim=-1), 0)
 
     monkeypatch.setattr(CausalConv1d, "forward_chunk", forgetful)
     status, out, _ = run(capsys, asr_certify.main, *argv)
