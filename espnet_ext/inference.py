@@ -288,7 +288,8 @@ class StreamingSpeech2Text:
             encoder.chunk_size, encoder.left_context = saved
 
     def _checked(self, samples):
-        samples = torch.as_tensor(samples, dtype=torch.float32, device=self.device)
+        dtype = self.model.frontend.logmel.melmat.dtype
+        samples = torch.as_tensor(samples, dtype=dtype, device=self.device)
         if samples.dim() != 1:
             raise UserError(f"samples: must be mono (n,), got shape {tuple(samples.shape)}")
         if not torch.isfinite(samples).all():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+CACHE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
 def _map(obj, fn):

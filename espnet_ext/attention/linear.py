@@ -98,7 +98,8 @@ class LinearAttention(Attention):
 
     def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
         # an accumulator in half precision would stop growing, so the sums stay in float32
-        s = torch.zeros(batch_size, self.h, self.d_k, self.d_k, device=device)
+        dtype = torch.promote_types(self.linear_out.weight.dtype, torch.float32)
+        s = torch.zeros(batch_size, self.h, self.d_k, self.d_k, dtype=dtype, device=device)
         return RunningSums(s=s, z=s.new_zeros(batch_size, self.h, self.d_k))
 
     def forward_chunk(self, x, cache, padding=None):

@@ -67,8 +67,7 @@ class StreamingFrontend:
 
     def init_state(self, batch_size: int = 1) -> FrontendState:
         """State of streams that have not begun."""
-        device = self.frontend.logmel.melmat.device
-        return FrontendState(torch.zeros(batch_size, 0, device=device), [0] * batch_size)
+        return FrontendState(self.frontend.logmel.melmat.new_zeros(batch_size, 0), [0] * batch_size)
 
     @torch.no_grad()
     def forward_chunk(self, samples, state: FrontendState, is_final=False, lengths=None):

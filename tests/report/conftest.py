@@ -148,6 +148,7 @@ def make_run():
             "text_identical": True,
             "utterances": 3,
             "max_error": {"features": 1e-7, "encoder": 2e-6, "logits": 3e-6, "layers": [1e-6]},
+            "max_error_float64": {"logits": 4e-15},
         }
         (directory / "equivalence.json").write_text(json.dumps(certificate))
         evaluate(directory, options())
