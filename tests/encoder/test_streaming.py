@@ -298,8 +298,8 @@ def test_streaming_refuses_what_it_cannot_do():
     model = build_encoder("conformer", causal=True)
     with pytest.raises(ValueError, match="chunk_size"):
         model.init_state()
-    with pytest.raises(ValueError, match="dtype.*int8.*float64"):
-        model.init_state(chunk_size=4, dtype=torch.float64)
+    with pytest.raises(ValueError, match="dtype.*int8.*int16"):
+        model.init_state(chunk_size=4, dtype=torch.int16)
     state = model.init_state(chunk_size=4)
     with pytest.raises(ValueError, match=r"eval\(\)"):
         model.forward_chunk(torch.zeros(1, 4, INPUT_SIZE), state)
