@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from espnet_ext.dropout import draw_kept, drop_factor
+
 # Most queries per block on a CPU: their scores stay in its cache.
 CPU_BLOCK = 256
 # Tensors of a block's queries times its keys that are alive at once, at most.
@@ -192,45 +194,50 @@ class _BlockedAttention(torch.autograd.Function):
                     y = _matmul_groups(weights.mul_(drop(weights.shape)), value)
                     y *= dropping.factor
                 context[:, start:stop] = y.transpose(1, 2)
-        ctx.save_for_backward(q_u, q_v, k, v, p)
+        context = context.flatten(2)
+        ctx.save_for_backward(q_u, q_v, k, v, p, context)
         ctx.blocks, ctx.dropping = blocks, dropping
-        return context.flatten(2)
+        return context
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        q_u, q_v, k, v, p = ctx.saved_tensors
+        q_u, q_v, k, v, p, context = ctx.saved_tensors
         blocks = ctx.blocks
         batch, n_head, length, d = q_u.shape
-        grad = grad.unflatten(2, (n_head, d)).transpose(1, 2)  # (B, T, D) -> (B, H, T, d)
+        # (B, T, D) -> (B, H, T, d)
+        grad, context = (x.unflatten(2, (n_head, d)).transpose(1, 2) for x in (grad, context))
         grad_q_u, grad_q_v = torch.empty_like(q_u), torch.empty_like(q_v)
         wide = torch.promote_types(q_u.dtype, torch.float32)  # what blocks add up to
         grad_k, grad_v, grad_p = (torch.zeros_like(x, dtype=wide) for x in (k, v, p))
         scale = 1 / math.sqrt(d)
         with torch.autocast(q_u.device.type, enabled=False):
             drop = ctx.dropping.begin() if ctx.dropping else None
+            products = None
             for span in blocks.spans:
                 start, stop, lo, hi = span
                 n, distances = stop - start, blocks.distances(span)
                 q, key, value = q_u[:, :, start:stop], k[:, :, lo:hi], v[:, :, lo:hi]
                 g = grad[:, :, start:stop]
+                # what the softmax takes from the gradient of each of its weights
+                inner = (g.to(wide) * scale * context[:, :, start:stop]).sum(-1, keepdim=True)
                 if drop is not None:
                     g = g * ctx.dropping.factor
                 weights = _weights(q, key, blocks.position_scores(q_v, p, span))
-                grad_weights = _matmul_groups(g, value.transpose(-2, -1))  # (B, H, n, K)
+                grad_weights = _matmul_groups(g * scale, value.transpose(-2, -1))  # (B, H, n, K)
                 if drop is None:
                     grad_v[:, :, lo:hi] += _sum_groups(weights, g, k.size(1))
                 else:
-                    kept = drop(weights.shape)
+                    kept = drop(weights.shape).to(weights.dtype)
                     grad_v[:, :, lo:hi] += _sum_groups(weights * kept, g, k.size(1))
                     grad_weights *= kept
-                # through the softmax, and through the factor of the scores
-                inner = (grad_weights * weights).sum(-1, keepdim=True)
-                grad_scores = grad_weights.sub_(inner).mul_(weights).mul_(scale)
+                shape = (batch, n_head, n, hi - lo + n - 1)
+                if products is None or products.shape != shape:
+                    products = weights.new_zeros(shape)  # zeros stay where no key is
+                grad_scores = shifted(products)
+                torch.mul(grad_weights.sub_(inner), weights, out=grad_scores)
                 grad_q_u[:, :, start:stop] = _matmul_groups(grad_scores, key)
                 grad_k[:, :, lo:hi] += _sum_groups(grad_scores, q, k.size(1))
-                products = grad_scores.new_zeros(batch, n_head, n, hi - lo + n - 1)
-                shifted(products).copy_(grad_scores)
                 grad_q_v[:, :, start:stop] = torch.matmul(
                     products, p[..., distances].transpose(-2, -1)
                 )
@@ -274,16 +281,11 @@ def _weights(q, k, bias):
 
 
 class _Dropping:
-    """Weights to drop, the same ones in both passes: all follow from one seed.
-
-    Sixteen random bits decide about a weight, so the probability is a multiple of 2^-16; drawing 64
-    bits for four weights takes a fraction of the time of as many Bernoulli draws.
-    """
+    """Weights to drop, the same ones in both passes: all follow from one seed."""
 
     def __init__(self, rate, device, seed):
-        self.lowest_kept = round(rate * 2**16) - 2**15
-        self.factor = 1 / (1 - round(rate * 2**16) / 2**16)  # of the weights that are kept
-        self.device, self.seed = device, seed
+        self.rate, self.device, self.seed = rate, device, seed
+        self.factor = drop_factor(rate)  # of the weights that are kept
 
     @classmethod
     def drawn(cls, rate, device):
@@ -293,11 +295,4 @@ class _Dropping:
     def begin(self):
         """Function of a shape that draws which of the next weights are kept."""
         generator = torch.Generator(self.device).manual_seed(self.seed)
-
-        def draw(shape):
-            n = math.prod(shape)
-            bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=self.device)
-            bits.random_(-(2**63), None, generator=generator)
-            return bits.view(torch.int16)[:n].view(shape) >= self.lowest_kept
-
-        return draw
+        return lambda shape: draw_kept(shape, self.rate, self.device, generator)

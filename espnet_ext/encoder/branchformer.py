@@ -63,16 +63,6 @@ class BranchformerEncoder(StreamingEncoder, ESPnetBranchformerEncoder):
     @staticmethod
     def layer_chunk(layer, x, state, padding):
         attended = layer.attn.forward_chunk(layer.norm_mha(x), state.attention, padding)
-        gated = cgmlp_chunk(layer.cgmlp, layer.norm_mlp(x), state.convolution["cgmlp"])
+        gated = layer.cgmlp.forward_chunk(layer.norm_mlp(x), state.convolution["cgmlp"])
         x = x + layer.merge_proj(torch.cat([attended, gated], dim=-1))
         return layer.norm_final(x)
-
-
-def cgmlp_chunk(cgmlp, x, state):
-    """Convolutional gating MLP on one chunk (B, n, n_feat) -> (B, n, n_feat)."""
-    csgu = cgmlp.csgu
-    content, gate = cgmlp.channel_proj1(x).chunk(2, dim=-1)
-    gate = csgu.conv.forward_chunk(csgu.norm(gate).transpose(1, 2), state).transpose(1, 2)
-    if csgu.linear is not None:
-        gate = csgu.linear(gate)
-    return cgmlp.channel_proj2(content * csgu.act(gate))

@@ -1,7 +1,6 @@
 """ESPnet's Conformer (Gulati et al. 2020) with a choice of attention, offline and streaming."""
 
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as ESPnetConformerEncoder
-from torch.nn import functional as F
 
 from espnet_ext.encoder.streaming import StreamingEncoder
 
@@ -31,15 +30,8 @@ class ConformerEncoder(StreamingEncoder, ESPnetConformerEncoder):
             x = x + layer.ff_scale * layer.feed_forward_macaron(layer.norm_ff_macaron(x))
         x = x + layer.self_attn.forward_chunk(layer.norm_mha(x), state.attention, padding)
         if layer.conv_module is not None:
-            x = x + _convolution_chunk(
-                layer.conv_module, layer.norm_conv(x), state.convolution["conv_module"]
+            x = x + layer.conv_module.forward_chunk(
+                layer.norm_conv(x), state.convolution["conv_module"]
             )
         x = x + layer.ff_scale * layer.feed_forward(layer.norm_ff(x))
         return x if layer.conv_module is None else layer.norm_final(x)
-
-
-def _convolution_chunk(module, x, state):
-    """The Conformer's convolution module on one chunk (B, n, n_feat) -> (B, n, n_feat)."""
-    x = F.glu(module.pointwise_conv1(x.transpose(1, 2)), dim=1)  # (B, n, D) -> (B, D, n)
-    x = module.depthwise_conv.forward_chunk(x, state)
-    return module.pointwise_conv2(module.activation(module.norm(x))).transpose(1, 2)

@@ -5,7 +5,6 @@ from espnet2.asr.encoder.e_branchformer_encoder import (
     EBranchformerEncoder as ESPnetEBranchformerEncoder,
 )
 
-from espnet_ext.encoder.branchformer import cgmlp_chunk
 from espnet_ext.encoder.streaming import StreamingEncoder
 
 
@@ -28,7 +27,7 @@ class EBranchformerEncoder(StreamingEncoder, ESPnetEBranchformerEncoder):
         if layer.feed_forward_macaron is not None:
             x = x + layer.ff_scale * layer.feed_forward_macaron(layer.norm_ff_macaron(x))
         attended = layer.attn.forward_chunk(layer.norm_mha(x), state.attention, padding)
-        gated = cgmlp_chunk(layer.cgmlp, layer.norm_mlp(x), state.convolution["cgmlp"])
+        gated = layer.cgmlp.forward_chunk(layer.norm_mlp(x), state.convolution["cgmlp"])
         both = torch.cat([attended, gated], dim=-1)  # (B, n, 2 * n_feat)
         fused = layer.depthwise_conv_fusion.forward_chunk(
             both.transpose(1, 2), state.convolution["merge"]

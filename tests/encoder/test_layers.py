@@ -1,0 +1,90 @@
+"""The faster modules compute what PyTorch's do, gradients included."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from espnet_ext.dropout import Dropout
+from espnet_ext.encoder import subsampling
+from espnet_ext.encoder.conv import DepthwiseConv1d
+from tiny import max_error
+
+
+def gradients(function, x, parameters):
+    """Result of a function and the gradients of a random sum of it, reproducibly."""
+    x = x.clone().requires_grad_()
+    y = function(x)
+    torch.manual_seed(1)
+    return y, *torch.autograd.grad((y * torch.randn(y.shape, dtype=y.dtype)).sum(), [x, *parameters])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 5), st.integers(1, 40), st.integers(0, 9), st.integers(0, 18)
+)
+def test_depthwise_convolution_equals_pytorch(batch, channels, frames, half, padding):
+    width = 2 * half + 1
+    padding = max(min(padding, width - 1), (width - frames + 1) // 2)
+    ours = DepthwiseConv1d(channels, channels, width, groups=channels).double()
+    x = torch.randn(batch, channels, frames, dtype=torch.float64)
+    both = [
+        gradients(run, x, ours.parameters())
+        for run in (
+            lambda x: ours.convolve(x, padding),
+            lambda x: nn.functional.conv1d(x, ours.weight, ours.bias, 1, padding, 1, channels),
+        )
+    ]
+    for got, want in zip(*both, strict=True):
+        assert max_error(got, want) < 1e-11
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    st.sampled_from([3, 5]),
+    st.integers(12, 30),
+    st.integers(12, 20),
+    st.integers(1, 50),
+)
+def test_two_convolutions_equal_pytorch(batch, channels, strides, kernel, frames, mels, patches):
+    first = nn.Conv2d(1, channels, 3, strides[0])
+    second = nn.Conv2d(channels, channels, kernel, strides[1])
+    stack = nn.Sequential(first, nn.ReLU(), second).double()
+    x = torch.randn(batch, 1, frames, mels, dtype=torch.float64)
+    before = subsampling.PATCHES
+    subsampling.PATCHES = patches
+    try:
+        ours = gradients(
+            lambda x: subsampling._two_convolutions(first, second, x), x, stack.parameters()
+        )
+    finally:
+        subsampling.PATCHES = before
+    for got, want in zip(ours, gradients(stack, x, stack.parameters()), strict=True):
+        assert max_error(got, want) < 1e-11
+
+
+def test_dropout_drops_its_rate_scales_the_rest_and_passes_gradients_of_the_kept():
+    layer = Dropout(0.3)
+    x = torch.ones(300, 1001, requires_grad=True)
+    torch.manual_seed(3)
+    y = layer(x)
+    y.sum().backward()
+    dropped = (y == 0).double().mean().item()
+    assert abs(dropped - 0.3) < 4 * (0.3 * 0.7 / x.numel()) ** 0.5
+    kept = y[y != 0]
+    assert kept.unique().numel() == 1 and abs(kept[0].item() - 1 / 0.7) < 1e-4
+    assert torch.equal(x.grad, y.detach())
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), y)
+    assert not torch.equal(layer(x), y)
+
+
+def test_dropout_of_nothing_all_and_outside_training():
+    x = torch.randn(5, 7)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert not Dropout(1.0)(x).any()
+    assert not Dropout(1 - 2**-20)(x).isnan().any()
