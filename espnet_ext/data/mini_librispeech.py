@@ -64,7 +64,7 @@ VOICES = {  # split -> gender -> eSpeak NG's voice variants
 ACCENTS = ("en-us", "en-us", "en-us", "en", "en-gb-x-rp", "en-us-nyc")
 SPEAKERS_PER_VOICE = 2  # they differ in accent, pitch, intonation and speed
 CHAPTERS_PER_SPEAKER = 2
-SENTENCES_PER_CHAPTER = 7
+SENTENCES_PER_CHAPTER = 6
 README = "Synthetic speech of eSpeak NG in the layout of LibriSpeech, made by Mini LibriSpeech"
 
 ESPEAK_RATE = 22050
