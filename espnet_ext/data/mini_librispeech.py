@@ -116,7 +116,7 @@ def _speakers(split):
             gender=gender,
             split=split,
             voice=f"{ACCENTS[rng.integers(len(ACCENTS))]}+{voice}",
-            speed=int(rng.integers(165, 216)),
+            speed=int(rng.integers(140, 186)),
             pitch=int(rng.integers(35, 66)),
             intonation=int(rng.integers(30, 71)),
         )
