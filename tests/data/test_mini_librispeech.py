@@ -69,7 +69,7 @@ def test_every_word_is_said_in_training_by_voices_of_both_genders():
 
 
 def test_utterance_is_the_same_in_any_process_whatever_was_spoken_before():
-    some = [0, 5, 644, 1819]  # breathy voices among them: their noise is seeded
+    some = [0, 5, 644, 1559]  # breathy voices among them: their noise is seeded
     script = (
         "import sys; from test_mini_librispeech import PLAN, checksum\n"
         f"print(*[checksum(PLAN[n]) for n in {some[::-1]}])"
@@ -88,7 +88,7 @@ def test_utterance_is_the_same_in_any_process_whatever_was_spoken_before():
 )
 def test_samples_are_those_of_every_other_machine():
     assert checksum(PLAN[0])[:16] == "6d83b83618950521"
-    assert checksum(PLAN[-1])[:16] == "907614089dbb43b2"
+    assert checksum(PLAN[-1])[:16] == "a60a84edf8713120"
 
 
 def test_resampling_is_exact_integer_arithmetic():
