@@ -8,6 +8,7 @@ convolutions change it and back.
 
 import torch
 import torch.nn.functional as F
+from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoderLayer
 from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
 from espnet2.legacy.nets.pytorch_backend.conformer.convolution import ConvolutionModule
 from espnet2.legacy.nets.pytorch_backend.conformer.swish import Swish
@@ -94,17 +95,30 @@ class GatingMLP(ConvolutionalGatingMLP):
         return self.channel_proj2(csgu.dropout(content * csgu.act(gate)))
 
 
+class EBranchformerLayer(EBranchformerEncoderLayer):
+    """E-Branchformer layer."""
+
+    def forward(self, x_input, mask, cache=None):
+        """As ESPnet's, whose merge copies its input twice to hide padded frames."""
+        output, _ = super().forward(x_input, mask if _hides(mask) else None, cache)
+        return output, mask
+
+
+def _hides(mask):
+    """Whether a mask may hide a frame; a GPU is not asked, for the answer would be waited for."""
+    return mask is not None and (mask.device.type != "cpu" or not mask.all())
+
+
 def _real_frames(x, mask):
     """(B, channels, T) with zeros on padded frames, in the layout of ``x``."""
-    if mask is None or (mask.device.type == "cpu" and bool(mask.all())):
-        return x  # elsewhere the question would wait for the device
-    return x * mask
+    return x * mask if _hides(mask) else x
 
 
 #: ESPnet's class -> the one here
 FASTER = {
     ConvolutionModule: Convolution,
     ConvolutionalGatingMLP: GatingMLP,
+    EBranchformerEncoderLayer: EBranchformerLayer,
     PositionwiseFeedForward: FeedForward,
     Swish: SiLU,
 }
