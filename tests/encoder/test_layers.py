@@ -16,7 +16,8 @@ def gradients(function, x, parameters):
     x = x.clone().requires_grad_()
     y = function(x)
     torch.manual_seed(1)
-    return y, *torch.autograd.grad((y * torch.randn(y.shape, dtype=y.dtype)).sum(), [x, *parameters])
+    loss = (y * torch.randn(y.shape, dtype=y.dtype)).sum()
+    return y, *torch.autograd.grad(loss, [x, *parameters])
 
 
 @settings(max_examples=60, deadline=None)
