@@ -39,6 +39,9 @@ demo: setup
 	@local/run_all_baselines.sh --corpus mini_librispeech --encoders conformer --attentions mha
 	@local/run_all_baselines.sh --corpus mini_librispeech --jobs "$$(nproc)" --nj 1 --run_args "--inference_nj 1"
 
+bench: setup
+	@$(VENV)/bin/python benchmarks/run_all.py
+
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -79,6 +79,15 @@ def test_path_sh_works_from_any_directory(tmp_path):
         assert sourced.stdout.splitlines() == [f"{root}/.venv/bin", str(root), "1"]
 
 
+def test_every_target_of_make_has_commands():
+    targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    for target in targets:
+        done = subprocess.run(
+            ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "Nothing to be done" not in done.stdout, target
+
+
 def test_constraints_pin_exact_versions_and_name_no_host():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if not line.startswith("#")]
