@@ -66,6 +66,11 @@ class ChunkView:
         return visible
 
 
+def may_hide(mask) -> bool:
+    """Whether a mask may hide a frame; a GPU is not asked, for the answer would be waited for."""
+    return mask is not None and (mask.device.type != "cpu" or not mask.all())
+
+
 class Blocks:
     """Blocks of neighbouring queries and the keys that each of them sees.
 
@@ -82,9 +87,7 @@ class Blocks:
     """
 
     def __init__(self, length: int, size: int, mask=None, view: ChunkView | None = None):
-        if mask is not None and mask.device.type == "cpu" and bool(mask.all()):
-            mask = None  # elsewhere the question would wait for the device
-        self.mask, self.view = mask, view
+        self.mask, self.view = mask if may_hide(mask) else None, view
         self.spans = []
         for start in range(0, length, size):
             stop = min(start + size, length)

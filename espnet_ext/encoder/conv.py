@@ -15,6 +15,12 @@ from espnet_ext.state import ConvolutionState
 SPAN = 16
 
 
+def trains_on_cpu(x: torch.Tensor) -> bool:
+    """Whether the gradients here are of use; autocast needs PyTorch's own."""
+    cpu = x.device.type == "cpu"
+    return cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
 class PointwiseConv1d(nn.Conv1d):
     """Convolution over one frame: (B, channels, T) -> (B, channels, T)."""
 
@@ -52,7 +58,7 @@ class DepthwiseConv1d(PointwiseConv1d):
         if x.device.type != "cpu":
             return F.conv1d(x, self.weight, self.bias, padding=padding, groups=self.groups)
         x = x.transpose(1, 2).contiguous().transpose(1, 2)  # in memory: the channels last
-        if torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        if trains_on_cpu(x):
             return _Depthwise.apply(x, self.weight, self.bias, padding)
         return _depthwise(x, self.weight, self.bias, padding)
 
@@ -69,7 +75,7 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, padding):
         ctx.save_for_backward(x, weight)
-        ctx.padding, ctx.has_bias = padding, bias is not None
+        ctx.padding = padding
         return _depthwise(x, weight, bias, padding)
 
     @staticmethod
@@ -80,7 +86,7 @@ class _Depthwise(torch.autograd.Function):
         # the layout of the input: the channels last
         grad = grad.transpose(1, 2).contiguous().transpose(1, 2)
         grad_x = _depthwise(grad, weight.flip(2), None, width - 1 - ctx.padding)
-        grad_bias = grad.sum((0, 2)) if ctx.has_bias else None
+        grad_bias = grad.sum((0, 2)) if ctx.needs_input_grad[2] else None
         return grad_x, _weight_gradient(grad, x, width, ctx.padding), grad_bias, None
 
 

@@ -16,6 +16,8 @@ from espnet2.legacy.nets.pytorch_backend.transformer.positionwise_feed_forward i
     PositionwiseFeedForward,
 )
 
+from espnet_ext.attention.blocked import may_hide
+
 #: frames per block
 BLOCK = 512
 
@@ -100,18 +102,13 @@ class EBranchformerLayer(EBranchformerEncoderLayer):
 
     def forward(self, x_input, mask, cache=None):
         """As ESPnet's, whose merge copies its input twice to hide padded frames."""
-        output, _ = super().forward(x_input, mask if _hides(mask) else None, cache)
+        output, _ = super().forward(x_input, mask if may_hide(mask) else None, cache)
         return output, mask
-
-
-def _hides(mask):
-    """Whether a mask may hide a frame; a GPU is not asked, for the answer would be waited for."""
-    return mask is not None and (mask.device.type != "cpu" or not mask.all())
 
 
 def _real_frames(x, mask):
     """(B, channels, T) with zeros on padded frames, in the layout of ``x``."""
-    return x * mask if _hides(mask) else x
+    return x * mask if may_hide(mask) else x
 
 
 #: ESPnet's class -> the one here

@@ -16,6 +16,8 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
 )
 from torch import nn
 
+from espnet_ext.encoder.conv import trains_on_cpu
+
 #: output frames per block
 BLOCK = 96
 #: patches of a weight gradient that are copied at once
@@ -50,7 +52,7 @@ class InBlocks:
             y = x[:, start * step : (stop - 1) * step + sees].unsqueeze(1)  # (B, 1, t, mels)
             if on_cpu:  # channels last are its faster layout
                 y = y.to(memory_format=torch.channels_last)
-            if on_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+            if trains_on_cpu(y):
                 y = self.conv[3:](_two_convolutions(self.conv[0], self.conv[2], y))
             else:
                 y = self.conv(y)
