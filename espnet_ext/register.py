@@ -3,12 +3,17 @@
 ESPnet has no entry points, and importing its ASR task takes many seconds. So the choices are
 extended right after ESPnet's own import of the task, whenever that comes; a process that never
 trains or decodes never pays for it.
+
+Importing ESPnet also imports torch.compile's machinery, a quarter of the time it takes, for three
+functions that are marked as not to be compiled. They are marked when something can be compiled.
 """
 
+import functools
 import importlib
 import importlib.abc
 import importlib.util
 import sys
+from contextlib import contextmanager
 
 # ESPnet module -> choices attribute -> name in YAML -> our class as module:class
 CHOICES = {
@@ -24,6 +29,41 @@ CHOICES = {
     for task in ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
 }
 
+# ESPnet modules that mark functions as not to be compiled
+UNCOMPILED = (
+    "espnet2.legacy.nets.pytorch_backend.nets_utils",
+    "espnet2.legacy.nets.pytorch_backend.fastspeech.length_regulator",
+    "espnet2.tts.fastspeech2.fastspeech2",
+)
+
+
+@contextmanager
+def _uncompiled_later():
+    """``torch.compiler.disable`` takes effect when ``torch.compile`` is there to be kept out."""
+    import torch
+
+    disable = torch.compiler.disable
+
+    def disable_later(function):
+        marked = None
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            nonlocal marked
+            if marked is None:
+                if "torch._dynamo" not in sys.modules:
+                    return function(*args, **kwargs)
+                marked = disable(function)
+            return marked(*args, **kwargs)
+
+        return call
+
+    torch.compiler.disable = disable_later
+    try:
+        yield
+    finally:
+        torch.compiler.disable = disable
+
 
 def extend_choices(task):
     """Add our classes to an imported ESPnet task module.
@@ -37,11 +77,11 @@ def extend_choices(task):
             getattr(task, attribute).classes[name] = getattr(importlib.import_module(module), cls)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Import finder that lets ESPnet's tasks load as usual, then extends their choices."""
+class _Importer(importlib.abc.MetaPathFinder):
+    """Import finder: ESPnet's tasks load as usual, then get our choices; see also UNCOMPILED."""
 
     def find_spec(self, name, path=None, target=None):
-        if name not in CHOICES:
+        if name not in CHOICES and name not in UNCOMPILED:
             return None
         sys.meta_path.remove(self)
         try:
@@ -52,8 +92,12 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             load = spec.loader.exec_module
 
             def exec_module(module):
-                load(module)
-                extend_choices(module)
+                if name in UNCOMPILED:
+                    with _uncompiled_later():
+                        load(module)
+                else:
+                    load(module)
+                    extend_choices(module)
 
             spec.loader.exec_module = exec_module
         return spec
@@ -64,5 +108,5 @@ def install():
     for name in CHOICES:
         if name in sys.modules:
             extend_choices(sys.modules[name])
-    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+    if not any(isinstance(finder, _Importer) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Importer())

@@ -48,6 +48,25 @@ def test_importing_the_package_does_not_import_espnet():
     assert out.stdout.strip() == "[]"
 
 
+def test_torch_compile_is_imported_by_its_users_only_and_kept_out_of_masks():
+    script = """
+import sys, espnet_ext.bin.asr_inference, torch
+print("torch._dynamo" in sys.modules)
+from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
+lengths = torch.tensor([1, 2])
+def padded(x):
+    return x.masked_fill(make_pad_mask(lengths), 7) + 1
+expected = padded(torch.zeros(2, 2))
+print(torch.equal(torch.compile(padded, backend="eager")(torch.zeros(2, 2)), expected))
+print(expected.tolist())
+print(sum("wrapped with `torch.compiler.disable`" in reason
+          for reason in torch._dynamo.utils.counters["graph_break"]))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    out = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert out.stdout.split("\n")[:4] == ["False", "True", "[[1.0, 8.0], [1.0, 1.0]]", "1"]
+
+
 class MeanAttention(Attention):
     """A fifth attention: every frame sees the mean of all real frames."""
 
