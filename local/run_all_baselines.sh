@@ -48,15 +48,17 @@ run_model() { # run_model CONFIG LOG: train and evaluate one model
     [ -n "${model}" ] || { echo "stage 11 did not run"; return 1; }
     "${root}/local/evaluate_all.sh" --corpus "${corpus}" --models "${model}" --expdir "${expdir}" \
         --dumpdir "${dumpdir}" --inference_config "${inference_config}" --streaming_config "${streaming_config}" \
-        --profile_config "${profile_config}" --nj "${nj}" --device "${device}" --run_args "${run_args}"
+        --profile_config "${profile_config}" --nj "${nj}" --device "${device}" --run_args "${run_args}" 2>&1 \
+        | while IFS= read -r line; do
+            echo "${line}"
+            [[ "${line}" != *": WER "* ]] || echo "${line}" >&3 # its row, before it is decoded as a stream
+        done
 }
 
 report_model() { # report_model ENCODER ATTENTION: run_model, its log, and a line about the outcome
     local name="$1_$2" seconds
     local log="${logdir}/${name}.log"
-    if run_model "${conf_dir}/train_asr_${name}.yaml" "${log}" > "${log}" 2>&1; then
-        tail -n 1 "${log}"
-    else
+    if ! run_model "${conf_dir}/train_asr_${name}.yaml" "${log}" 3>&1 > "${log}" 2>&1; then
         echo "$1 $2: $(tail -n 1 "${log}") (${recipe}/${log})" > "${logdir}/${name}.failed"
         log "FAILED: $(<"${logdir}/${name}.failed")"
     fi

@@ -56,7 +56,7 @@ def main(argv=None):
     failed = 0
     for expdir in args.expdir:
         try:
-            print(row(evaluate(expdir, args)), flush=True)
+            evaluate(expdir, args, lambda results: print(row(results), flush=True))
         except UserError as error:
             print(f"asr_evaluate: error: {error}", file=sys.stderr)
             failed = 1

@@ -63,14 +63,15 @@ class Evaluation:
         """Measured costs; see ``espnet_ext.profiling.cost.profile``."""
         return json.loads((self.expdir / "profile.json").read_text(encoding="utf-8"))
 
-    def measure(self):
-        """Measure, certify and decode as streams what is not there yet."""
+    def measure(self, announce):
+        """Measure, announce the results so far, certify and decode as streams what is not there."""
         options = ["--asr_train_config", str(self.config_path)]
         options += ["--asr_model_file", str(self.checkpoint), "--device", self.args.device]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.args.nj, mp_context=context) as workers:
             if not self._fresh("profile.json", self.args.profile_config):
                 workers.submit(_profile, self._profile_arguments()).result()
+            announce(self.results())
             if not self.causal:
                 return
             jobs = []
@@ -286,19 +287,20 @@ def _decode(arguments):
     _run(main, arguments)
 
 
-def evaluate(expdir, args) -> dict:
+def evaluate(expdir, args, announce=lambda results: None) -> dict:
     """Evaluate one model and write its ``evaluation_results.json``.
 
     Args:
         expdir: Directory of the model.
         args: Options of ``asr_evaluate``.
+        announce: Called with the results as soon as only the figures of streams may be missing.
 
     Returns:
         What was written.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     evaluation = Evaluation(expdir, args)
-    evaluation.measure()
+    evaluation.measure(announce)
     results = evaluation.results()
     content = f"{json.dumps(results, indent=1)}\n".encode()
     path = evaluation.expdir / NAME

@@ -8,8 +8,9 @@ import soundfile
 import torch
 import yaml
 
-from espnet_ext.bin.asr_evaluate import main
+from espnet_ext.bin.asr_evaluate import get_parser, main
 from espnet_ext.bin.score import main as score
+from espnet_ext.report.evaluate import evaluate
 
 TAG = "decode_asr_asr_model_valid.acc.ave"
 TOKENS = ["<blank>", "<unk>", "A", "B", "C", "<sos/eos>"]
@@ -76,7 +77,8 @@ def test_what_is_missing_is_measured_and_what_is_there_is_kept(tmp_path, capsys)
     decoding.write_text("beam_size: 2\nctc_weight: 0.5\n")
     arguments = [str(expdir), "--dumpdir", str(tmp_path / "dump"), "--nj", "1"]
     arguments += ["--profile_config", str(options), "--inference_config", str(decoding)]
-    assert main(arguments) == 0, capsys.readouterr().err
+    early = []
+    evaluate(str(expdir), get_parser().parse_args(arguments), early.append)
     results = json.loads((expdir / "evaluation_results.json").read_text())
     assert results["kv_cache_kb"] == 40 * 2 * 4 * 4 / 1024
     assert results["wer"]["test"]["wer"] == 0.0  # the "decoding" is the reference
@@ -90,9 +92,14 @@ def test_what_is_missing_is_measured_and_what_is_there_is_kept(tmp_path, capsys)
     assert results["streaming"]["ms_per_chunk_median"] > 0
     assert results["inference_time_ms"] > 0
     assert results["training_seconds"] is None
+    # announced once, before the streams are decoded
+    streams = ("equivalence", "streaming_wer")
+    assert [{**results, **{key: r[key] for key in streams}} for r in early] == early
+    assert [stream["wer"] for stream in early[0]["streaming_wer"]] == [{}, {}]
 
     kept = {p: p.stat().st_mtime_ns for p in expdir.rglob("*.json")}
     shutil.rmtree(expdir / "streaming_C8_L16" / "test" / "score_wer")
     assert main(arguments) == 0
+    assert "WER test 0.0 [0.0, 0.0]" in capsys.readouterr().out
     changed = {p for p in expdir.rglob("*.json") if p.stat().st_mtime_ns != kept[p]}
     assert {p.parent.parent.parent.name for p in changed} == {"streaming_C8_L16"}
