@@ -9,6 +9,7 @@ Letters in shapes are those of ``base.py``; R is the number of distances that po
 for.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from espnet_ext.dropout import draw_kept, drop_factor
 
 # Most queries per block on a CPU: their scores stay in its cache.
 CPU_BLOCK = 256
+# From so many keys on, a CPU attends to one head at a time.
+BY_HEAD = 400
 # Tensors of a block's queries times its keys that are alive at once, at most.
 SCORES_FORWARD, SCORES_BACKWARD = 2, 5
 
@@ -106,17 +109,19 @@ class Blocks:
         start, stop, _, _ = span
         queries = q_v[:, :, start:stop] / math.sqrt(q_v.size(-1))
         scores = shifted(torch.matmul(queries, p[..., self.distances(span)]))
-        self._hide(scores, *span)
+        self.hide(scores, span, None if self.mask is None else self.mask[:, None])
         return scores
 
-    def _hide(self, scores, start, stop, lo, hi):
+    def hide(self, scores, span, mask):
+        """Make scores (..., n, K) very low where a block or the mask (..., 1, T) hides a key."""
+        start, stop, lo, hi = span
         # half the smallest number: adding a score to it cannot overflow in half precision
         low = torch.finfo(scores.dtype).min / 2
         if self.view:
             unseen = ~self.view.mask(start, stop, lo, hi, scores.device)  # (n, K)
             scores.masked_fill_(unseen, low)
-        if self.mask is not None:
-            scores.masked_fill_(self.mask[:, None, :, lo:hi].eq(0), low)
+        if mask is not None:
+            scores.masked_fill_(mask[..., lo:hi].eq(0), low)
 
 
 def block_size(
@@ -185,18 +190,10 @@ class _BlockedAttention(torch.autograd.Function):
         batch, n_head, length, d = q_u.shape
         context = q_u.new_empty(batch, length, n_head, d)
         with torch.autocast(q_u.device.type, enabled=False):
-            drop = dropping.begin() if dropping else None
-            for span in blocks.spans:
-                start, stop, lo, hi = span
-                q, key, value = q_u[:, :, start:stop], k[:, :, lo:hi], v[:, :, lo:hi]
-                bias = blocks.position_scores(q_v, p, span)
-                if drop is None:
-                    y = _fused(q, key, value, bias)
-                else:
-                    weights = _weights(q, key, bias)
-                    y = _matmul_groups(weights.mul_(drop(weights.shape)), value)
-                    y *= dropping.factor
-                context[:, start:stop] = y.transpose(1, 2)
+            if dropping is None and _one_head_at_a_time(q_u, blocks):
+                _attend_by_head(q_u, q_v, k, v, p, blocks, context)
+            else:
+                _attend_by_block(q_u, q_v, k, v, p, blocks, dropping, context)
         context = context.flatten(2)
         ctx.save_for_backward(q_u, q_v, k, v, p, context)
         ctx.blocks, ctx.dropping = blocks, dropping
@@ -249,6 +246,49 @@ class _BlockedAttention(torch.autograd.Function):
                 ).sum(0)
         grads = (g.to(q_u.dtype) for g in (grad_k, grad_v, grad_p))
         return grad_q_u, grad_q_v, *grads, None, None
+
+
+def _attend_by_block(q_u, q_v, k, v, p, blocks, dropping, context):
+    """Fill the context (B, T, H, d), all heads of a block at once."""
+    drop = dropping.begin() if dropping else None
+    for span in blocks.spans:
+        start, stop, lo, hi = span
+        q, key, value = q_u[:, :, start:stop], k[:, :, lo:hi], v[:, :, lo:hi]
+        bias = blocks.position_scores(q_v, p, span)
+        if drop is None:
+            y = _fused(q, key, value, bias)
+        else:
+            weights = _weights(q, key, bias)
+            y = _matmul_groups(weights.mul_(drop(weights.shape)), value)
+            y *= dropping.factor
+        context[:, start:stop] = y.transpose(1, 2)
+
+
+def _one_head_at_a_time(q_u, blocks) -> bool:
+    """Whether the scores of all heads would leave a CPU's cache."""
+    many = max(hi - lo for _, _, lo, hi in blocks.spans) >= BY_HEAD
+    return many and q_u.device.type == "cpu" and q_u.dtype in (torch.float32, torch.float64)
+
+
+def _attend_by_head(q_u, q_v, k, v, p, blocks, context):
+    """As ``_attend_by_block``, where the scores of one head stay in a CPU's cache.
+
+    They are made, added up and exponentiated in one place; their sums divide the output instead.
+    """
+    batch, n_head, _, d = q_u.shape
+    scale, per_group = 1 / math.sqrt(d), n_head // k.size(1)
+    for b, h in itertools.product(range(batch), range(n_head)):
+        content, position = q_u[b, h] * scale, q_v[b, h] * scale
+        key, value = (x[b, h // per_group].contiguous() for x in (k, v))
+        mask = None if blocks.mask is None else blocks.mask[b]
+        for span in blocks.spans:
+            start, stop, lo, hi = span
+            scores = shifted(torch.mm(position[start:stop], p[h][:, blocks.distances(span)]))
+            blocks.hide(scores, span, mask)
+            scores.addmm_(content[start:stop], key[lo:hi].T)
+            scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+            sums = scores.sum(-1, keepdim=True)
+            torch.div(torch.mm(scores, value[lo:hi]), sums, out=context[b, start:stop, h])
 
 
 def _fold(x, groups):
