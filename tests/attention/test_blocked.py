@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from espnet_ext.attention import build_attention
+from espnet_ext.attention import blocked, build_attention
 from espnet_ext.attention.blocked import CPU_BLOCK, ChunkView, block_size
 from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions
 from tiny import build_tiny_attention as make
@@ -38,13 +38,21 @@ def small_blocks(attention, queries, batch, length):
     attention.attention_memory_mb = 5 * 8 * batch * N_HEAD * length * queries / 2**20
 
 
+@pytest.fixture(params=[1, 10**9], ids=["by head", "by block"], scope="module")
+def way(request):
+    """Both ways to go through blocks, whatever their size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocked, "BY_HEAD", request.param)
+        yield
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     length=st.integers(1, 150),
     batch=st.integers(1, 3),
     queries=st.integers(1, 60),
 )
-def test_blocks_of_any_size_equal_stock_in_values_and_gradients(length, batch, queries):
+def test_blocks_of_any_size_equal_stock_in_values_and_gradients(way, length, batch, queries):
     torch.manual_seed(length)
     att = make("mha").double()
     small_blocks(att, queries, batch, length)
@@ -71,7 +79,7 @@ def test_long_utterances_equal_stock_in_float32(length):
 
 @pytest.mark.parametrize("variant", ["gqa", "mla", "mha_input"])
 @pytest.mark.parametrize("chunk,left", [(None, -1), (7, 20), (5, -1)])
-def test_small_blocks_equal_one_block_in_every_gradient(variant, chunk, left):
+def test_small_blocks_equal_one_block_in_every_gradient(way, variant, chunk, left):
     length = 90
     att = make(variant).double()
     x, mask = torch.randn(2, length, N_FEAT).double(), padded(length, 2)
