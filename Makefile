@@ -10,7 +10,7 @@ help:
 	@echo "make test    setup, then every test"
 	@echo "make lint    ruff on the Python files, bash -n on the scripts"
 	@echo "make demo    eight small models on a synthetic corpus: trained, decoded, measured and compared"
-	@echo "make bench   every benchmark into benchmarks/RESULTS.md, about an hour"
+	@echo "make bench   every benchmark into benchmarks/RESULTS.md, about half an hour"
 	@echo "make clean   remove $(VENV) and caches; data, dump and exp stay"
 
 setup: $(STAMP)

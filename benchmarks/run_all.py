@@ -1,6 +1,6 @@
 """Run every benchmark; write ``benchmarks/RESULTS.md`` and a plot of time and memory by length.
 
-    make bench                                          everything, about an hour on a quiet machine
+    make bench                                          everything, 26 minutes on two cores
     python benchmarks/run_all.py --only offline --quick one of them, fewer lengths and pairs
 """
 
