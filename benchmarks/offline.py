@@ -41,7 +41,7 @@ def make_pass(encoder, seconds, training):
     return step
 
 
-def peak_mb(name, stock, seconds, training, threads):
+def peak_mb(stock, name, seconds, training, threads):
     """Peak memory in MB (10^6 bytes) of one pass over what the process holds before it."""
     torch.set_num_threads(threads)
     run = make_pass(make_encoder(name, stock), seconds, training)
@@ -64,9 +64,7 @@ def report(name, seconds, training, args):
     what = name, seconds, training, args.threads
     pairs = in_fresh_process(seconds_of, *what, args.pairs, args.clock)
     first, second = (statistics.median(p[i] for p in pairs) for i in (0, 1))
-    peaks = [
-        in_fresh_process(peak_mb, name, s, seconds, training, args.threads) for s in (False, True)
-    ]
+    peaks = [in_fresh_process(peak_mb, stock, *what) for stock in (False, True)]
     print(
         f"| {name} | {'training step' if training else 'forward'} | {seconds:g} "
         f"| {first:.3f} | {second:.3f} | {ratio(pairs)} "
@@ -87,7 +85,6 @@ def main(argv=None):
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {args.clock} time, one recording\n")
     print(
         "| encoder | pass | audio s | ours s | ESPnet s | ratio "

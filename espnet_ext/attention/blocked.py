@@ -104,23 +104,32 @@ class Blocks:
         start, stop, lo, hi = span
         return slice(self.past - (stop - 1 - lo), self.past + hi - start)
 
-    def position_scores(self, q_v, p, span):
-        """Scaled position scores of a block (B, H, n, K), very low where it must not see."""
+    def position_scores(self, q_v, p, span, utterance=None):
+        """Scaled position scores of a block, very low where it must not see.
+
+        Args:
+            q_v: Queries with position bias (B, H, T, d), or (T, d) of one head.
+            p: Projected positions (H, d, R), or (d, R) of that head.
+            span: One of ``spans``.
+            utterance: Which one of the batch the one head belongs to.
+
+        Returns:
+            Scores (B, H, n, K), or (n, K) of the one head.
+        """
         start, stop, _, _ = span
-        queries = q_v[:, :, start:stop] / math.sqrt(q_v.size(-1))
+        queries = q_v[..., start:stop, :] / math.sqrt(q_v.size(-1))
         scores = shifted(torch.matmul(queries, p[..., self.distances(span)]))
-        self.hide(scores, span, None if self.mask is None else self.mask[:, None])
+        self._hide(scores, *span, utterance)
         return scores
 
-    def hide(self, scores, span, mask):
-        """Make scores (..., n, K) very low where a block or the mask (..., 1, T) hides a key."""
-        start, stop, lo, hi = span
+    def _hide(self, scores, start, stop, lo, hi, utterance):
         # half the smallest number: adding a score to it cannot overflow in half precision
         low = torch.finfo(scores.dtype).min / 2
         if self.view:
             unseen = ~self.view.mask(start, stop, lo, hi, scores.device)  # (n, K)
             scores.masked_fill_(unseen, low)
-        if mask is not None:
+        if self.mask is not None:
+            mask = self.mask[:, None] if utterance is None else self.mask[utterance]
             scores.masked_fill_(mask[..., lo:hi].eq(0), low)
 
 
@@ -278,13 +287,11 @@ def _attend_by_head(q_u, q_v, k, v, p, blocks, context):
     batch, n_head, _, d = q_u.shape
     scale, per_group = 1 / math.sqrt(d), n_head // k.size(1)
     for b, h in itertools.product(range(batch), range(n_head)):
-        content, position = q_u[b, h] * scale, q_v[b, h] * scale
+        content = q_u[b, h] * scale
         key, value = (x[b, h // per_group].contiguous() for x in (k, v))
-        mask = None if blocks.mask is None else blocks.mask[b]
         for span in blocks.spans:
             start, stop, lo, hi = span
-            scores = shifted(torch.mm(position[start:stop], p[h][:, blocks.distances(span)]))
-            blocks.hide(scores, span, mask)
+            scores = blocks.position_scores(q_v[b, h], p[h], span, b)
             scores.addmm_(content[start:stop], key[lo:hi].T)
             scores.sub_(scores.amax(-1, keepdim=True)).exp_()
             sums = scores.sum(-1, keepdim=True)
