@@ -1,33 +1,24 @@
 """What a stream carries from one packet to the next, and how many bytes that is.
 
-Every class here is a plain dataclass of tensors and integers. Axis 0 of every tensor is the batch.
-A state is handed to ``forward_chunk`` and comes back changed: the caches are written in place, so
-keep a ``clone()`` if a stream may have to go back.
+Every class here is a plain dataclass. Axis 0 of every tensor is the batch of streams, a tuple has
+one value per stream, and a list has one per layer. ``step.py`` says how a step reads a state and
+what it leaves; nothing else writes to one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
+import pickle
+from dataclasses import dataclass, field
 
 import torch
 
+from espnet_ext.positions import PositionTable, plain_tensors
+
 CACHE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
-
-
-def _map(obj, fn):
-    """Copy of a tree of dataclasses, lists and dicts with ``fn`` applied to each tensor."""
-    if isinstance(obj, torch.Tensor):
-        return fn(obj)
-    if isinstance(obj, dict):
-        return {key: _map(value, fn) for key, value in obj.items()}
-    if isinstance(obj, list):
-        return [_map(value, fn) for value in obj]
-    if dataclasses.is_dataclass(obj):
-        values = {f.name: _map(getattr(obj, f.name), fn) for f in dataclasses.fields(obj)}
-        return type(obj)(**values)
-    return obj
+#: version of the files that ``StreamState.save`` writes
+VERSION = 2
 
 
 def _bytes(tensor: torch.Tensor) -> int:
@@ -38,8 +29,8 @@ def _bytes(tensor: torch.Tensor) -> int:
 class FrameCache:
     """Frames of the past, one or more tensors each: keys and values, layer inputs, or latents.
 
-    With a finite left context the buffers are allocated once and used as a ring: a step overwrites
-    the frames that no later step can see. Without one they double when they are full.
+    With a finite left context the buffers are rings, allocated once: the frames of a step go into
+    slots that no stream reads any more. Without one they double when they are full.
 
     Attributes:
         buffers: Name to tensor (B, ..., capacity, width); ``k`` and ``v`` for keys and values
@@ -48,15 +39,15 @@ class FrameCache:
         scales: For int8 buffers, name to the scale of each vector (B, ..., capacity, 1) in float32:
             one per frame and head for keys and values, one per frame otherwise. Empty for floats.
         left_context: Frames kept from one step to the next; -1 keeps all.
-        length: Frames kept now.
-        head: Slot that the next frame is written to.
+        lengths: Frames that each stream keeps now.
+        heads: Slot that each stream's next frame is written to.
     """
 
     buffers: dict[str, torch.Tensor]
     scales: dict[str, torch.Tensor]
     left_context: int
-    length: int = 0
-    head: int = 0
+    lengths: tuple[int, ...]
+    heads: tuple[int, ...]
 
     @classmethod
     def allocate(cls, shapes, left_context, chunk_size, dtype, device) -> FrameCache:
@@ -74,12 +65,15 @@ class FrameCache:
         def zeros(shape, width, dtype):
             return torch.zeros(*shape[:-1], capacity, width, dtype=dtype, device=device)
 
+        none = (0,) * next(iter(shapes.values()))[0]
         return cls(
             buffers={name: zeros(shape, shape[-1], dtype) for name, shape in shapes.items()},
             scales={name: zeros(shape, 1, torch.float32) for name, shape in shapes.items()}
             if dtype == torch.int8
             else {},
             left_context=left_context,
+            lengths=none,
+            heads=none,
         )
 
     @property
@@ -90,87 +84,89 @@ class FrameCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the frames that the next step will read."""
-        return self.capacity_bytes // self.capacity * self.length
+        return self.capacity_bytes // (self.capacity * len(self.lengths)) * sum(self.lengths)
 
     @property
     def capacity_bytes(self) -> int:
         """Bytes allocated."""
         return sum(_bytes(t) for t in (*self.buffers.values(), *self.scales.values()))
 
-    def append(self, frames: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
-        """Write the frames of one step and return all that the step may see.
-
-        Args:
-            frames: Name to tensor (B, ..., n, width), n at most the chunk size.
-
-        Returns:
-            Name to tensor (B, ..., K, width) in the dtype of ``frames``, K = frames kept before
-            + n, and the slot of the oldest: the order in time is slots oldest..K-1, 0..oldest-1.
-        """
-        n = next(iter(frames.values())).size(-2)
-        dtype = next(iter(frames.values())).dtype
-        visible = self.length + n
-        if self.left_context < 0 and visible > self.capacity:
-            self._grow(max(visible, 2 * self.capacity))
-        self._write(frames, n)
-        self.head = (self.head + n) % self.capacity
-        self.length = visible if self.left_context < 0 else min(visible, self.left_context)
-        oldest = (self.head - visible) % self.capacity
-        if visible == self.capacity:
-            return {name: self._read(name, slice(None), dtype) for name in self.buffers}, oldest
-        if oldest + visible <= self.capacity:
-            slots = slice(oldest, oldest + visible)
-            return {name: self._read(name, slots, dtype) for name in self.buffers}, 0
-        # a last chunk shorter than the others, in a ring that has wrapped
-        device = next(iter(self.buffers.values())).device
-        slots = (torch.arange(visible, device=device) + oldest) % self.capacity
-        return {name: self._read(name, slots, dtype) for name in self.buffers}, 0
-
-    def converted(self, dtype: torch.dtype) -> FrameCache:
-        """The same cache stored in another dtype."""
-        shapes = {name: (*b.shape[:-2], b.size(-1)) for name, b in self.buffers.items()}
-        device = next(iter(self.buffers.values())).device
-        new = FrameCache.allocate(shapes, self.left_context, 1, dtype, device)
-        for tensors in (new.buffers, new.scales):
-            for name, t in tensors.items():
-                tensors[name] = t.new_zeros(*t.shape[:-2], self.capacity, t.size(-1))
-        float_dtype = torch.float32 if dtype == torch.int8 else dtype
-        new._write(
-            {name: self._read(name, slice(None), float_dtype) for name in self.buffers},
-            self.capacity,
-        )
-        new.length, new.head = self.length, self.head
-        return new
-
-    def _write(self, frames, n):
-        first = min(n, self.capacity - self.head)
+    def stored(self, frames: dict[str, torch.Tensor]):
+        """Pairs of a buffer and what it gets for ``frames``, name to (B, ..., n, width)."""
         for name, new in frames.items():
-            targets = [(self.buffers[name], new)]
             if self.scales:
                 scale = new.abs().amax(dim=-1, keepdim=True).float() / 127
                 scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
-                targets = [
-                    (self.buffers[name], (new.float() / scale).round().to(torch.int8)),
-                    (self.scales[name], scale),
-                ]
-            for buffer, value in targets:
-                buffer[..., self.head : self.head + first, :] = value[..., :first, :]
-                buffer[..., : n - first, :] = value[..., first:, :]
+                yield self.scales[name], scale
+                new = (new.float() / scale).round().to(torch.int8)
+            yield self.buffers[name], new
 
-    def _read(self, name, slots, dtype):
-        frames = self.buffers[name][..., slots, :]
+    def read(self, name: str, slots, dtype: torch.dtype) -> torch.Tensor:
+        """Frames in ``dtype``; ``slots`` is a function that takes what is wanted of a buffer."""
+        frames = slots(self.buffers[name])
         if self.scales:
-            return (frames * self.scales[name][..., slots, :]).to(dtype)
+            return (frames * slots(self.scales[name])).to(dtype)
         return frames.to(dtype)
 
-    def _grow(self, capacity):
-        # without a left context nothing was overwritten, so the frames are slots 0..length-1
-        for tensors in (self.buffers, self.scales):
-            for name, old in tensors.items():
-                new = old.new_zeros(*old.shape[:-2], capacity, old.size(-1))
-                new[..., : self.length, :] = old[..., : self.length, :]
-                tensors[name] = new
-        self.head = self.length
+    def with_room(self, n: int) -> FrameCache:
+        """This cache, or a copy twice as large, in which ``n`` more frames overwrite none."""
+        needed = max(self.heads) + n
+        if self.left_context >= 0 or needed <= self.capacity:
+            return self
+        larger = self._empty(max(needed, 2 * self.capacity))
+        for new, old in larger._pairs(self):
+            new[..., : self.capacity, :] = old
+        return larger
+
+    def converted(self, dtype: torch.dtype) -> FrameCache:
+        """The same cache stored in another dtype."""
+        new = self._empty(self.capacity, dtype)
+        float_dtype = torch.float32 if dtype == torch.int8 else dtype
+        frames = {name: self.read(name, lambda t: t, float_dtype) for name in self.buffers}
+        for buffer, value in new.stored(frames):
+            buffer.copy_(value)
+        return new
+
+    @classmethod
+    def stack(cls, caches: list[FrameCache]) -> FrameCache:
+        """Caches of streams of any age as one, whose next slots are the same for all."""
+        first = caches[0]
+        heads = {head for cache in caches for head in cache.heads}
+        if len(heads) == 1 and len({cache.capacity for cache in caches}) == 1:
+            new = first._empty(first.capacity, batch_size=sum(len(c.heads) for c in caches))
+            for tensors, *olds in new._pairs(*caches):
+                torch.cat(olds, out=tensors)
+        else:
+            head = max(n for cache in caches for n in cache.lengths)
+            capacity = max(cache.capacity for cache in caches)
+            new = first._empty(capacity, batch_size=sum(len(c.heads) for c in caches))
+            row = 0
+            for cache in caches:
+                for i, (length, end) in enumerate(zip(cache.lengths, cache.heads, strict=True)):
+                    slots = torch.arange(end - length, end) % cache.capacity
+                    for target, old in new._pairs(cache):
+                        target[row, ..., head - length : head, :] = old[i][..., slots, :]
+                    row += 1
+            heads = {head}
+        new.lengths = sum((cache.lengths for cache in caches), ())
+        new.heads = tuple(heads) * len(new.lengths)
+        return new
+
+    def _empty(self, capacity, dtype=None, batch_size=None):
+        buffer = next(iter(self.buffers.values()))
+        dtype = buffer.dtype if dtype is None else dtype
+        batch_size = buffer.size(0) if batch_size is None else batch_size
+        shapes = {n: (batch_size, *b.shape[1:-2], b.size(-1)) for n, b in self.buffers.items()}
+        new = FrameCache.allocate(shapes, 0, capacity, dtype, buffer.device)
+        return dataclasses.replace(
+            new, left_context=self.left_context, lengths=self.lengths, heads=self.heads
+        )
+
+    def _pairs(self, *others):
+        """This cache's tensors, each with that of the same name of others."""
+        for kind in ("buffers", "scales"):
+            for name, tensor in getattr(self, kind).items():
+                yield tensor, *(getattr(other, kind)[name] for other in others)
 
 
 @dataclass
@@ -189,6 +185,10 @@ class RunningSums:
     def nbytes(self) -> int:
         """Bytes in use; all of them from the first frame on."""
         return _bytes(self.s) + _bytes(self.z)
+
+    def with_room(self, n: int) -> RunningSums:
+        """There is always room."""
+        return self
 
     @property
     def capacity_bytes(self) -> int:
@@ -219,68 +219,154 @@ class LayerState:
     attention: FrameCache | RunningSums
     convolution: dict[str, ConvolutionState]
 
+    def with_room(self, n: int) -> LayerState:
+        """This state, or one whose cache has grown, with room for ``n`` more frames."""
+        return LayerState(self.attention.with_room(n), self.convolution)
+
 
 @dataclass
 class StreamState:
-    """A stream inside an encoder.
+    """One or more streams inside an encoder.
 
     Attributes:
         layers: One ``LayerState`` per encoder layer.
-        pending: Feature frames that have not filled a chunk (B, n, input_size), with the few that
-            the subsampling convolutions look back at.
+        pending: Feature frames of each stream that have not filled a chunk (n, input_size), with
+            the few that the subsampling convolutions look back at.
         chunk_size: Encoder frames per step.
         left_context: Encoder frames seen before a chunk, -1 for all.
-        frames: Encoder frames produced so far.
-        input_lengths: Feature frames received so far, per stream.
-        lengths: Encoder frames produced so far that are speech, not padding, per stream.
-        finished: The last packet has been seen.
+        produced: Encoder frames of each stream so far.
+        ended: Streams that have had their last frame.
+        model: Which model the state belongs to, see ``StreamingEncoder.fingerprint``.
+        positions: Projected positions, shared by all streams of the model. Not saved.
+        broken: A packet failed after some of its chunks, so the state is of no use any more.
     """
 
     layers: list[LayerState]
-    pending: torch.Tensor
+    pending: tuple[torch.Tensor, ...]
     chunk_size: int
     left_context: int
-    input_lengths: list[int]
-    lengths: list[int]
-    frames: int = 0
-    finished: bool = False
+    produced: tuple[int, ...]
+    ended: tuple[bool, ...]
+    model: str
+    positions: PositionTable | None = field(default=None, repr=False, compare=False)
+    broken: bool = False
+
+    @property
+    def lengths(self) -> list[int]:
+        """Encoder frames of each stream so far."""
+        return list(self.produced)
+
+    @property
+    def frames(self) -> int:
+        """Encoder frames so far of the stream that has most."""
+        return max(self.produced)
+
+    @property
+    def finished(self) -> bool:
+        """All streams have had their last frame."""
+        return all(self.ended)
 
     def ledger(self) -> dict[str, int]:
-        """Bytes in use by kind: attention, convolution, subsampling."""
+        """Bytes in use by kind.
+
+        ``attention``, ``convolution`` and ``subsampling`` are the streams' own. ``positions`` is
+        the table that all streams of the model share, so ``nbytes`` leaves it out.
+        """
         return {
             "attention": sum(layer.attention.nbytes for layer in self.layers),
             "convolution": self._convolution_bytes(),
-            "subsampling": _bytes(self.pending),
+            "subsampling": self._pending_bytes(),
+            "positions": 0 if self.positions is None else self.positions.nbytes,
         }
 
     @property
     def nbytes(self) -> int:
-        """Bytes in use: the sum of the ledger."""
-        return sum(self.ledger().values())
+        """Bytes in use: the sum of the ledger, the shared positions left out."""
+        return sum(n for kind, n in self.ledger().items() if kind != "positions")
 
     @property
     def capacity_bytes(self) -> int:
         """Bytes allocated: as ``nbytes``, with the attention caches' room counted in full."""
         attention = sum(layer.attention.capacity_bytes for layer in self.layers)
-        return attention + self._convolution_bytes() + _bytes(self.pending)
+        return attention + self._convolution_bytes() + self._pending_bytes()
 
     def _convolution_bytes(self):
         return sum(c.nbytes for layer in self.layers for c in layer.convolution.values())
 
+    def _pending_bytes(self):
+        return sum(_bytes(feats) for feats in self.pending)
+
+    @plain_tensors()
     def clone(self) -> StreamState:
         """Independent copy."""
         return _map(self, torch.clone)
 
-    def select(self, indices: torch.Tensor) -> StreamState:
-        """The streams ``indices`` (n,) of the batch, in that order, repeats allowed."""
-        new = _map(self, lambda t: t.index_select(0, indices.to(t.device)))
-        new.input_lengths = [self.input_lengths[i] for i in indices.tolist()]
-        new.lengths = [self.lengths[i] for i in indices.tolist()]
-        return new
+    @plain_tensors()
+    def select(self, indices) -> StreamState:
+        """Copy of some streams.
 
+        Args:
+            indices: Integers (n,), n at least 1: the streams in the order wanted, repeats allowed.
+
+        Raises:
+            ValueError: ``indices`` are not numbers of streams.
+        """
+        wanted = indices.tolist() if isinstance(indices, torch.Tensor) else list(indices)
+        batch_size = len(self.produced)
+        whole = all(isinstance(i, int) and not isinstance(i, bool) for i in wanted)
+        if not wanted or not whole or not all(0 <= i < batch_size for i in wanted):
+            raise ValueError(
+                f"indices: must be one or more integers of 0..{batch_size - 1}, got {wanted}"
+            )
+
+        def rows(tensor):
+            return tensor.index_select(0, torch.tensor(wanted, device=tensor.device))
+
+        return _map(self, rows, lambda values: _copied([values[i] for i in wanted]))
+
+    @classmethod
+    @plain_tensors()
+    def stack(cls, states: list[StreamState]) -> StreamState:
+        """Streams of any age as one batch, which ``forward_chunk`` takes one step further together.
+
+        Raises:
+            ValueError: The states differ in model, chunk size, left context, dtype or device.
+        """
+        states = list(states)
+        if not states or not all(isinstance(state, StreamState) for state in states):
+            raise ValueError(f"states: must be one or more stream states, got {states!r:.80}")
+        if any(state.broken for state in states):
+            raise ValueError("states: one of them is of a packet that failed, drop it")
+        first = states[0]
+        for state in states[1:]:
+            for what in ("model", "chunk_size", "left_context"):
+                ours, theirs = getattr(first, what), getattr(state, what)
+                if ours != theirs:
+                    raise ValueError(f"states: {what} must be alike, got {ours} and {theirs}")
+            if first.form() != state.form():
+                raise ValueError("states: must be alike in layers, dtype and device")
+        return _joined(states)
+
+    def unstack(self) -> list[StreamState]:
+        """The streams of the batch, each a state of its own."""
+        return [self.select([i]) for i in range(len(self.produced))]
+
+    def form(self) -> list:
+        """What states of one batch have in common: names, shapes, dtypes and devices."""
+        return _form(self.layers) + [(self.pending[0].shape[1:], *_kind(self.pending[0]))]
+
+    @plain_tensors()
     def to(self, device=None, dtype: torch.dtype | None = None) -> StreamState:
-        """Copy on another device; ``dtype`` changes what the attention caches are stored in."""
-        new = _map(self, lambda t: t.to(device) if device is not None else t.clone())
+        """Copy, on another device if one is named.
+
+        ``dtype`` changes what the attention caches are stored in.
+        """
+        def moved(tensor):
+            return tensor.to(tensor.device if device is None else device, copy=True)
+
+        new = _map(self, moved, lambda values: _copied(values, moved))
+        if device is not None:
+            new.positions = None  # those of the model there are taken at the next step
         if dtype is not None:
             check_cache_dtype(dtype)
             for layer in new.layers:
@@ -291,25 +377,107 @@ class StreamState:
     def save(self, path) -> None:
         """Write the state to a file that ``load`` reads, in this process or another."""
         temporary = f"{path}.tmp"
-        torch.save(dataclasses.asdict(self), temporary)
+        values = {"version": VERSION} | _plain(dataclasses.replace(self, positions=None))
+        torch.save(values, temporary)
         os.replace(temporary, path)
 
     @classmethod
+    @plain_tensors()
     def load(cls, path, device=None) -> StreamState:
-        """Read a state written by ``save``."""
-        values = torch.load(path, map_location=device, weights_only=True)
-        values["layers"] = [
-            LayerState(
-                attention=(FrameCache if "buffers" in layer["attention"] else RunningSums)(
-                    **layer["attention"]
-                ),
-                convolution={
-                    name: ConvolutionState(**past) for name, past in layer["convolution"].items()
-                },
+        """Read a state written by ``save``.
+
+        Raises:
+            ValueError: The file holds no state, or one of another version.
+        """
+        try:
+            values = torch.load(path, map_location=device, weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+            raise ValueError(f"{path}: not a saved stream state ({error!s:.80})") from None
+        version = values.pop("version", None) if isinstance(values, dict) else None
+        if version != VERSION:
+            raise ValueError(
+                f"{path}: must be a stream state of version {VERSION}, got version {version!r}"
             )
-            for layer in values["layers"]
-        ]
-        return cls(**values)
+        try:
+            values["layers"] = [
+                LayerState(
+                    attention=(FrameCache if "buffers" in layer["attention"] else RunningSums)(
+                        **layer["attention"]
+                    ),
+                    convolution={n: ConvolutionState(**c) for n, c in layer["convolution"].items()},
+                )
+                for layer in values["layers"]
+            ]
+            return cls(**values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: not a saved stream state ({error!s:.80})") from None
+
+
+def _copied(values, copy=torch.clone):
+    return tuple(copy(v) if isinstance(v, torch.Tensor) else v for v in values)
+
+
+def _map(obj, fn, pick=_copied):
+    """Copy of a state: ``fn`` is applied to each tensor, ``pick`` to each tuple."""
+    if isinstance(obj, torch.Tensor):
+        return fn(obj)
+    if isinstance(obj, tuple):
+        return pick(obj)
+    if isinstance(obj, dict):
+        return {key: _map(value, fn, pick) for key, value in obj.items()}
+    if isinstance(obj, list):
+        return [_map(value, fn, pick) for value in obj]
+    if dataclasses.is_dataclass(obj):
+        names = [f.name for f in dataclasses.fields(obj)]
+        return type(obj)(**{name: _map(getattr(obj, name), fn, pick) for name in names})
+    return obj
+
+
+def _joined(parts):
+    """One state, or part of one, from several of the same form."""
+    first = parts[0]
+    if isinstance(first, FrameCache):
+        return FrameCache.stack(parts)
+    if isinstance(first, torch.Tensor):
+        return torch.cat(parts)
+    if isinstance(first, tuple):
+        return sum(parts, ())
+    if isinstance(first, dict):
+        return {key: _joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, list):
+        return [_joined(list(same)) for same in zip(*parts, strict=True)]
+    if dataclasses.is_dataclass(first):
+        names = [f.name for f in dataclasses.fields(first)]
+        return type(first)(**{n: _joined([getattr(part, n) for part in parts]) for n in names})
+    return first
+
+
+def _plain(obj):
+    """A state as dictionaries, lists, tensors and numbers."""
+    if dataclasses.is_dataclass(obj):
+        return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
+    if isinstance(obj, dict):
+        return {key: _plain(value) for key, value in obj.items()}
+    if isinstance(obj, list):
+        return [_plain(value) for value in obj]
+    return obj
+
+
+def _kind(tensor):
+    return tensor.dtype, tensor.device
+
+
+def _form(layers):
+    forms = []
+    for layer in layers:
+        attention = layer.attention
+        if isinstance(attention, FrameCache):
+            tensors = attention.buffers
+            forms += [(n, t.shape[1:-2], t.size(-1), *_kind(t)) for n, t in tensors.items()]
+        else:
+            forms += [(n, t.shape[1:], *_kind(t)) for n, t in vars(attention).items()]
+        forms += [(n, c.past.shape[1:], *_kind(c.past)) for n, c in layer.convolution.items()]
+    return forms
 
 
 def check_cache_dtype(dtype: torch.dtype) -> None:

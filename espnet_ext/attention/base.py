@@ -9,7 +9,6 @@ step, K key frames it sees, d = d_k, D = n_feat, r width of a cached vector.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from espnet_ext.attention.blocked import (
     block_size,
     shifted,
 )
+from espnet_ext.positions import dense_weight, relative_positions
 from espnet_ext.state import FrameCache
 
 
@@ -45,13 +45,16 @@ def position_scores(q_v: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
 
     Args:
         q_v: Queries with position bias (B, H, n, d).
-        p: Projected positions (H, K+n-1, d), from the distance between the last query and the
+        p: Projected positions (H, d, K+n-1), from the distance between the last query and the
             first key down to the distance between the first query and the last key.
 
     Returns:
         Scores (B, H, n, K).
     """
-    return shifted(torch.matmul(q_v, p.transpose(-2, -1)))
+    batch, _, n, _ = q_v.shape
+    rows = q_v.transpose(0, 1).flatten(1, 2)  # (H, B*n, d): all streams meet one p, uncopied
+    products = torch.bmm(rows, p.to(rows.dtype)).unflatten(1, (batch, n))  # (H, B, n, K+n-1)
+    return shifted(products.transpose(0, 1))
 
 
 def attend(q, k, v, bias, scale, dropout=0.0):
@@ -152,14 +155,13 @@ class Attention(MultiHeadedAttention):
         """
         raise NotImplementedError
 
-    def forward_chunk(self, x, cache, padding=None):
-        """Self-attention of one chunk that also sees the cache.
+    def forward_chunk(self, x, past):
+        """Self-attention of one chunk that also sees the past.
 
         Args:
             x: Layer input (B, n, n_feat).
-            cache: What ``init_cache`` returned; it is updated in place.
-            padding: How many of the newest frames are padding, per stream (B,), which may be more
-                than the chunk for a stream that ended long ago. None where all frames are real.
+            past: What ``init_cache`` returned as it is during a step (``step.py``): it takes what
+                the chunk leaves behind, and is unchanged until the whole step is done.
 
         Returns:
             Layer output (B, n, n_feat).
@@ -199,7 +201,6 @@ class SoftmaxAttention(Attention):
         self.pos_bias_v = nn.Parameter(torch.empty(n_head, self.d_k))
         nn.init.xavier_uniform_(self.pos_bias_u)
         nn.init.xavier_uniform_(self.pos_bias_v)
-        self._positions = None
 
     # what a variant defines
 
@@ -269,27 +270,19 @@ class SoftmaxAttention(Attention):
         return self.merge_heads(torch.cat(contexts, dim=2))
 
     def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
-        self.position_rows(chunk_size + max(left_context, 0), chunk_size)
         shapes = {name: (batch_size, *shape) for name, shape in self.record_shapes().items()}
         return FrameCache.allocate(shapes, left_context, chunk_size, dtype, device)
 
     def cache_values(self, frames):
         return frames * sum(math.prod(shape) for shape in self.record_shapes().values())
 
-    def forward_chunk(self, x, cache, padding=None):
+    def forward_chunk(self, x, past):
         q_u, q_v = self.query(x)
-        seen, oldest = cache.append(self.record(x))
-        n, keys = x.size(1), next(iter(seen.values())).size(-2)
+        seen = past.append(self.record(x))  # (B, ..., S, width), S slots in the cache's own order
+        bias = past.arrange(position_scores(q_v, past.positions))  # (B, H, n, S)
         scale = 1 / math.sqrt(self.d_k)
-        bias = position_scores(q_v * scale, self.position_rows(keys, n))  # (B, H, n, K)
-        if padding is not None:
-            age = torch.arange(keys - 1, -1, -1, device=x.device)  # (K,) frames before the newest
-            hidden = (age < padding[:, None])[:, None, None]  # (B, 1, 1, K)
-            bias = bias.masked_fill(hidden, torch.finfo(bias.dtype).min / 2)
-        if oldest:  # the cache is a ring: bring the bias into its order, not the cache into time's
-            bias = torch.cat([bias[..., keys - oldest :], bias[..., : keys - oldest]], dim=-1)
         weights = self.absorbed_weights()
-        if weights is not None and self._absorb(n, weights[0]):
+        if weights is not None and self._absorb(x.size(1), weights[0]):
             context = self._attend_absorbed(q_u, *seen.values(), *weights, bias, scale)
         else:
             k, v = self.key_value(seen)
@@ -318,40 +311,9 @@ class SoftmaxAttention(Attention):
             context = context + bias_v.repeat_interleave(self.h // bias_v.size(0), 0)
         return context
 
-    def position_rows(self, keys: int, n: int):
-        """Projected positions of distances keys-1 down to -(n-1): (H, keys+n-1, d_k).
-
-        They depend on the weights alone, so they are projected once and shared by all streams; the
-        table doubles when a stream outgrows it and is rebuilt when the weights have changed.
-        """
-        weight = self.linear_pos.weight
-        made_for = (weight.data_ptr(), weight._version, weight.device, weight.dtype)
-        if self._positions is None or self._positions.made_for != made_for:
-            self._positions = None
-        old = self._positions
-        if old is None or keys > old.past or n > old.future:
-            past = max(keys, old.past if keys <= old.past else 2 * old.past) if old else keys
-            future = max(n, old.future if old else 0)
-            distances = torch.arange(past - 1, -future, -1, device=weight.device)
-            p = self.linear_pos(relative_positions(distances, self.n_feat, weight.dtype))
-            table = p.T.unflatten(0, (self.h, self.d_k)).contiguous()  # (R, D) -> (H, d, R)
-            self._positions = _PositionTable(made_for, past, future, table)
-        zero = self._positions.past - 1  # row of distance 0
-        rows = self._positions.table[:, :, zero - (keys - 1) : zero + n]  # (H, d, keys+n-1)
-        return rows.transpose(1, 2)  # kept transposed, which is how a step multiplies by it
-
-
-class _PositionTable(NamedTuple):
-    made_for: tuple
-    past: int
-    future: int
-    table: torch.Tensor
-
-
-def relative_positions(distances: torch.Tensor, n_feat: int, dtype) -> torch.Tensor:
-    """Sinusoids of distances i - j (R,) -> (R, n_feat), as ESPnet's ``RelPositionalEncoding``."""
-    rates = torch.exp(
-        torch.arange(0, n_feat, 2, device=distances.device) * -(math.log(10000.0) / n_feat)
-    )
-    angles = distances[:, None] * rates  # (R, D/2)
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(dtype)
+    def project_positions(self, distances: torch.Tensor) -> torch.Tensor:
+        """Positions of distances i - j (R,), scaled by 1 / sqrt(d_k) -> (H, d_k, R)."""
+        weight = dense_weight(self.linear_pos)
+        p = relative_positions(distances.to(weight.device), self.n_feat, weight.dtype)
+        p = self.linear_pos(p) / math.sqrt(self.d_k)
+        return p.T.unflatten(0, (self.h, self.d_k)).contiguous()  # (R, D) -> (H, d, R)

@@ -8,7 +8,13 @@ from espnet_ext.attention.base import Attention, check_choice
 from espnet_ext.attention.blocked import ChunkView
 from espnet_ext.state import RunningSums
 
-FEATURE_MAPS = {"elu": lambda x: F.elu(x) + 1}
+
+def elu_plus_one(x):
+    """elu(x) + 1, which is positive."""
+    return F.elu(x) + 1
+
+
+FEATURE_MAPS = {"elu": elu_plus_one}
 EPS = 1e-6
 BLOCK = 64  # frames, d_k of common sizes: sums and weights of a block are then alike in size
 
@@ -98,19 +104,17 @@ class LinearAttention(Attention):
 
     def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
         # an accumulator in half precision would stop growing, so the sums stay in float32
-        dtype = torch.promote_types(self.linear_out.weight.dtype, torch.float32)
+        dtype = dtype if dtype == torch.float64 else torch.float32
         s = torch.zeros(batch_size, self.h, self.d_k, self.d_k, dtype=dtype, device=device)
         return RunningSums(s=s, z=s.new_zeros(batch_size, self.h, self.d_k))
 
-    def forward_chunk(self, x, cache, padding=None):
-        real = None
-        if padding is not None:
-            age = torch.arange(x.size(1) - 1, -1, -1, device=x.device)  # (n,)
-            real = age >= padding[:, None]  # (B, n)
-        q, k, v = self.features(x, real)
-        cache.s += torch.matmul(k.transpose(-2, -1), v)  # (B, H, d, d)
-        cache.z += k.sum(2)  # (B, H, d)
-        context = torch.matmul(q, cache.s) / (torch.matmul(q, cache.z[..., None]) + EPS)
+    def forward_chunk(self, x, past):
+        q, k, v = self.features(x, past.real)
+        with torch.autocast(x.device.type, enabled=False):
+            sums = past.add(s=torch.matmul(k.transpose(-2, -1), v), z=k.sum(2))
+            # (B, H, n, d) x (B, H, d, d), and x (B, H, d, 1)
+            total, norm = torch.matmul(q, sums["s"]), torch.matmul(q, sums["z"][..., None])
+            context = total / (norm + EPS)
         return self.linear_out(self.merge_heads(context).to(x.dtype))
 
     def cache_values(self, frames):

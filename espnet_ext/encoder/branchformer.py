@@ -61,8 +61,8 @@ class BranchformerEncoder(StreamingEncoder, ESPnetBranchformerEncoder):
         return self.after_norm(x), mask.squeeze(1).sum(1), None
 
     @staticmethod
-    def layer_chunk(layer, x, state, padding):
-        attended = layer.attn.forward_chunk(layer.norm_mha(x), state.attention, padding)
-        gated = layer.cgmlp.forward_chunk(layer.norm_mlp(x), state.convolution["cgmlp"])
+    def layer_chunk(layer, x, past):
+        attended = layer.attn.forward_chunk(layer.norm_mha(x), past.attention)
+        gated = layer.cgmlp.forward_chunk(layer.norm_mlp(x), past.convolution["cgmlp"])
         x = x + layer.merge_proj(torch.cat([attended, gated], dim=-1))
         return layer.norm_final(x)

@@ -25,13 +25,13 @@ class ConformerEncoder(StreamingEncoder, ESPnetConformerEncoder):
         return {"conv_module": (layer.conv_module, "depthwise_conv")}
 
     @staticmethod
-    def layer_chunk(layer, x, state, padding):
+    def layer_chunk(layer, x, past):
         if layer.feed_forward_macaron is not None:
             x = x + layer.ff_scale * layer.feed_forward_macaron(layer.norm_ff_macaron(x))
-        x = x + layer.self_attn.forward_chunk(layer.norm_mha(x), state.attention, padding)
+        x = x + layer.self_attn.forward_chunk(layer.norm_mha(x), past.attention)
         if layer.conv_module is not None:
             x = x + layer.conv_module.forward_chunk(
-                layer.norm_conv(x), state.convolution["conv_module"]
+                layer.norm_conv(x), past.convolution["conv_module"]
             )
         x = x + layer.ff_scale * layer.feed_forward(layer.norm_ff(x))
         return x if layer.conv_module is None else layer.norm_final(x)

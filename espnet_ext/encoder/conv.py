@@ -132,8 +132,6 @@ class CausalConv1d(DepthwiseConv1d):
         shape = (batch_size, self.in_channels, self.kernel_size[0] - 1)
         return ConvolutionState(torch.zeros(shape, dtype=self.weight.dtype, device=device))
 
-    def forward_chunk(self, x, state: ConvolutionState):
-        """One chunk (B, channels, n) -> (B, channels, n); the state is updated in place."""
-        x = torch.cat([state.past, x], dim=-1)
-        state.past.copy_(x[..., x.size(-1) - state.past.size(-1) :])
-        return self.convolve(x, 0)
+    def forward_chunk(self, x, past):
+        """One chunk (B, channels, n) -> (B, channels, n), which also sees the past."""
+        return self.convolve(past.extend(x), 0)

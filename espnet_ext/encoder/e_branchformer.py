@@ -23,14 +23,14 @@ class EBranchformerEncoder(StreamingEncoder, ESPnetEBranchformerEncoder):
         return {"cgmlp": (layer.cgmlp.csgu, "conv"), "merge": (layer, "depthwise_conv_fusion")}
 
     @staticmethod
-    def layer_chunk(layer, x, state, padding):
+    def layer_chunk(layer, x, past):
         if layer.feed_forward_macaron is not None:
             x = x + layer.ff_scale * layer.feed_forward_macaron(layer.norm_ff_macaron(x))
-        attended = layer.attn.forward_chunk(layer.norm_mha(x), state.attention, padding)
-        gated = layer.cgmlp.forward_chunk(layer.norm_mlp(x), state.convolution["cgmlp"])
+        attended = layer.attn.forward_chunk(layer.norm_mha(x), past.attention)
+        gated = layer.cgmlp.forward_chunk(layer.norm_mlp(x), past.convolution["cgmlp"])
         both = torch.cat([attended, gated], dim=-1)  # (B, n, 2 * n_feat)
         fused = layer.depthwise_conv_fusion.forward_chunk(
-            both.transpose(1, 2), state.convolution["merge"]
+            both.transpose(1, 2), past.convolution["merge"]
         ).transpose(1, 2)
         x = x + layer.merge_proj(both + fused)
         if layer.feed_forward is not None:

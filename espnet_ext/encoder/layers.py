@@ -51,9 +51,9 @@ class Convolution(ConvolutionModule):
         """(B, T, n_feat) and the mask (B, 1, T), True on real frames -> (B, T, n_feat)."""
         return self._around(x, lambda y: self.depthwise_conv(_real_frames(y, mask_pad)))
 
-    def forward_chunk(self, x, state):
+    def forward_chunk(self, x, past):
         """One chunk (B, n, n_feat) -> (B, n, n_feat)."""
-        return self._around(x, lambda y: self.depthwise_conv.forward_chunk(y, state))
+        return self._around(x, lambda y: self.depthwise_conv.forward_chunk(y, past))
 
     def _around(self, x, convolve):
         x = F.glu(self.pointwise_conv1(x.transpose(1, 2)).transpose(1, 2), dim=-1)
@@ -81,9 +81,9 @@ class GatingMLP(ConvolutionalGatingMLP):
                 y[:, start:stop] = block[:, start - lo : stop - lo]
         return (y, *positions) if positions else y
 
-    def forward_chunk(self, x, state):
+    def forward_chunk(self, x, past):
         """One chunk (B, n, n_feat) -> (B, n, n_feat)."""
-        return self._around(x, lambda y: self.csgu.conv.forward_chunk(y, state))
+        return self._around(x, lambda y: self.csgu.conv.forward_chunk(y, past))
 
     def _masked(self, x, mask):
         return self._around(x, lambda y: self.csgu.conv(_real_frames(y, mask)))

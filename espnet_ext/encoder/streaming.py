@@ -1,6 +1,7 @@
 """What makes an ESPnet encoder stream: swapped attention, chunk view, and one ``forward_chunk``."""
 
 import warnings
+import zlib
 from functools import cached_property
 
 import torch
@@ -13,7 +14,9 @@ from espnet_ext.attention.blocked import ChunkView
 from espnet_ext.dropout import Dropout
 from espnet_ext.encoder import layers, subsampling
 from espnet_ext.encoder.conv import CausalConv1d, DepthwiseConv1d, PointwiseConv1d
-from espnet_ext.state import LayerState, StreamState, check_cache_dtype
+from espnet_ext.positions import PositionTable, plain_tensors
+from espnet_ext.state import FrameCache, LayerState, StreamState, check_cache_dtype
+from espnet_ext.step import PastOfLayer, RaggedWindow, Window
 
 # modules that ESPnet built -> those that take less time and memory for the same result
 FASTER = layers.FASTER | subsampling.FASTER | {nn.Dropout: Dropout}
@@ -165,7 +168,7 @@ class StreamingEncoder(nn.Module):
         for module in self.modules():
             module.__class__ = FASTER.get(type(module), type(module))
         self._positions.dynamic_chunk = dynamic_chunk
-        self._input_size = input_size
+        self.input_size = input_size
         self.causal = causal
         self.chunk_size = chunk_size
         self.left_context = left_context
@@ -267,6 +270,7 @@ class StreamingEncoder(nn.Module):
 
     # streaming
 
+    @plain_tensors()
     def init_state(
         self, batch_size=1, chunk_size=None, left_context=None, device=None, dtype=None
     ) -> StreamState:
@@ -300,83 +304,260 @@ class StreamingEncoder(nn.Module):
         device = weight.device if device is None else device
         check_cache_dtype(dtype)
         layers = []
-        for layer in self.encoders:
-            attention = getattr(layer, self.attention_name)
+        for layer, attention in zip(self.encoders, self.attentions, strict=True):
             cache = attention.init_cache(batch_size, chunk_size, left_context, dtype, device)
             convolutions = {
                 name: getattr(holder, attribute).init_state(batch_size, device)
                 for name, (holder, attribute) in self.convolutions(layer).items()
             }
             layers.append(LayerState(cache, convolutions))
+        nothing = torch.zeros(0, self.input_size, dtype=weight.dtype, device=device)
+        positions = PositionTable.of(self, self.attentions)
+        positions.rows(chunk_size + max(left_context, 0), chunk_size)
         return StreamState(
             layers=layers,
-            pending=torch.zeros(
-                batch_size, 0, self._input_size, dtype=weight.dtype, device=device
-            ),
+            pending=(nothing,) * batch_size,
             chunk_size=chunk_size,
             left_context=left_context,
-            input_lengths=[0] * batch_size,
-            lengths=[0] * batch_size,
+            produced=(0,) * batch_size,
+            ended=(False,) * batch_size,
+            model=self.fingerprint(),
+            positions=positions,
         )
 
+    @property
+    def attentions(self) -> list[nn.Module]:
+        """The attention of each layer."""
+        return [getattr(layer, self.attention_name) for layer in self.encoders]
+
+    def fingerprint(self) -> str:
+        """A few characters that tell this encoder's weights from another's."""
+        first, *_, last = self.parameters()
+        some = torch.cat([x.detach().flatten()[:4096].float().cpu() for x in (first, last)])
+        return f"{type(self).__name__}-{zlib.crc32(some.numpy().tobytes()):08x}"
+
+    @torch.inference_mode(False)
     @torch.no_grad()
     def forward_chunk(self, feats, state: StreamState, is_final=False, lengths=None):
         """Encode what one packet of features completes.
+
+        Streams of the batch may be of any age and phase (``StreamState.stack``): each gives a chunk
+        as soon as its own is full.
+
+        An error leaves the state as it was, so the packet may be given again. Only after a packet
+        of several chunks that failed in a later one, the state refuses to be used.
 
         Args:
             feats: Features (B, n, input_size) of any length n, also 0.
             state: From ``init_state`` or the step before. It is updated in place.
             is_final: No packet follows: encode what is left, in a last chunk that may be shorter.
-            lengths: Frames of this packet that are speech, per stream (B,), for streams of a batch
-                that end before others; a stream stays ended. None where all are.
+            lengths: Frames of this packet that are speech, B integers of 0..n. A stream that has
+                fewer than n has ended, and has 0 from then on; its last frames are encoded when the
+                other streams' next chunk is. None where all frames are speech.
 
         Returns:
-            Encoder output (B, m, output_size), m a multiple of the chunk size unless final and 0
-            while no chunk is full; and the state.
+            Encoder output (B, m, output_size) and the state. The first frames of each stream are
+            its new ones, as many as its number in ``state.lengths`` has grown; m is that of the
+            stream that has most, and what follows in others is of no use.
 
         Raises:
-            ValueError: The packet does not fit the state, or the stream has ended.
+            ValueError: The packet does not fit the state, is not of finite numbers, or its output
+                would not be.
         """
-        self._check_packet(feats, state)
-        n = feats.size(1)
-        for i, received in enumerate([n] * feats.size(0) if lengths is None else lengths):
-            state.input_lengths[i] += int(received)
-        pending = torch.cat([state.pending, feats.to(state.pending.dtype)], dim=1)
+        lengths = self._check_packet(feats, state, lengths)
+        ended = tuple(e or n < feats.size(1) for e, n in zip(state.ended, lengths, strict=True))
+        flush = tuple(is_final or e for e in ended)
+        rows = [
+            torch.cat([old, new[:n].to(old.dtype)])
+            for old, new, n in zip(state.pending, feats, lengths, strict=True)
+        ]
         step, sees = self._subsampling
         full = (state.chunk_size - 1) * step + sees  # feature frames that one chunk looks at
-        start, outputs = 0, []
-        while pending.size(1) - start >= full:
-            outputs.append(self._encode_chunk(pending[:, start : start + full], state))
-            start += state.chunk_size * step
-        if is_final:
-            if pending.size(1) - start >= sees:
-                outputs.append(self._encode_chunk(pending[:, start:], state))
-            start = pending.size(1)
-            state.finished = True
-        state.pending = pending[:, start:].clone()  # a view would keep the whole packet alive
-        if not outputs:
-            outputs.append(pending.new_zeros(pending.size(0), 0, self.output_size()))
-        return torch.cat(outputs, dim=1), state
+        layers, produced, outputs, counts = state.layers, state.produced, [], []
+        while True:
+            parts = [row[:full] for row in rows]
+            ready = [len(part) == full for part in parts]
+            real = [
+                self.output_length(len(part)) if whole or last else 0
+                for part, whole, last in zip(parts, ready, flush, strict=True)
+            ]
+            waiting = any(whole and not e for whole, e in zip(ready, ended, strict=True))
+            if not (waiting or is_final) or not max(real):
+                break
+            # the ring slots of a second chunk are those of frames that the old state still reads
+            state.broken = bool(outputs) and state.left_context > 0
+            batch = nn.utils.rnn.pad_sequence(
+                [part if m else part[:0] for part, m in zip(parts, real, strict=True)], True
+            )
+            y, layers = self._encode_chunk(batch, layers, real, ended, state)
+            outputs.append(y)
+            counts.append(real)
+            produced = tuple(a + b for a, b in zip(produced, real, strict=True))
+            rows = [
+                row[state.chunk_size * step :] if whole else row[:0] if m else row
+                for row, whole, m in zip(rows, ready, real, strict=True)
+            ]
+        changes = {
+            "layers": layers,
+            # a view would keep the whole packet alive
+            "pending": tuple(row[:0].clone() if is_final else row.clone() for row in rows),
+            "produced": produced,
+            "ended": (True,) * len(ended) if is_final else ended,
+            "broken": False,
+        }
+        if len(outputs) == 1:
+            y = outputs[0]
+        elif outputs:
+            y = self._put_together(outputs, counts)
+        else:
+            y = rows[0].new_zeros(len(rows), 0, self.output_size())
+        vars(state).update(changes)  # at once: an interrupt comes before or after it
+        return y, state
 
-    def _encode_chunk(self, feats, state):
+    def _encode_chunk(self, feats, layers, real, ended, state):
+        """One chunk of every stream.
+
+        Args:
+            feats: Features (B, T, input_size).
+            layers: State of each layer.
+            real: Encoder frames that are speech, per stream.
+            ended: Streams that get no more frames; whatever their rings hold is of no use.
+            state: Sizes and positions.
+
+        Returns:
+            Encoder output (B, n, output_size), and the layers' states after the step.
+        """
+        n = self.output_length(feats.size(1))
+        layers = [layer.with_room(n) for layer in layers]
+        heads = lengths = (0,) * len(real)  # where no layer has a ring
+        capacity = n
+        for layer in layers:
+            if isinstance(layer.attention, FrameCache):  # one speaks for all
+                ring = layer.attention
+                heads, lengths, capacity = ring.heads, ring.lengths, ring.capacity
+                break
+        if len(set(heads)) == 1:
+            window = Window(heads[0], lengths, real, n, capacity, feats.device)
+        else:
+            counters = (torch.tensor(x, device=feats.device) for x in (heads, lengths, real))
+            window = RaggedWindow(*counters, n, capacity)
+        positions = state.positions.rows(window.keys, n)
+        y, pasts = self.step(feats, layers, window, positions)
+        if not torch.isfinite(y).all():
+            raise ValueError(
+                "feats: the encoder's output would not be finite numbers: these features, the "
+                "weights, or half precision are too large or not a number"
+            )
+        moved = [n if e else m for m, e in zip(real, ended, strict=True)]
+        heads = tuple(head + m for head, m in zip(heads, moved, strict=True))
+        lengths = tuple(length + m for length, m in zip(lengths, real, strict=True))
+        if state.left_context >= 0:
+            heads = tuple(head % capacity for head in heads)
+            lengths = tuple(min(length, state.left_context) for length in lengths)
+        return y, [past.after(heads, lengths) for past in pasts]
+
+    def step(self, feats, layers, window, positions):
+        """The tensors of a step: one chunk through all layers, and nothing of a state changed.
+
+        Args:
+            feats: Features (B, T, input_size).
+            layers: ``LayerState`` of each layer, with room for the chunk.
+            window: ``Window`` or ``RaggedWindow``.
+            positions: What ``PositionTable.rows(window.keys, window.n)`` gives.
+
+        Returns:
+            Encoder output (B, n, output_size), and for each layer the ``PastOfLayer`` that knows
+            what the chunk leaves behind.
+        """
         x = self.embed(feats, None)[0] if self._subsampling[1] > 1 else self.embed(feats)
         x = x[0]  # without the position embeddings
-        state.frames += x.size(1)
-        state.lengths = [min(state.frames, self.output_length(n)) for n in state.input_lengths]
-        padding = None
-        if min(state.lengths) < state.frames:
-            padding = torch.tensor([state.frames - n for n in state.lengths], device=x.device)
-        for layer, layer_state in zip(self.encoders, state.layers, strict=True):
-            x = self.layer_chunk(layer, x, layer_state, padding)
-        return self.after_norm(x)
+        pasts = [PastOfLayer(*args, window) for args in zip(layers, positions, strict=True)]
+        for layer, past in zip(self.encoders, pasts, strict=True):
+            x = self.layer_chunk(layer, x, past)
+        return self.after_norm(x), pasts
 
-    def _check_packet(self, feats, state):
+    @staticmethod
+    def _put_together(outputs, counts):
+        """Outputs of several steps (B, n, output_size) in a row, each stream's without a gap.
+
+        Args:
+            outputs: One tensor per step.
+            counts: For each step, how many of its frames are a stream's, per stream.
+        """
+        y = torch.cat(outputs, dim=1)
+        step_of = [i for i, part in enumerate(outputs) for _ in range(part.size(1))]
+        place = [j for part in outputs for j in range(part.size(1))]
+        rows = []
+        for b, row in enumerate(y):
+            own = [j < counts[i][b] for i, j in zip(step_of, place, strict=True)]
+            rows.append(row if sorted(own, reverse=True) == own else row[torch.tensor(own)])
+        return nn.utils.rnn.pad_sequence(rows, True)
+
+    def _check_packet(self, feats, state, lengths):
+        """Refuse what cannot be right before anything changes; the packet's lengths as a list."""
         if self.training:
             raise ValueError("training: forward_chunk needs eval() first")
+        if not isinstance(state, StreamState):
+            raise ValueError(f"state: must come from init_state(), got {type(state).__name__}")
+        if state.broken:
+            raise ValueError("state: a packet failed half-way, so it is lost; go back to a clone()")
         if state.finished:
             raise ValueError("state: the stream has ended; init_state() begins another")
-        batch_size = len(state.input_lengths)
-        if feats.dim() != 3 or feats.shape[::2] != (batch_size, self._input_size):
+        if not isinstance(feats, torch.Tensor):
+            raise ValueError(f"feats: must be a tensor, got {type(feats).__name__}")
+        batch_size = len(state.produced)
+        if feats.dim() != 3 or feats.shape[::2] != (batch_size, self.input_size):
             raise ValueError(
-                f"feats: must be ({batch_size}, any, {self._input_size}), got {tuple(feats.shape)}"
+                f"feats: must be ({batch_size}, any, {self.input_size}), got {tuple(feats.shape)}"
             )
+        if not feats.is_floating_point():
+            raise ValueError(f"feats: must be floating-point numbers, got {feats.dtype}")
+        weight, begun = next(self.parameters()), state.pending[0]
+        for what in ("dtype", "device"):
+            if getattr(weight, what) != getattr(begun, what):
+                raise ValueError(
+                    f"state: begun in {what} {getattr(begun, what)}, and the model is in "
+                    f"{getattr(weight, what)} now; init_state() begins another"
+                )
+        if feats.device != begun.device:
+            raise ValueError(f"feats: must be on {begun.device}, got {feats.device}")
+        if state.positions is None or state.positions.encoder() is not self:
+            self._adopt(state)
+        lengths = self._checked_lengths(lengths, feats.size(1), state.ended)
+        if not torch.isfinite(feats).all():
+            for i, n in enumerate(lengths):
+                if not torch.isfinite(feats[i, :n]).all():
+                    raise ValueError(f"feats: must be finite, stream {i} has NaN or infinity")
+        return lengths
+
+    @staticmethod
+    def _checked_lengths(lengths, n, ended):
+        if lengths is None:
+            lengths = [n] * len(ended)
+        values = lengths.tolist() if hasattr(lengths, "tolist") else lengths
+        if (
+            not isinstance(values, (list, tuple))
+            or len(values) != len(ended)
+            or not all(type(m) is int and 0 <= m <= n for m in values)
+        ):
+            raise ValueError(f"lengths: must be {len(ended)} integers of 0..{n}, got {lengths!r}")
+        for i, (m, e) in enumerate(zip(values, ended, strict=True)):
+            if e and m:
+                raise ValueError(
+                    f"lengths: stream {i} has ended, so it must be 0, got {m}; "
+                    "StreamState.stack() lets another join"
+                )
+        return list(values)
+
+    def _adopt(self, state):
+        """Give a state that was loaded, or made by a copy of this encoder, its positions."""
+        dtypes = [
+            next(iter(layer.attention.buffers.values())).dtype
+            for layer in state.layers
+            if isinstance(layer.attention, FrameCache)
+        ]
+        device = state.pending[0].device
+        own = self.init_state(1, state.chunk_size, state.left_context, device, *dtypes[:1])
+        if state.model != own.model or state.form() != own.form():
+            raise ValueError("state: made by another model; init_state() begins one of this model")
+        state.positions = own.positions
