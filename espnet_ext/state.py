@@ -235,7 +235,8 @@ class StreamState:
         chunk_size: Encoder frames per step.
         left_context: Encoder frames seen before a chunk, -1 for all.
         produced: Encoder frames of each stream so far.
-        ended: Streams that have had their last frame.
+        ended: Streams that get no more features.
+        closed: Streams whose last packet was final, so that nothing of them is left to encode.
         model: Which model the state belongs to, see ``StreamingEncoder.fingerprint``.
         positions: Projected positions, shared by all streams of the model. Not saved.
         broken: A packet failed after some of its chunks, so the state is of no use any more.
@@ -247,6 +248,7 @@ class StreamState:
     left_context: int
     produced: tuple[int, ...]
     ended: tuple[bool, ...]
+    closed: tuple[bool, ...]
     model: str
     positions: PositionTable | None = field(default=None, repr=False, compare=False)
     broken: bool = False
@@ -263,8 +265,8 @@ class StreamState:
 
     @property
     def finished(self) -> bool:
-        """All streams have had their last frame."""
-        return all(self.ended)
+        """All streams have had their final packet."""
+        return all(self.closed)
 
     def ledger(self) -> dict[str, int]:
         """Bytes in use by kind.

@@ -321,6 +321,7 @@ class StreamingEncoder(nn.Module):
             left_context=left_context,
             produced=(0,) * batch_size,
             ended=(False,) * batch_size,
+            closed=(False,) * batch_size,
             model=self.fingerprint(),
             positions=positions,
         )
@@ -365,8 +366,10 @@ class StreamingEncoder(nn.Module):
                 would not be.
         """
         lengths = self._check_packet(feats, state, lengths)
-        ended = tuple(e or n < feats.size(1) for e, n in zip(state.ended, lengths, strict=True))
-        flush = tuple(is_final or e for e in ended)
+        ended = tuple(
+            bool(is_final) or e or n < feats.size(1)
+            for e, n in zip(state.ended, lengths, strict=True)
+        )
         rows = [
             torch.cat([old, new[:n].to(old.dtype)])
             for old, new, n in zip(state.pending, feats, lengths, strict=True)
@@ -378,11 +381,11 @@ class StreamingEncoder(nn.Module):
             parts = [row[:full] for row in rows]
             ready = [len(part) == full for part in parts]
             real = [
-                self.output_length(len(part)) if whole or last else 0
-                for part, whole, last in zip(parts, ready, flush, strict=True)
+                self.output_length(len(part)) if whole or e else 0
+                for part, whole, e in zip(parts, ready, ended, strict=True)
             ]
-            waiting = any(whole and not e for whole, e in zip(ready, ended, strict=True))
-            if not (waiting or is_final) or not max(real):
+            due = is_final or any(whole and not e for whole, e in zip(ready, ended, strict=True))
+            if not due or not max(real):
                 break
             # the ring slots of a second chunk are those of frames that the old state still reads
             state.broken = bool(outputs) and state.left_context > 0
@@ -402,7 +405,8 @@ class StreamingEncoder(nn.Module):
             # a view would keep the whole packet alive
             "pending": tuple(row[:0].clone() if is_final else row.clone() for row in rows),
             "produced": produced,
-            "ended": (True,) * len(ended) if is_final else ended,
+            "ended": ended,
+            "closed": (True,) * len(ended) if is_final else state.closed,
             "broken": False,
         }
         if len(outputs) == 1:
