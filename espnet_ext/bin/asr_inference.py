@@ -6,16 +6,25 @@ ESPnet's own. Recordings longer than ``--max_segment`` are encoded whole and sea
 end in pauses (docs/long_audio.md).
 """
 
-import numpy as np
+import logging
+import math
+from contextlib import nullcontext
+from functools import partial
+
 import torch
 from espnet2.bin import asr_inference
+from espnet2.legacy.nets.beam_search import Hypothesis
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
 from espnet2.utils.types import str2bool
+from torch.nn.utils.rnn import pad_sequence
 
 import espnet_ext  # noqa: F401
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.decoder import use_kv_cache
-from espnet_ext.errors import cli
+from espnet_ext.errors import UserError, about, cli
 from espnet_ext.long_audio import LongAudio
+from espnet_ext.utterance import check_finite, check_number, encode, has_features, mono, waveform
 
 espnet_parser = asr_inference.get_parser
 espnet_inference = asr_inference.inference
@@ -40,47 +49,171 @@ def get_parser():
     return parser
 
 
+def hears_one_channel(args) -> bool:
+    """Whether the model of a training run's options reads recordings of one channel."""
+    conf = (args.frontend_conf or {}).get("frontend_conf") or {}
+    return bool(args.frontend) and not (conf.get("use_wpe") or conf.get("use_beamformer"))
+
+
 class Speech2Text(ESPnetSpeech2Text):
-    """ESPnet's ``Speech2Text`` with cached scorers, for recordings of any length."""
+    """ESPnet's ``Speech2Text`` with cached scorers, for recordings of any length.
+
+    What is too short for an encoder frame has no text, alone and in a batch, and the channels of a
+    recording are averaged. A batch is encoded one by one, as padding would change what the encoder
+    makes of the ends, and searched together: its texts are those of the utterances alone.
+
+    Attributes:
+        names: Of the utterances that are decoded next, for messages; None to count them.
+    """
 
     kv_cache = True
     max_segment = 40.0
+    names = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         use_kv_cache(self, self.kv_cache)
+        scorers = getattr(self.beam_search, "scorers", {}).values()
+        if self.dtype == "float16" and any(type(s) is CTCPrefixScorer for s in scorers):
+            raise UserError("dtype: float16 is too narrow for ESPnet's CTC scores, use float32")
         self.long_audio = LongAudio(self, self.max_segment)
 
     def __call__(self, speech):
-        """Decode one waveform (n,), or a list of them; see ESPnet's method."""
-        if isinstance(speech, (np.ndarray, torch.Tensor)):
-            speech = torch.as_tensor(speech)
-            if self.long_audio.takes(speech.size(0)):
-                return self.long_audio(speech)
-        return super().__call__(speech)
+        """Decode one waveform (n,) or (n, channels), or a list of them; see ESPnet's method.
+
+        Raises:
+            UserError: Samples or scores are not numbers, or the recording cannot be decoded.
+        """
+        if isinstance(speech, (list, tuple)):
+            return self.batch_decode(speech)
+        with about(self.names[0]) if self.names else nullcontext():
+            return self._decode(self._input(speech))
 
     def batch_decode(self, speech, speech_lengths=None):
-        """Decode several waveforms; see ESPnet's method. Long ones are decoded one by one."""
-        if speech_lengths is None:
-            lengths = [len(wave) for wave in speech]
-        else:
-            lengths = [int(n) for n in speech_lengths]
-        if any([self.long_audio.takes(n) for n in lengths]):
-            return [self(torch.as_tensor(w)[:n]) for w, n in zip(speech, lengths, strict=True)]
-        return super().batch_decode(speech, speech_lengths)
+        """Decode several waveforms; see ESPnet's method. Long ones are decoded one by one.
+
+        Raises:
+            UserError: As above; the message names the utterance, or counts it from 1.
+        """
+        if speech_lengths is not None:
+            speech = [w[: int(n)] for w, n in zip(speech, speech_lengths, strict=True)]
+        names = self.names or [f"utterance {i + 1}" for i in range(len(speech))]
+        results, together = [None] * len(speech), {}
+        for i, (name, wave) in enumerate(zip(names, speech, strict=True)):
+            with about(name):
+                wave = self._input(wave)
+                if self.long_audio.takes(len(wave)) or not self._can_batch_decode():
+                    results[i] = self._decode(wave)
+                else:
+                    together[i] = wave
+        if together:
+            lengths = torch.tensor([len(wave) for wave in together.values()])
+            padded = pad_sequence(list(together.values()), batch_first=True)
+            found = super().batch_decode(padded, lengths)
+            for i, nbest in zip(together, found, strict=True):
+                with about(names[i]):
+                    results[i] = self._checked(nbest)
+        return results
+
+    def _input(self, speech):
+        if hears_one_channel(self.asr_train_args):
+            return waveform(speech, getattr(torch, self.dtype))
+        return torch.as_tensor(speech)
+
+    def _decode(self, wave):
+        """N-best list of what ``_input`` has made of an utterance."""
+        if self.long_audio.takes(len(wave)):
+            return self._checked(self.long_audio(wave))
+        several = self.enh_s2t_task or self.multi_asr
+        try:
+            if several or has_features(self.asr_model, len(wave)):
+                found = super().__call__(wave)
+                return found if several else self._checked(found)
+        except TooShortUttError:
+            if several:
+                raise
+        return self._no_text()
+
+    def _decode_single_sample(self, enc):
+        check_finite(enc)
+        return super()._decode_single_sample(enc)
+
+    def _hyps_to_results(self, nbest_hyps):
+        if not nbest_hyps:
+            logging.warning("no hypothesis has ended: no text; lower minlenratio")
+            return self._no_text()
+        return super()._hyps_to_results(nbest_hyps)
+
+    def _batch_decode_padded(self, speech, speech_lengths):
+        encoded = []
+        for wave, n in zip(speech, speech_lengths.tolist(), strict=True):
+            logging.info(f"speech length: {n}")  # in the words that ESPnet's calculate_rtf.py reads
+            encoded.append(encode(self.asr_model, wave[:n].to(self.device)))
+        finite = [bool(y.isfinite().all()) for y in encoded]
+        results = [self._no_text(0.0 if known else math.nan) for known in finite]
+        fine = [i for i, y in enumerate(encoded) if len(y) and finite[i]]
+        if fine:
+            for module in self.beam_search.modules():  # as ESPnet prepares its S4 decoder
+                if hasattr(module, "setup_step"):
+                    module.setup_step()
+            found = self.beam_search(
+                x=pad_sequence([encoded[i] for i in fine], batch_first=True),
+                x_lengths=torch.tensor([len(encoded[i]) for i in fine]),
+                maxlenratio=self.maxlenratio,
+                minlenratio=self.minlenratio,
+            )
+            for i, hyps in zip(fine, found, strict=True):
+                results[i] = self._hyps_to_results(hyps)
+        return results
+
+    def _no_text(self, score=0.0):
+        """The n-best list of an utterance in which there is nothing to hear."""
+        hyp = Hypothesis(yseq=torch.tensor([], dtype=torch.long), score=score)
+        return [(None if self.tokenizer is None else "", [], [], hyp)]
+
+    def _checked(self, found):
+        """An n-best list, with intermediate results where the encoder gives some, or an error."""
+        nbest = found[0] if isinstance(found, tuple) else found
+        check_number(float(nbest[0][3].score))
+        return found
+
+
+class DecodingTask(StrictASRTask):
+    """The ASR task as the decoding loop asks it for a model and for data."""
+
+    @classmethod
+    def build_preprocess_fn(cls, args, train):
+        """ESPnet's preprocessing, and one channel where the model hears one."""
+        preprocess = super().build_preprocess_fn(args, train)
+        return partial(_to_mono, preprocess) if hears_one_channel(args) else preprocess
+
+    @classmethod
+    def build_streaming_iterator(cls, *args, **kwargs):
+        """ESPnet's batches, whose ids are told to ``Speech2Text``."""
+        for keys, batch in super().build_streaming_iterator(*args, **kwargs):
+            Speech2Text.names = keys
+            yield keys, batch
+
+
+def _to_mono(preprocess, uid, data):
+    data = data if preprocess is None else preprocess(uid, data)
+    return data | {"speech": mono(data["speech"])} if "speech" in data else data
 
 
 def inference(kv_cache: bool = True, max_segment: float = 40, **kwargs):
     """ESPnet's ``inference`` with the options of this command line."""
     Speech2Text.kv_cache = kv_cache
     Speech2Text.max_segment = max_segment
-    espnet_inference(**kwargs)
+    try:
+        espnet_inference(**kwargs)
+    finally:
+        Speech2Text.names = None
 
 
 asr_inference.get_parser = get_parser
 asr_inference.inference = inference
 asr_inference.Speech2Text = Speech2Text
-asr_inference.ASRTask = StrictASRTask
+asr_inference.ASRTask = DecodingTask
 main = cli(asr_inference.main)
 
 if __name__ == "__main__":
