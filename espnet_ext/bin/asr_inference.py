@@ -72,11 +72,27 @@ class Speech2Text(ESPnetSpeech2Text):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._check_options()
         use_kv_cache(self, self.kv_cache)
         scorers = getattr(self.beam_search, "scorers", {}).values()
         if self.dtype == "float16" and any(type(s) is CTCPrefixScorer for s in scorers):
             raise UserError("dtype: float16 is too narrow for ESPnet's CTC scores, use float32")
         self.long_audio = LongAudio(self, self.max_segment)
+
+    def _check_options(self):
+        weights = getattr(self.beam_search, "weights", {})
+        if not 0 <= weights.get("ctc", 0) <= 1:
+            raise UserError(f"ctc_weight: must be 0 to 1, got {weights['ctc']:g}")
+        numbers = {"penalty": weights.get("length_bonus", 0)}
+        numbers |= {f"{name}_weight": weights.get(name, 0) for name in ("lm", "ngram")}
+        numbers |= {"maxlenratio": self.maxlenratio, "minlenratio": self.minlenratio}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise UserError(f"{name}: must be a number, got {value:g}")
+        beam_size = getattr(self.beam_search or self.beam_search_transducer, "beam_size", 1)
+        for name, value in {"beam_size": beam_size, "nbest": self.nbest}.items():
+            if value < 1:
+                raise UserError(f"{name}: must be at least 1, got {value}")
 
     def __call__(self, speech):
         """Decode one waveform (n,) or (n, channels), or a list of them; see ESPnet's method.
@@ -118,7 +134,7 @@ class Speech2Text(ESPnetSpeech2Text):
     def _input(self, speech):
         if hears_one_channel(self.asr_train_args):
             return waveform(speech, getattr(torch, self.dtype))
-        return torch.as_tensor(speech)
+        return torch.as_tensor(speech).to(getattr(torch, self.dtype))
 
     def _decode(self, wave):
         """N-best list of what ``_input`` has made of an utterance."""
@@ -158,7 +174,7 @@ class Speech2Text(ESPnetSpeech2Text):
                     module.setup_step()
             found = self.beam_search(
                 x=pad_sequence([encoded[i] for i in fine], batch_first=True),
-                x_lengths=torch.tensor([len(encoded[i]) for i in fine]),
+                x_lengths=torch.tensor([len(encoded[i]) for i in fine], device=self.device),
                 maxlenratio=self.maxlenratio,
                 minlenratio=self.minlenratio,
             )

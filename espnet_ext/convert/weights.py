@@ -185,7 +185,7 @@ def group_heads(attention, n_kv_head: int, similar: bool, moments: Moments | Non
                 swapped[i], swapped[j] = order[j], order[i]
                 if (value := lost(swapped)) < best * (1 - 1e-9):
                     order, best, improved = swapped, value, True
-    return order, share(torch.tensor(best), heads.square().sum()).item()
+    return order, share(heads.new_tensor(best), heads.square().sum()).item()
 
 
 def to_linear(attention):

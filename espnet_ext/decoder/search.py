@@ -13,6 +13,13 @@ from espnet_ext.decoder.lm import TransformerLM
 from espnet_ext.decoder.transformer import TransformerDecoder
 
 
+def _cap_beam(search):
+    """Keep a beam below the vocabulary: more would go on with the blank, which is impossible."""
+    if isinstance(search, BeamSearch) and search.beam_size > search.n_vocab - 1:
+        logging.warning(f"beam_size: {search.beam_size} is capped to {search.n_vocab - 1} tokens")
+        search.beam_size = search.n_vocab - 1
+
+
 def use_kv_cache(search, kv_cache=True, ctc_prefix="fast"):
     """Switch the scorers of a beam search to the cached ones, in place; its results stay the same.
 
@@ -35,10 +42,7 @@ def use_kv_cache(search, kv_cache=True, ctc_prefix="fast"):
     if ctc_prefix not in ("fast", "espnet"):
         raise ValueError(f"ctc_prefix must be fast or espnet, got {ctc_prefix!r}")
     search = getattr(search, "beam_search", search)
-    if isinstance(search, BeamSearch) and search.beam_size > search.n_vocab - 1:
-        # more than the tokens but the blank would go on with what is impossible
-        logging.warning(f"beam_size: {search.beam_size} is capped to {search.n_vocab - 1} tokens")
-        search.beam_size = search.n_vocab - 1
+    _cap_beam(search)
     scorers = getattr(search, "scorers", {})
     if not kv_cache or type(search) is not BatchBeamSearch:
         for scorer in scorers.values():

@@ -78,6 +78,23 @@ def test_beam_of_the_vocabulary_or_more_finds_the_same_text(model_dir, beam_size
     assert [decode(wave)[0][2] for wave in waves] == want
 
 
+IMPOSSIBLE = {
+    "beam_size": (0, -1),
+    "nbest": (0,),
+    "ctc_weight": (math.nan, -0.1, 1.1),
+    "penalty": (math.nan, math.inf),
+    "maxlenratio": (math.nan,),
+    "minlenratio": (math.inf,),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_impossible_decoding_option_is_named(model_dir, name):
+    for value in IMPOSSIBLE[name]:
+        with pytest.raises(UserError, match=f"{name}: must be"):
+            load(model_dir, **{name: value})
+
+
 def test_streaming_search_takes_a_beam_of_the_vocabulary_or_more(model_dir):
     for beam_size in (7, 50):
         speech2text = streaming(model_dir, search="beam", beam_size=beam_size)
