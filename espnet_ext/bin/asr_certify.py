@@ -45,6 +45,8 @@ def main(argv=None):
     """Run the command line."""
     args = get_parser().parse_args(argv)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if args.num_utts < 0:
+        raise UserError(f"--num_utts: must be 0 (all) or more, got {args.num_utts}")
     speech2text = StreamingSpeech2Text(**model_options(args))
     wavs = list(read_scp(args.wav_scp).items())
     wavs = wavs[: args.num_utts] if args.num_utts else wavs

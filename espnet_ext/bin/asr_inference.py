@@ -16,6 +16,7 @@ from espnet2.bin import asr_inference
 from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
+from espnet2.torch_utils.device_funcs import is_out_of_memory_error, release_accelerator_memory
 from espnet2.utils.types import str2bool
 from torch.nn.utils.rnn import pad_sequence
 
@@ -24,7 +25,14 @@ from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.errors import UserError, about, cli
 from espnet_ext.long_audio import LongAudio
-from espnet_ext.utterance import check_finite, check_number, encode, has_features, mono, waveform
+from espnet_ext.utterance import (
+    check_finite,
+    check_number,
+    encode,
+    has_features,
+    mono,
+    waveform,
+)
 
 espnet_parser = asr_inference.get_parser
 espnet_inference = asr_inference.inference
@@ -105,6 +113,7 @@ class Speech2Text(ESPnetSpeech2Text):
         with about(self.names[0]) if self.names else nullcontext():
             return self._decode(self._input(speech))
 
+    @torch.no_grad()
     def batch_decode(self, speech, speech_lengths=None):
         """Decode several waveforms; see ESPnet's method. Long ones are decoded one by one.
 
@@ -114,22 +123,46 @@ class Speech2Text(ESPnetSpeech2Text):
         if speech_lengths is not None:
             speech = [w[: int(n)] for w, n in zip(speech, speech_lengths, strict=True)]
         names = self.names or [f"utterance {i + 1}" for i in range(len(speech))]
-        results, together = [None] * len(speech), {}
+        results, encoded = [None] * len(speech), {}
         for i, (name, wave) in enumerate(zip(names, speech, strict=True)):
             with about(name):
                 wave = self._input(wave)
                 if self.long_audio.takes(len(wave)) or not self._can_batch_decode():
                     results[i] = self._decode(wave)
+                    continue
+                logging.info(f"speech length: {len(wave)}")  # ESPnet's calculate_rtf.py reads it
+                y = encode(self.asr_model, wave.to(self.device))
+                check_finite(y)
+                if len(y):
+                    encoded[i] = y
                 else:
-                    together[i] = wave
-        if together:
-            lengths = torch.tensor([len(wave) for wave in together.values()])
-            padded = pad_sequence(list(together.values()), batch_first=True)
-            found = super().batch_decode(padded, lengths)
-            for i, nbest in zip(together, found, strict=True):
-                with about(names[i]):
-                    results[i] = self._checked(nbest)
+                    results[i] = self._no_text()
+        for i, hyps in zip(encoded, self._search(list(encoded.values())), strict=True):
+            with about(names[i]):
+                results[i] = self._checked(self._hyps_to_results(hyps))
         return results
+
+    def _search(self, encoded):
+        """One beam search over encoder outputs (T, n_feat), or two where memory is too small."""
+        if not encoded:
+            return []
+        for module in self.beam_search.modules():  # as ESPnet prepares its S4 decoder
+            if hasattr(module, "setup_step"):
+                module.setup_step()
+        try:
+            return self.beam_search(
+                x=pad_sequence(encoded, batch_first=True),
+                x_lengths=torch.tensor([len(y) for y in encoded], device=self.device),
+                maxlenratio=self.maxlenratio,
+                minlenratio=self.minlenratio,
+            )
+        except RuntimeError as error:
+            if len(encoded) == 1 or not is_out_of_memory_error(error):
+                raise
+        release_accelerator_memory()
+        half = len(encoded) // 2
+        logging.warning(f"out of memory: a batch of {len(encoded)} is searched in two halves")
+        return self._search(encoded[:half]) + self._search(encoded[half:])
 
     def _input(self, speech):
         if hears_one_channel(self.asr_train_args):
@@ -160,37 +193,16 @@ class Speech2Text(ESPnetSpeech2Text):
             return self._no_text()
         return super()._hyps_to_results(nbest_hyps)
 
-    def _batch_decode_padded(self, speech, speech_lengths):
-        encoded = []
-        for wave, n in zip(speech, speech_lengths.tolist(), strict=True):
-            logging.info(f"speech length: {n}")  # in the words that ESPnet's calculate_rtf.py reads
-            encoded.append(encode(self.asr_model, wave[:n].to(self.device)))
-        finite = [bool(y.isfinite().all()) for y in encoded]
-        results = [self._no_text(0.0 if known else math.nan) for known in finite]
-        fine = [i for i, y in enumerate(encoded) if len(y) and finite[i]]
-        if fine:
-            for module in self.beam_search.modules():  # as ESPnet prepares its S4 decoder
-                if hasattr(module, "setup_step"):
-                    module.setup_step()
-            found = self.beam_search(
-                x=pad_sequence([encoded[i] for i in fine], batch_first=True),
-                x_lengths=torch.tensor([len(encoded[i]) for i in fine], device=self.device),
-                maxlenratio=self.maxlenratio,
-                minlenratio=self.minlenratio,
-            )
-            for i, hyps in zip(fine, found, strict=True):
-                results[i] = self._hyps_to_results(hyps)
-        return results
-
-    def _no_text(self, score=0.0):
+    def _no_text(self):
         """The n-best list of an utterance in which there is nothing to hear."""
-        hyp = Hypothesis(yseq=torch.tensor([], dtype=torch.long), score=score)
+        hyp = Hypothesis(yseq=torch.tensor([], dtype=torch.long), score=0.0)
         return [(None if self.tokenizer is None else "", [], [], hyp)]
 
     def _checked(self, found):
-        """An n-best list, with intermediate results where the encoder gives some, or an error."""
+        """An n-best list, with what an encoder's inner layers found, less scores of no number."""
         nbest = found[0] if isinstance(found, tuple) else found
         check_number(float(nbest[0][3].score))
+        nbest[:] = [result for result in nbest if math.isfinite(result[3].score)]
         return found
 
 

@@ -245,6 +245,8 @@ def _fill(new, old, name, similar=False, moments=None):
 
 def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
     """Some recordings (n,) of a ``wav.scp``, taken at even distances."""
+    if num_utts < 1:
+        raise UserError(f"--num_utts: must be at least 1, got {num_utts}")
     if model.frontend is None:
         raise UserError(f"{wav_scp}: the model reads features, not recordings")
     fs = int(model.frontend.logmel.mel_options["sr"])

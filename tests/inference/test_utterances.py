@@ -376,3 +376,21 @@ def test_rescoring_drops_impossible_hypotheses(model_dir, ctc_weight):
             speech2text._rescored(nbest, encoded)
     with pytest.raises(UserError, match="ctc_weight"):
         streaming(model_dir, ctc_weight=math.nan)
+
+
+def test_batch_that_memory_does_not_suffice_for_is_searched_in_halves(model_dir, monkeypatch):
+    decode = load(model_dir, batch_size=3)
+    waves = [speech(1.0, 5), speech(0.6, 6), speech(0.1)[:PAD], speech(0.8, 7)]
+    want, search, sizes = tokens(decode.batch_decode(waves)), decode.beam_search.forward, []
+
+    def small(x, **options):
+        sizes.append(len(x))
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return search(x, **options)
+
+    monkeypatch.setattr(decode.beam_search, "forward", small)
+    monkeypatch.setattr(decode, "names", ["a", "b", "c", "d"])
+    assert tokens(decode.batch_decode(waves)) == want and sizes == [3, 1, 2, 1, 1]
+    with pytest.raises(UserError, match="d: samples"):
+        decode.batch_decode([*waves[:3], poisoned(math.nan)])
