@@ -311,7 +311,10 @@ class StreamingSpeech2Text:
         return Result(self.tokenizer.tokens2text(words), list(tokens), score, is_final)
 
     def _rescored(self, nbest, encoded):
-        """Possible hypotheses in the order of CTC and attention decoder together."""
+        """Possible hypotheses in the order of CTC and attention decoder together.
+
+        Where the decoder thinks none possible, that of CTC stands.
+        """
         sos, eos = self.model.sos, self.model.eos
         hyps = [torch.tensor(t, dtype=torch.long, device=encoded.device) for t, _ in nbest]
         inputs = pad_sequence([h.new_tensor([sos, *h]) for h in hyps], True, eos)  # (N, L+1)
@@ -322,7 +325,8 @@ class StreamingSpeech2Text:
         logits, _ = self.model.decoder(memory, memory_lengths, inputs, lengths)
         log_probs = logits.log_softmax(-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0]
         attention = log_probs.masked_fill(targets < 0, 0).sum(1)
-        check_number(float(attention.max()))
+        if attention.isnan().any():
+            check_number(math.nan)
         scored = [
             (tokens, self.ctc_weight * ctc + (1 - self.ctc_weight) * att)
             for (tokens, ctc), att in zip(nbest, attention.tolist(), strict=True)

@@ -371,6 +371,7 @@ def test_rescoring_drops_impossible_hypotheses(model_dir, ctc_weight):
         assert found[0][1] >= found[1][1]
         speech2text.model.decoder.output_layer.bias[3] = -math.inf
         assert [tokens for tokens, _ in speech2text._rescored(nbest, encoded)] == [[4]]
+        assert speech2text._rescored(nbest[1:2], encoded) == nbest[1:2]
         speech2text.model.decoder.output_layer.bias[3] = math.nan
         with pytest.raises(UserError, match="not a number"):
             speech2text._rescored(nbest, encoded)
