@@ -6,6 +6,7 @@ PyTorch reads them without comparing checksums.
 
 import zipfile
 
+import torch
 from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
 
@@ -35,6 +36,15 @@ def damage(path):
         return str(error)
 
 
+def not_finite(state):
+    """Names of the tensors in which a value is not a number or infinite."""
+    return [
+        name
+        for name, value in state.items()
+        if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all()
+    ]
+
+
 def refuse_mismatch(model, state, *_):
     """Compare a checkpoint with the model that is about to load it.
 
@@ -43,7 +53,7 @@ def refuse_mismatch(model, state, *_):
         state: Tensors of the checkpoint by name.
 
     Raises:
-        UserError: If a name is in one of the two only, or a shape differs.
+        UserError: If a name is in one of the two only, a shape differs, or a value is no number.
     """
     own = model.state_dict()
     problems = {
@@ -61,6 +71,12 @@ def refuse_mismatch(model, state, *_):
                 for what, names in problems.items()
                 if names
             )
+        )
+
+    if names := not_finite(state):
+        raise UserError(
+            f"{len(names)} of {len(state)} tensors hold values that are not numbers ({names[0]}"
+            f"{', ...' if names[1:] else ''}): its training has failed; take an earlier epoch's"
         )
 
 

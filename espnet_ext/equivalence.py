@@ -1,10 +1,12 @@
 """Proof on a trained model and real audio that streaming equals the chunk-masked offline pass."""
 
+import math
 from contextlib import contextmanager
 
 import torch
 
 from espnet_ext.inference import StreamingSpeech2Text
+from espnet_ext.utterance import has_features
 
 #: largest error allowed anywhere from the features on, by the dtype of the comparison. float32 sums
 #: taken in another order differ by what the model makes of their rounding, so the verdict is
@@ -38,11 +40,17 @@ def _layer_outputs(encoder):
 
 
 def _error(chunks, whole):
-    """Largest difference between chunks put together and the whole; infinite if lengths differ."""
-    joined = torch.cat(chunks, dim=1) if chunks else whole[:, :0]
+    """Largest difference between what streaming and the offline pass put out, two lists of parts.
+
+    Infinite if lengths differ or any of it is not a number: no comparison lets that pass.
+    """
+    if not chunks or not whole:
+        return 0.0 if sum(part.numel() for part in (*chunks, *whole)) == 0 else math.inf
+    joined, whole = torch.cat(chunks, dim=1), torch.cat(whole, dim=1)
     if joined.shape != whole.shape:
-        return float("inf")
-    return (joined - whole).abs().max().item() if whole.numel() else 0.0
+        return math.inf
+    error = (joined - whole).abs().max().item() if whole.numel() else 0.0
+    return error if math.isfinite(error) else math.inf
 
 
 def to_float64(speech2text: StreamingSpeech2Text) -> None:
@@ -57,24 +65,26 @@ def compare(speech2text: StreamingSpeech2Text, samples, packet: int) -> dict:
 
     Args:
         speech2text: The model with its chunk size, left context and cache dtype.
-        samples: Mono waveform (n,) at the model's rate, long enough for one encoder frame.
+        samples: Mono waveform (n,) at the model's rate.
         packet: Samples per packet.
 
     Returns:
         ``features``, ``layers`` (a list), ``encoder``, ``logits`` (log probabilities of the CTC
-        output): largest absolute differences; ``text`` and ``offline_text``.
+        output): largest absolute differences, infinite where something is not a number; ``text``
+        and ``offline_text``; ``frames`` of the encoder that were compared.
     """
     model, encoder = speech2text.model, speech2text.model.encoder
     samples = torch.as_tensor(samples, dtype=model.frontend.logmel.melmat.dtype)
-    feats, lengths = model.frontend(samples[None], torch.tensor([samples.numel()]))
-    if model.normalize is not None:
-        feats, lengths = model.normalize(feats, lengths)
+    feats = []
+    if has_features(model, len(samples)):
+        made, lengths = model.frontend(samples[None], torch.tensor([samples.numel()]))
+        feats = [made if model.normalize is None else model.normalize(made, lengths)[0]]
     with _layer_outputs(encoder) as whole_layers:
         whole = speech2text.encode_offline(samples)
     stream = speech2text.start()
     streamed_feats, streamed = [], []
     with _layer_outputs(encoder) as layers:
-        for start in range(0, samples.numel(), packet):
+        for start in range(0, max(1, samples.numel()), packet):
             is_final = start + packet >= samples.numel()
             part, _, stream.frontend = speech2text.frontend.forward_chunk(
                 samples[None, start : start + packet], stream.frontend, is_final
@@ -86,12 +96,10 @@ def compare(speech2text: StreamingSpeech2Text, samples, packet: int) -> dict:
     logits = [model.ctc.log_softmax(y) for y in streamed]
     return {
         "features": _error(streamed_feats, feats),
-        "layers": [
-            _error(chunks, torch.cat(whole_layer, dim=1))
-            for chunks, whole_layer in zip(layers, whole_layers, strict=True)
-        ],
-        "encoder": _error(streamed, whole),
-        "logits": _error(logits, model.ctc.log_softmax(whole)),
+        "layers": [_error(*parts) for parts in zip(layers, whole_layers, strict=True)],
+        "encoder": _error(streamed, [whole]),
+        "logits": _error(logits, [model.ctc.log_softmax(whole)]),
         "text": result.text,
         "offline_text": speech2text.read(speech2text.start(), whole, is_final=True).text,
+        "frames": whole.size(1),
     }

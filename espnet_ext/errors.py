@@ -3,6 +3,7 @@
 import errno
 import functools
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 NO_SPACE = (
@@ -17,6 +18,18 @@ class UserError(ValueError):
 
 class DiskFull(UserError):
     """There is no space left; no other file can be written either."""
+
+
+@contextmanager
+def about(name):
+    """Put the name of what is worked on (an utterance, a file) before a user's mistake."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except UserError as error:
+        named = str(error).startswith(f"{name}: ")
+        raise UserError(str(error) if named else f"{name}: {error}") from None
 
 
 def disk_full(error):

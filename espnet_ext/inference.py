@@ -1,6 +1,7 @@
 """Text from a live stream: feed packets of samples, get partial text, then the final one."""
 
 import argparse
+import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
 from espnet_ext.state import StreamState
+from espnet_ext.utterance import check_log_probs, check_number, encode, waveform
 
 BLANK = 0
+MAX_PACKET_MS = 3_600_000
 MAX_OPEN = 50  # tokens that hypotheses of the beam search may still disagree on
 
 
@@ -30,7 +33,8 @@ class GreedySearch:
         self.score = 0.0
 
     def extend(self, log_probs: np.ndarray) -> None:
-        """Read the log probabilities of more frames (n, tokens)."""
+        """Read the log probabilities of more frames (n, tokens); not-a-number is refused."""
+        check_log_probs(log_probs)
         best = log_probs.argmax(axis=1)
         self.score += float(log_probs.max(axis=1).sum())
         for token in best.tolist():
@@ -63,7 +67,8 @@ class PrefixBeamSearch:
         self.last_committed: int | None = None
 
     def extend(self, log_probs: np.ndarray) -> None:
-        """Read the log probabilities of more frames (n, tokens)."""
+        """Read the log probabilities of more frames (n, tokens); not-a-number is refused."""
+        check_log_probs(log_probs)
         width = min(self.token_beam, log_probs.shape[1])
         for frame in log_probs:
             tokens = np.argpartition(-frame, width - 1)[:width].tolist()
@@ -86,7 +91,8 @@ class PrefixBeamSearch:
             for token in tokens:
                 if token != BLANK:  # a repeated token is a new one only after a blank
                     add((*prefix, token), 1, (blank if token == last else total) + frame[token])
-        best = sorted(beam.items(), key=lambda item: -np.logaddexp(*item[1]))[: self.beam_size]
+        possible = [(p, ends) for p, ends in beam.items() if max(ends) > -math.inf]
+        best = sorted(possible, key=lambda item: -np.logaddexp(*item[1]))[: self.beam_size]
         self.beam = {prefix: tuple(ends) for prefix, ends in best}
 
     def _commit(self):
@@ -203,6 +209,8 @@ class StreamingSpeech2Text:
             raise UserError("rescore: needs search: beam, it chooses among a beam's hypotheses")
         if beam_size < 1:
             raise UserError(f"beam_size: must be at least 1, got {beam_size}")
+        if not 0 <= ctc_weight <= 1:
+            raise UserError(f"ctc_weight: must be 0 to 1, got {ctc_weight:g}")
         self.model, args = StrictASRTask.build_model_from_file(
             asr_train_config, asr_model_file, device
         )
@@ -255,12 +263,17 @@ class StreamingSpeech2Text:
             What is known so far.
 
         Raises:
-            UserError: The samples are not a mono waveform of finite numbers.
+            UserError: The samples are not a mono waveform of numbers in [-1, 1], or the stream has
+                ended, which leaves it as it was; or the model's output is not a number.
         """
-        feats, _, stream.frontend = self.frontend.forward_chunk(
-            self._checked(samples)[None], stream.frontend, is_final
-        )
-        y, stream.encoder = self.model.encoder.forward_chunk(feats, stream.encoder, is_final)
+        samples = self._checked(samples)[None]
+        frontend = copy.deepcopy(stream.frontend)  # it stays if the encoder refuses the features
+        try:
+            feats, _, frontend = self.frontend.forward_chunk(samples, frontend, is_final)
+            y, stream.encoder = self.model.encoder.forward_chunk(feats, stream.encoder, is_final)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        stream.frontend = frontend
         return self.read(stream, y, is_final)
 
     @torch.no_grad()
@@ -271,30 +284,18 @@ class StreamingSpeech2Text:
     @torch.no_grad()
     def encode_offline(self, samples) -> torch.Tensor:
         """Encoder output (1, T, n_feat) of the chunk-masked offline pass; T is 0 if too short."""
-        samples = self._checked(samples)
-        encoder = self.model.encoder
-        if samples.numel() <= self.frontend.pad:
-            return samples.new_zeros(1, 0, encoder.output_size())
-        feats, lengths = self.model.frontend(samples[None], torch.tensor([samples.numel()]))
-        if self.model.normalize is not None:
-            feats, lengths = self.model.normalize(feats, lengths)
-        if encoder.output_length(feats.size(1)) == 0:
-            return samples.new_zeros(1, 0, encoder.output_size())
+        samples, encoder = self._checked(samples), self.model.encoder
         saved = encoder.chunk_size, encoder.left_context
         encoder.chunk_size, encoder.left_context = self.chunk_size, self.left_context
         try:
-            return encoder(feats, lengths.to(feats.device))[0]
+            return encode(self.model, samples)[None]
         finally:
             encoder.chunk_size, encoder.left_context = saved
 
     def _checked(self, samples):
-        dtype = self.model.frontend.logmel.melmat.dtype
-        samples = torch.as_tensor(samples, dtype=dtype, device=self.device)
-        if samples.dim() != 1:
-            raise UserError(f"samples: must be mono (n,), got shape {tuple(samples.shape)}")
-        if not torch.isfinite(samples).all():
-            raise UserError("samples: must be finite numbers, got NaN or infinity")
-        return samples
+        if np.ndim(samples) != 1:
+            raise UserError(f"samples: must be mono (n,), got shape {np.shape(samples)}")
+        return waveform(samples, self.model.frontend.logmel.melmat.dtype, self.device)
 
     def read(self, stream: Stream, y: torch.Tensor, is_final: bool) -> Result:
         """Search ``y`` (1, n, n_feat), the encoder output that has just come."""
@@ -310,7 +311,10 @@ class StreamingSpeech2Text:
         return Result(self.tokenizer.tokens2text(words), list(tokens), score, is_final)
 
     def _rescored(self, nbest, encoded):
-        """Hypotheses in the order of CTC and attention decoder together."""
+        """Possible hypotheses in the order of CTC and attention decoder together.
+
+        Where the decoder thinks none possible, that of CTC stands.
+        """
         sos, eos = self.model.sos, self.model.eos
         hyps = [torch.tensor(t, dtype=torch.long, device=encoded.device) for t, _ in nbest]
         inputs = pad_sequence([h.new_tensor([sos, *h]) for h in hyps], True, eos)  # (N, L+1)
@@ -320,12 +324,15 @@ class StreamingSpeech2Text:
         memory_lengths = lengths.new_full((len(hyps),), encoded.size(1))
         logits, _ = self.model.decoder(memory, memory_lengths, inputs, lengths)
         log_probs = logits.log_softmax(-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0]
-        attention = log_probs.masked_fill(targets < 0, 0).sum(1).tolist()
+        attention = log_probs.masked_fill(targets < 0, 0).sum(1)
+        if attention.isnan().any():
+            check_number(math.nan)
         scored = [
             (tokens, self.ctc_weight * ctc + (1 - self.ctc_weight) * att)
-            for (tokens, ctc), att in zip(nbest, attention, strict=True)
+            for (tokens, ctc), att in zip(nbest, attention.tolist(), strict=True)
+            if min(ctc, att) > -math.inf  # 0 times that is not a number
         ]
-        return sorted(scored, key=lambda hyp: -hyp[1])
+        return sorted(scored, key=lambda hyp: -hyp[1]) or nbest
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -353,3 +360,14 @@ def model_options(args) -> dict:
         "device",
     )
     return {name: getattr(args, name) for name in names}
+
+
+def packet_samples(milliseconds: float, fs: int) -> int:
+    """Samples of a packet, at least one.
+
+    Raises:
+        UserError: ``--packet_ms`` is no length.
+    """
+    if not 0 < milliseconds <= MAX_PACKET_MS:
+        raise UserError(f"--packet_ms: must be above 0 to {MAX_PACKET_MS}, got {milliseconds:g}")
+    return max(1, int(milliseconds * fs / 1000))

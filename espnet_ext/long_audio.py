@@ -12,6 +12,7 @@ from tqdm import tqdm
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import StreamingFrontend
+from espnet_ext.utterance import check_finite
 
 #: longest recording, in seconds, for a model whose memory grows with the square of the length
 MAX_WHOLE = 600
@@ -28,16 +29,17 @@ def cut_points(blank: torch.Tensor, longest: int) -> list[tuple[int, int]]:
         longest: Most frames of a piece, at least 2.
 
     Returns:
-        (start, stop) of pieces that follow one another. All but the last have ``longest / 2`` to
-        ``longest`` frames, and end in the middle of the likeliest pause there.
+        (start, stop) of pieces that follow one another. Where there are several, each has
+        ``longest / 2`` to ``longest`` frames, and all but the last end in the middle of the
+        likeliest pause that leaves enough for the rest.
     """
     kernel = torch.ones(1, 1, PAUSE, dtype=blank.dtype, device=blank.device) / PAUSE
     around = torch.nn.functional.pad(blank[None, None], (PAUSE // 2, (PAUSE - 1) // 2))
     pause = torch.nn.functional.conv1d(around, kernel)[0, 0]  # (T,), mean of frames around
-    pieces, start, length = [], 0, blank.numel()
+    pieces, start, length, half = [], 0, blank.numel(), (longest + 1) // 2
     while length - start > longest:
-        first = start + (longest + 1) // 2
-        stop = first + int(pause[first : start + longest + 1].argmax())
+        first, last = start + half, min(start + longest, length - half)
+        stop = first + int(pause[first : last + 1].argmax())
         pieces.append((start, stop))
         start = stop
     return [*pieces, (start, length)]
@@ -53,7 +55,7 @@ class LongAudio:
     """
 
     def __init__(self, speech2text, max_segment: float):
-        if max_segment and max_segment < 1:
+        if not (max_segment == 0 or max_segment >= 1):  # not-a-number is neither
             raise UserError(f"max_segment: must be 0 or at least 1 second, got {max_segment:g}")
         self.speech2text = speech2text
         self.model = speech2text.asr_model
@@ -102,10 +104,15 @@ class LongAudio:
 
     @torch.no_grad()
     def __call__(self, samples: torch.Tensor):
-        """Decode one recording (n,) of samples; ESPnet's n-best list, of one hypothesis."""
+        """Decode one recording (n,) of samples; ESPnet's n-best list, of one hypothesis.
+
+        Raises:
+            UserError: The encoder's output is not a number.
+        """
         s2t = self.speech2text
         dtype = getattr(torch, s2t.dtype)
         encoded = self.encode(samples.to(s2t.device, dtype))  # (T, n_feat)
+        check_finite(encoded)
         blank = torch.cat(
             [
                 self.model.ctc.softmax(block[None])[0, :, self.model.blank_id].float()

@@ -18,8 +18,13 @@ from espnet2.fileio.datadir_writer import DatadirWriter
 import espnet_ext  # noqa: F401
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.data.packets import read_packets
-from espnet_ext.errors import UserError, cli
-from espnet_ext.inference import StreamingSpeech2Text, add_model_options, model_options
+from espnet_ext.errors import UserError, about, cli
+from espnet_ext.inference import (
+    StreamingSpeech2Text,
+    add_model_options,
+    model_options,
+    packet_samples,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -63,6 +68,16 @@ def _with_config(parser, argv):
     return parser.parse_args(argv)
 
 
+def _recognise(speech2text, packets, offline):
+    """The text of a recording in packets; of one without samples, none."""
+    if offline:
+        return speech2text.offline(np.concatenate([np.zeros(0, np.float32), *packets]))
+    stream = speech2text.start()
+    for packet in packets:
+        speech2text(stream, packet)
+    return speech2text(stream, is_final=True)
+
+
 @cli
 def main(argv=None):
     """Run the command line."""
@@ -86,17 +101,13 @@ def main(argv=None):
         if missing:
             raise UserError(f"{scp}: has no {missing[0]}, which {args.key_file} asks for")
         wavs = {key: wavs[key] for key in keys}
+    packet = packet_samples(args.packet_ms, fs)
     with DatadirWriter(args.output_dir) as writer:
         for utt, path in wavs.items():
-            packets = list(read_packets(path, fs, max(1, int(args.packet_ms * fs / 1000))))
-            begun, audio = time.perf_counter(), sum(map(len, packets)) / fs
-            if args.offline:
-                result = speech2text.offline(np.concatenate(packets))
-            else:
-                stream = speech2text.start()
-                for packet in packets:
-                    speech2text(stream, packet)
-                result = speech2text(stream, is_final=True)
+            with about(utt):
+                packets = list(read_packets(path, fs, packet))
+                begun, audio = time.perf_counter(), sum(map(len, packets)) / fs
+                result = _recognise(speech2text, packets, args.offline)
             seconds = time.perf_counter() - begun
             out = writer["1best_recog"]
             out["token"][utt] = " ".join(speech2text.converter.ids2tokens(result.tokens))

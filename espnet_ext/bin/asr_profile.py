@@ -7,7 +7,6 @@ Exit status 1 if a measured cache differs from its formula.
 """
 
 import argparse
-import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
 from espnet_ext.profiling.config import describe, read_model_config, read_yaml
+from espnet_ext.results import to_json
 
 MIB = 2**20
 
@@ -149,7 +149,7 @@ def report(results: list[dict], output=None) -> int:
         if "offline" in result:
             print_cost(name, result)
     if output:
-        write_atomic(output, "".join(f"{json.dumps(result)}\n" for result in results).encode())
+        write_atomic(output, "".join(map(to_json, results)).encode())
     wrong = 0
     for name, result in zip(names, results, strict=True):
         for difference in result["cache"]["differences"]:

@@ -13,8 +13,13 @@ import torch
 
 import espnet_ext  # noqa: F401
 from espnet_ext.data.packets import read_packets
-from espnet_ext.errors import UserError, cli
-from espnet_ext.inference import StreamingSpeech2Text, add_model_options, model_options
+from espnet_ext.errors import UserError, about, cli
+from espnet_ext.inference import (
+    StreamingSpeech2Text,
+    add_model_options,
+    model_options,
+    packet_samples,
+)
 
 SHOWN = 60
 
@@ -36,21 +41,24 @@ def main(argv=None):
         **model_options(args), search=args.search, beam_size=args.beam_size
     )
     fs = speech2text.fs
-    packet = max(1, int(args.packet_ms * fs / 1000))
+    packet = packet_samples(args.packet_ms, fs)
     stream, heard, shown = speech2text.start(), 0, None
     source = sys.stdin.buffer if args.source == "-" else args.source
+    name = "standard input" if args.source == "-" else args.source
     for samples in read_packets(source, fs, packet):
-        result = speech2text(stream, samples)
+        with about(f"{name}: from {heard / fs:.2f} s on"):
+            result = speech2text(stream, samples)
         heard += len(samples)
         if result.text != shown:
             shown = result.text
             tail = shown if len(shown) <= SHOWN else "..." + shown[-SHOWN:]
             print(f"{heard / fs:9.2f} s {stream.nbytes / 1024:9.1f} KiB  {tail}", flush=True)
-    result = speech2text(stream, is_final=True)
+    if not heard:
+        raise UserError(f"{name}: has no samples, so there is nothing to transcribe")
+    with about(name):
+        result = speech2text(stream, is_final=True)
     if not stream.encoder.frames:
-        raise UserError(
-            f"{args.source}: {heard} samples ({heard / fs:.4f} s) are too short for any text"
-        )
+        raise UserError(f"{name}: {heard} samples ({heard / fs:.4f} s) are too short for any text")
     print(result.text)
 
 

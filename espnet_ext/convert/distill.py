@@ -1,5 +1,6 @@
 """Fine-tuning that also learns from the model that the weights were converted from."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -12,10 +13,12 @@ from espnet_ext.errors import UserError
 class DistilledASRModel(ESPnetASRModel):
     """ESPnet's model with a teacher in training; ``model: kv_distilled`` in YAML.
 
-    Teacher and student read the same features under the same chunk mask. Added to the loss is, per
-    utterance and summed over encoder frames, the mean square difference of encoder outputs and the
-    Kullback-Leibler divergence of the CTC posteriors (Hinton et al. 2015). Parameters are those of
-    ESPnet's model: the teacher is read when training begins, and neither saved nor needed later.
+    Teacher and student read the same features under the same chunk mask; where the student's
+    attention cannot forget (linear), the teacher's left context is unlimited as well. Added to the
+    loss is, per utterance and summed over encoder frames, the mean square difference of encoder
+    outputs and the Kullback-Leibler divergence of the CTC posteriors (Hinton et al. 2015).
+    Parameters are those of ESPnet's model: the teacher is read when training begins, and neither
+    saved nor needed later.
 
     Args:
         teacher: Checkpoint of the teacher, its ``config.yaml`` beside it.
@@ -24,6 +27,8 @@ class DistilledASRModel(ESPnetASRModel):
     """
 
     def __init__(self, *, teacher: str, distill_weight: float = 1.0, **espnet_conf):
+        if not 0 <= distill_weight < math.inf:
+            raise ValueError(f"distill_weight: must be at least 0, got {distill_weight}")
         super().__init__(**espnet_conf)
         self.teacher_file = Path(teacher)
         self.distill_weight = distill_weight
@@ -59,7 +64,9 @@ class DistilledASRModel(ESPnetASRModel):
         teacher = self.teacher(feats.device)
         if teacher.encoder.output_size() != self.encoder.output_size():
             raise UserError(f"{self.teacher_file}: teacher: its encoder has another output_size")
-        teacher.encoder.chunk_size, teacher.encoder.left_context = self.encoder.used_view
+        teacher.encoder.chunk_size, left_context = self.encoder.used_view
+        attention = getattr(self.encoder.encoders[0], self.encoder.attention_name)
+        teacher.encoder.left_context = left_context if attention.has_left_context else -1
         with torch.no_grad():
             wanted = _last(teacher.encoder(feats, lengths)[0])
             wanted_ctc = teacher.ctc.log_softmax(wanted)

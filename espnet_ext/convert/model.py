@@ -1,7 +1,7 @@
 """Read a trained model, give it another attention, and write it as a training run's directory."""
 
 import inspect
-import json
+import math
 import shutil
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.tasks.asr import encoder_choices
 
 from espnet_ext.attention import build_attention, layer_conf
@@ -28,6 +27,8 @@ from espnet_ext.data.packets import read_whole
 from espnet_ext.decoder.attention import build as build_decoder_attention
 from espnet_ext.errors import UserError
 from espnet_ext.profiling.config import ENCODERS, read_yaml
+from espnet_ext.results import to_json
+from espnet_ext.utterance import encode, waveform
 
 #: attentions that multi-head attention can become
 CONVERTIBLE = ("mha", "gqa", "mla", "linear")
@@ -93,7 +94,7 @@ def convert_model(source, output, request: Request, checkpoint="valid.acc.ave.pt
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     torch.save(model.state_dict(), temporary / checkpoint)
-    (temporary / "conversion.json").write_text(f"{json.dumps(report, indent=1)}\n", "utf-8")
+    (temporary / "conversion.json").write_text(to_json(report, indent=1), "utf-8")
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     (temporary / "config.yaml").write_text(text, "utf-8")
     temporary.rename(output)
@@ -204,6 +205,8 @@ def _check_encoder_request(request):
         raise UserError(f"--grouping similar: groups heads of gqa, --attention is {name}")
     if request.calibration_scp and name not in ("gqa", "mla"):
         raise UserError(f"--calibration_scp: is for gqa and mla, --attention is {name}")
+    if request.budget_kb is not None and not math.isfinite(request.budget_kb):
+        raise UserError(f"--budget_kb: must be a number of KB, got {request.budget_kb:g}")
     if request.budget_kb is not None and (name != "mla" or "kv_lora_rank" in conf):
         raise UserError("--budget_kb: chooses kv_lora_rank of mla, so leave that out")
     for key in ("q_lora_rank", "kv_norm"):
@@ -241,23 +244,15 @@ def _fill(new, old, name, similar=False, moments=None):
 
 
 def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
-    """Some recordings (1, n) of a ``wav.scp``, taken at even distances."""
+    """Some recordings (n,) of a ``wav.scp``, taken at even distances."""
+    if num_utts < 1:
+        raise UserError(f"--num_utts: must be at least 1, got {num_utts}")
     if model.frontend is None:
         raise UserError(f"{wav_scp}: the model reads features, not recordings")
     fs = int(model.frontend.logmel.mel_options["sr"])
     paths = list(read_scp(wav_scp).values())
     chosen = paths[:: max(1, len(paths) // num_utts)][:num_utts]
-    return [torch.from_numpy(read_whole(path, fs))[None] for path in chosen]
-
-
-@torch.no_grad()
-def encode(model, wave: torch.Tensor) -> torch.Tensor:
-    """Encoder output (1, T, n_feat) of a recording (1, n); T is 0 if it is too short."""
-    try:
-        y = model.encode(wave, torch.tensor([wave.size(1)]))[0]
-    except TooShortUttError:
-        return wave.new_zeros(1, 0, model.encoder.output_size())
-    return y[0] if isinstance(y, tuple) else y
+    return [waveform(read_whole(path, fs)) for path in chosen]
 
 
 def layer_inputs(model, linears, wav_scp, num_utts: int) -> list[Moments]:

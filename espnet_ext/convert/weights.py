@@ -55,6 +55,11 @@ def _on_inputs(weights, moments):
     return weights if moments is None else weights @ moments.root()
 
 
+def share(part, whole):
+    """``part / whole`` of sums of squares; of weights that are all 0, nothing is lost."""
+    return torch.where(whole == 0, torch.zeros_like(part), part / whole)
+
+
 def directions(attention, moments: Moments | None = None):
     """What latent attention of each rank keeps.
 
@@ -97,7 +102,7 @@ def to_latent(attention, rank: int, moments: Moments | None = None):
         "linear_v_up.weight": v_up,
         "linear_v_up.bias": bias,
     }
-    return state, (squares[rank:].sum() / squares.sum()).item()
+    return state, share(squares[rank:].sum(), squares.sum()).item()
 
 
 KEY_VALUE = ("linear_k.", "linear_v.")
@@ -110,10 +115,11 @@ def allocate_ranks(spectra: list[torch.Tensor], total: int) -> list[int]:
         spectra: Squared singular values of each layer (2D,), falling, see ``directions``.
         total: Ranks to share, at least one per layer. What full rank has no use for is left.
     """
-    gains = torch.stack([squares / squares.sum() for squares in spectra])  # (layers, 2D)
+    gains = torch.stack([share(squares, squares.sum()) for squares in spectra])  # (layers, 2D)
     first = torch.ones(len(gains), dtype=torch.long)  # every layer has a latent
     useful = int((gains > 0).sum())
-    order = gains[:, 1:].flatten().argsort(descending=True)[: min(total, useful) - len(gains)]
+    more = max(0, min(total, useful) - len(gains))
+    order = gains[:, 1:].flatten().argsort(descending=True)[:more]
     chosen = order.div(gains.size(1) - 1, rounding_mode="floor")
     return (first + chosen.bincount(minlength=len(gains))).tolist()
 
@@ -179,7 +185,7 @@ def group_heads(attention, n_kv_head: int, similar: bool, moments: Moments | Non
                 swapped[i], swapped[j] = order[j], order[i]
                 if (value := lost(swapped)) < best * (1 - 1e-9):
                     order, best, improved = swapped, value, True
-    return order, best / heads.square().sum().item()
+    return order, share(heads.new_tensor(best), heads.square().sum()).item()
 
 
 def to_linear(attention):

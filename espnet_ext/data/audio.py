@@ -43,24 +43,25 @@ def parse_rate(rate):
 
 
 @contextmanager
-def open_audio(path):
+def open_audio(path, empty=False):
     """Open an audio file that has samples; every failure, also one while reading, names the file.
 
     Args:
         path: WAV, FLAC or whatever libsndfile knows.
+        empty: Open files without samples as well.
 
     Yields:
         ``soundfile.SoundFile``.
 
     Raises:
-        UserError: The file is missing, not readable, corrupt or without samples.
+        UserError: The file is missing, not readable, corrupt or, unless ``empty``, without samples.
     """
     try:
         with open(path, "rb") as raw:
             if not raw.read(1):
                 raise UserError(f"{path}: empty, the file has 0 bytes")
         with sf.SoundFile(path) as audio:
-            if not 0 < audio.frames < 2**40:
+            if not (0 if empty else 1) <= audio.frames < 2**40:
                 raise UserError(
                     f"{path}: {'no samples' if not audio.frames else 'no length in its header'}"
                 )

@@ -9,7 +9,7 @@ from espnet_ext.errors import UserError
 
 
 def read_packets(source, fs: int, packet: int) -> Iterator[np.ndarray]:
-    """Packets of a recording as they arrive.
+    """Packets of a recording as they arrive, none of one without samples.
 
     Args:
         source: Path of an audio file, or a binary stream of raw mono 16-bit little-endian PCM.
@@ -20,8 +20,8 @@ def read_packets(source, fs: int, packet: int) -> Iterator[np.ndarray]:
         Float samples (n,), n at most ``packet``.
 
     Raises:
-        UserError: The source is unreadable, empty, truncated, of another rate or not mono, or
-            holds samples that are not numbers.
+        UserError: The source is unreadable, truncated, of another rate or not mono, or holds
+            samples that are not numbers.
     """
     is_pcm = hasattr(source, "read")
     name = "standard input" if is_pcm else source
@@ -33,17 +33,15 @@ def read_packets(source, fs: int, packet: int) -> Iterator[np.ndarray]:
             raise UserError(f"{name}: sample {at} is NaN or infinite; export the file again")
         heard += len(samples)
         yield samples
-    if not heard:
-        raise UserError(f"{name}: has no samples, so there is nothing to transcribe")
 
 
 def read_whole(path, fs: int) -> np.ndarray:
-    """A whole recording (n,); see ``read_packets``."""
-    return np.concatenate(list(read_packets(path, fs, 1 << 20)))
+    """A whole recording (n,), n being 0 where it has no samples; see ``read_packets``."""
+    return np.concatenate([np.zeros(0, np.float32), *read_packets(path, fs, 1 << 20)])
 
 
 def _file_packets(path, fs, packet):
-    with open_audio(path) as audio:
+    with open_audio(path, empty=True) as audio:
         if audio.samplerate != fs:
             raise UserError(
                 f"{path}: has {audio.samplerate} Hz, the model needs {fs} Hz; resample it first"

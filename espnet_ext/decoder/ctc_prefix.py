@@ -22,6 +22,7 @@ from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
 
 from espnet_ext.decoder.cache import Handle
+from espnet_ext.utterance import check_log_probs
 
 BLANK = 0
 LOG_ZERO = -1.0e10  # ESPnet's
@@ -31,21 +32,30 @@ class Posteriors:
     """CTC log-probabilities of the utterances of a search.
 
     Args:
-        logp: ``(U, T, V)``.
-        lengths: ``(U,)`` frames of each utterance.
+        logp: ``(U, T, V)``. float16 and bfloat16 are counted in float32: neither holds LOG_ZERO or
+            the sum of a thousand frames.
+        lengths: ``(U,)`` frames of each utterance; one without any is silent.
         margin: Frames around the one reached that the recursion is limited to; 0 for no limit.
+
+    Raises:
+        UserError: A frame's log-probabilities are not numbers.
     """
 
     def __init__(self, logp, lengths, margin):
+        self.dtype = logp.dtype  # of the scores
+        logp = logp.to(torch.promote_types(logp.dtype, torch.float32))
+        if logp.size(1) == 0:
+            logp = torch.nn.functional.pad(logp, (0, 0, 0, 1))
         if bool((lengths < logp.size(1)).any()):
             pad = make_pad_mask(lengths, maxlen=logp.size(1)).to(logp.device)  # (U, T)
             logp = logp.masked_fill(pad[..., None], LOG_ZERO)
             logp[..., BLANK].masked_fill_(pad, 0.0)  # after its end an utterance is silent
+        check_log_probs(logp)
         self.shape = logp.shape
         self.margin = margin
         self.rows = logp.transpose(1, 2).reshape(-1, logp.size(1))  # (U * V, T)
         self.blank = logp[..., BLANK].double()  # (U, T)
-        self.end_frame = lengths.to(logp.device) - 1  # (U,)
+        self.end_frame = (lengths.to(logp.device) - 1).clamp_min(0)  # (U,)
         if margin > 0:
             self._heard = (logp.argmax(-1) != BLANK).cumsum(1).cpu()  # (U, T) frames not silent
 
@@ -144,7 +154,7 @@ class Prefixes:
         self.candidates.scatter_(1, ids, _or_log_zero(psi))
         self.candidates[:, eos] = _or_log_zero(self.total.gather(1, end_frame))[:, 0]
         self.candidates[:, BLANK] = LOG_ZERO
-        return (self.candidates - self.psi[:, None]).to(self.post.rows.dtype)
+        return (self.candidates - self.psi[:, None]).to(self.post.dtype)
 
     def _psi(self, phi, rows):
         """Sum over frames: a prefix at one (``phi``, (N, T)), then a label (``rows``, (N, S))."""

@@ -108,4 +108,8 @@ class StreamingFrontend:
             return samples.new_zeros(samples.size(0), 0, self.frontend.n_mels)
         spectrum, _ = self.stft(samples)  # (B, t, n_fft/2+1, 2)
         feats, _ = self.frontend.logmel(spectrum.square().sum(-1))
-        return feats if self.normalize is None else self.normalize(feats)[0]
+        if self.normalize is None:
+            return feats
+        # told the lengths, it does not count them in the features' type: bfloat16 counts to 256
+        lengths = torch.full((len(feats),), feats.size(1), device=feats.device)
+        return self.normalize(feats, lengths)[0]

@@ -126,7 +126,9 @@ def _recordings(wav_scp, fs, num_utts):
         if not paths:
             raise UserError(f"{wav_scp}: has no recordings")
         chosen = np.linspace(0, len(paths) - 1, min(num_utts, len(paths))).astype(int)
-        waves = [read_whole(paths[i], fs) for i in chosen]
+        waves = [wave for i in chosen if len(wave := read_whole(paths[i], fs))]
+        if not waves:
+            raise UserError(f"{wav_scp}: has no samples in any recording")
     return sorted(waves, key=len, reverse=True)
 
 

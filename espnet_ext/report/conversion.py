@@ -2,17 +2,18 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 
-from espnet_ext.convert.model import encode, load, mha_config, recordings
-from espnet_ext.errors import UserError
+from espnet_ext.convert.model import load, mha_config, recordings
+from espnet_ext.errors import UserError, about
 from espnet_ext.profiling.cache import measure_cache
 from espnet_ext.profiling.config import read_model_config
 from espnet_ext.report.plots import COLOURS, MARKERS, png, pyplot
 from espnet_ext.report.schema import rounded, text
 from espnet_ext.report.statistics import errors_and_words, paired_bootstrap
 from espnet_ext.report.tables import Section
+from espnet_ext.results import read_json
+from espnet_ext.utterance import check_number, encode
 
 FRAMES = 1000
 COLUMNS = {
@@ -80,7 +81,7 @@ def curve(
         cache = measure_cache(config, FRAMES, 8, [])
         model = load(config, expdir / checkpoint)
         for name, directory in scored.items():
-            found = json.loads((directory / "score.json").read_text(encoding="utf-8"))
+            found = read_json(directory / "score.json")
             row = {
                 "model": expdir.name,
                 **_method(config["encoder_conf"], origin),
@@ -91,7 +92,9 @@ def curve(
             row["wer_low"], row["wer_high"] = (rounded(v, 2) for v in found["err_interval_95"])
             if expdir != source:
                 encoded = [encode(model, wave) for wave in waves[name]]
-                row["change"] = float(f"{100 * _change(encoded, outputs[name]):.3g}")
+                with about(f"{expdir}, {name}"):
+                    change = _change(encoded, outputs[name])
+                row["change"] = None if change is None else float(f"{100 * change:.3g}")
                 base = errors_and_words(scores[0][name])
                 test = paired_bootstrap(errors_and_words(directory), base)
                 row["difference"], row["p"] = test["difference"], test["p"]
@@ -101,8 +104,11 @@ def curve(
 
 
 def _change(encoded, original):
+    """Square difference over square; None where no recording is long enough for a frame."""
     difference = sum((a - b).square().sum().item() for a, b in zip(encoded, original, strict=True))
-    return difference / sum(b.square().sum().item() for b in original)
+    total = sum(b.square().sum().item() for b in original)
+    check_number(difference + total)
+    return difference / total if total else None
 
 
 def _scores(expdir, inference_tag):
@@ -118,7 +124,7 @@ def _origin(expdir, source):
     for place in (expdir, *_started_from(expdir)):
         path = place / "conversion.json"
         if path.is_file():
-            origin = json.loads(path.read_text(encoding="utf-8"))
+            origin = read_json(path)
             if Path(origin["source"]).resolve() != source.resolve():
                 raise UserError(f"{expdir}: was converted from {origin['source']}, not {source}")
             return origin | {"tuned": place != expdir}

@@ -1,17 +1,17 @@
 """Evaluate trained models: what is not measured yet is measured, then it is all put together."""
 
-import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from espnet_ext.data.kaldi import read_scp, write_atomic, write_scp
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, about
 from espnet_ext.profiling.config import read_model_config
 from espnet_ext.profiling.process import commit
 from espnet_ext.profiling.training import read_training
 from espnet_ext.report.schema import NAME, VERSION, rounded
+from espnet_ext.results import read_json, to_json
 
 KIB = 1024
 
@@ -61,7 +61,7 @@ class Evaluation:
 
     def profile(self):
         """Measured costs; see ``espnet_ext.profiling.cost.profile``."""
-        return json.loads((self.expdir / "profile.json").read_text(encoding="utf-8"))
+        return read_json(self.expdir / "profile.json")
 
     def measure(self, announce):
         """Measure, announce the results so far, certify and decode as streams what is not there."""
@@ -189,7 +189,7 @@ class Evaluation:
         for name in self.sets:
             path = self.expdir / tag / name / "score_wer" / "score.json"
             if path.is_file():
-                score = json.loads(path.read_text(encoding="utf-8"))
+                score = read_json(path)
                 found[name] = {
                     "wer": rounded(score["err"], 2),
                     "interval_95": [rounded(v, 2) for v in score["err_interval_95"]],
@@ -211,7 +211,7 @@ class Evaluation:
         path = self.expdir / "equivalence.json"
         if not self.causal or not path.is_file():
             return None
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
 
 
 def _costs(profile):
@@ -302,7 +302,8 @@ def evaluate(expdir, args, announce=lambda results: None) -> dict:
     evaluation = Evaluation(expdir, args)
     evaluation.measure(announce)
     results = evaluation.results()
-    content = f"{json.dumps(results, indent=1)}\n".encode()
+    with about(evaluation.expdir):
+        content = to_json(results, indent=1).encode()
     path = evaluation.expdir / NAME
     if not path.is_file() or path.read_bytes() != content:
         write_atomic(path, content)

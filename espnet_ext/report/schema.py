@@ -5,9 +5,11 @@ prints them as the file does.
 """
 
 import json
+import math
 from pathlib import Path
 
 from espnet_ext.errors import UserError
+from espnet_ext.results import read_json
 
 VERSION = 1
 NAME = "evaluation_results.json"
@@ -40,6 +42,8 @@ def text(value, missing="missing") -> str:
     """A value as every table shows it; ``missing`` stands for None."""
     if value is None:
         return missing
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not a number"
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -47,14 +51,10 @@ def read(path) -> dict:
     """An ``evaluation_results.json``.
 
     Raises:
-        UserError: It is unreadable, not JSON, of another version, or lacks something.
+        UserError: It is unreadable, not JSON, of another version, lacks something, or holds a
+            number that is not finite.
     """
-    try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); evaluate the model again") from None
+    results = read_json(path)
     if not isinstance(results, dict) or results.get("version") != VERSION:
         raise UserError(f"{path}: is not of version {VERSION}; evaluate the model again")
     for key, kind in REQUIRED.items():

@@ -284,14 +284,18 @@ def _decoder(comparison):
     return Section("Decoder caches in a beam search", "", header, rows)
 
 
+def _error(error):
+    return "not a number" if error is None else f"{error:.1e}"
+
+
 def _equivalence(comparison):
     rows = []
     for row in _own(comparison):
         if certificate := row.get("equivalence"):
             worst, exact = certificate["max_error"], certificate.get("max_error_float64")
             cells = [_equal(certificate), text(certificate["utterances"])]
-            cells += [f"{worst[key]:.1e}" for key in ("features", "encoder", "logits")]
-            cells += [f"{exact['logits']:.1e}" if exact else "missing"]
+            cells += [_error(worst[key]) for key in ("features", "encoder", "logits")]
+            cells += [_error(exact["logits"]) if exact else "missing"]
             cells += ["yes" if certificate["text_identical"] else "NO"]
             rows.append([row_name(row), *cells])
     header = [

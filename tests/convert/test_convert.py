@@ -1,6 +1,7 @@
 """A converted model is its source where it can be, and as near as its rank allows elsewhere."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from convert.models import CHECKPOINT, write_audio, write_model
 from espnet_ext.bin.asr_convert import main
+from espnet_ext.convert.weights import allocate_ranks
 from tiny import ENCODERS, N_FEAT, N_HEAD, max_error
 
 LOSSLESS = {
@@ -113,9 +115,7 @@ def test_calibrated_keys_and_values_are_nearer_on_the_calibration_recordings(
         x = torch.cat(kept, dim=1)
         difference = [
             a - b
-            for a, b in zip(
-                mha.key_value(mha.record(x)), mla.key_value(mla.record(x)), strict=True
-            )
+            for a, b in zip(mha.key_value(mha.record(x)), mla.key_value(mla.record(x)), strict=True)
         ]
         # a constant error of keys changes nothing
         difference[0] = difference[0] - difference[0].mean(dim=2, keepdim=True)
@@ -155,9 +155,7 @@ def test_budget_is_kept_and_spent_where_it_saves_most(sources, data, tmp_path):
         moved[give] -= 1
         moved[take] += 1
         other = tmp_path / f"moved{give}"
-        convert(
-            source, other, "mla", f"kv_lora_rank={moved}", calibration_scp=data / "wav.scp"
-        )
+        convert(source, other, "mla", f"kv_lora_rank={moved}", calibration_scp=data / "wav.scp")
         other_report = json.loads((other / "conversion.json").read_text())
         assert sum(other_report["lost"]) >= sum(report["lost"])
 
@@ -244,6 +242,31 @@ def test_impossible_decoder_request_is_one_line(sources, tmp_path, capsys):
 def test_budget_below_one_rank_per_layer_is_refused(sources, tmp_path, capsys):
     line = refusal(capsys, sources("kv_conformer"), tmp_path / "m", "mla", budget_kb=5)
     assert "--budget_kb: must be at least 7.8125, which is rank 1 in 2 layers, got 5" in line
+
+
+@pytest.mark.parametrize("budget", ["nan", "inf"])
+def test_budget_that_is_no_number_is_refused(sources, tmp_path, capsys, budget):
+    line = refusal(capsys, sources("kv_conformer"), tmp_path / "m", "mla", budget_kb=budget)
+    assert f"--budget_kb: must be a number of KB, got {budget}" in line
+
+
+@pytest.mark.parametrize("attention", [("mla", "kv_lora_rank=4"), ("gqa", "n_kv_head=2")])
+def test_of_keys_and_values_that_are_zero_nothing_is_lost(sources, tmp_path, attention):
+    source = tmp_path / "asr_zero"
+    shutil.copytree(sources("kv_conformer"), source)
+    state = torch.load(source / CHECKPOINT)
+    for name, value in state.items():
+        if "self_attn.linear_k.weight" in name or "self_attn.linear_v.weight" in name:
+            value.zero_()
+    torch.save(state, source / CHECKPOINT)
+    convert(source, tmp_path / "m", *attention)
+    assert json.loads((tmp_path / "m" / "conversion.json").read_text())["lost"] == [0, 0]
+
+
+def test_ranks_are_shared_where_layers_have_none_to_use():
+    zero, full = torch.zeros(8, dtype=torch.float64), torch.arange(8, 0, -1).double()
+    assert allocate_ranks([zero, zero], 9) == [1, 1]
+    assert allocate_ranks([zero, full], 5) == [1, 4]
 
 
 def test_source_that_cannot_be_converted_is_one_line(sources, tmp_path, capsys):

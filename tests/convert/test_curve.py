@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import yaml
 
 from convert.models import CHECKPOINT, write_audio, write_model
 from espnet_ext.bin import asr_convert
+from espnet_ext.errors import UserError
+from espnet_ext.report.conversion import _change
 
 REPO = Path(__file__).parents[2]
 
@@ -113,7 +116,6 @@ def test_curve_has_a_row_for_every_conversion(recipe, monkeypatch):
     assert len(calls) == 9 and all(call.endswith("--nj 3") for call in calls)
 
 
-
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -147,3 +149,12 @@ def test_model_of_another_source_is_refused(recipe, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             main(arguments)
         assert message in capsys.readouterr().err
+
+
+def test_change_of_outputs_is_a_number_or_missing():
+    ones, none = torch.ones(3, 2), torch.zeros(0, 2)
+    assert _change([2 * ones, none], [ones, none]) == 1
+    assert _change([none], [none]) is None
+    for spoilt in ([ones * math.nan], [ones * math.inf]):
+        with pytest.raises(UserError, match="not a number"):
+            _change(spoilt, [ones])

@@ -6,6 +6,7 @@ import yaml
 
 from convert.models import CHECKPOINT, TOKENS, write_model
 from espnet_ext.bin import asr_convert, asr_init_from
+from espnet_ext.convert.distill import DistilledASRModel
 from espnet_ext.convert.model import load
 from tiny import max_error
 
@@ -18,6 +19,8 @@ def exp(tmp_path_factory):
     for name, words in {"rank4": "kv_lora_rank=4", "full": "kv_lora_rank=32"}.items():
         arguments = ["--from", source, "--output", exp / f"asr_{name}", "--attention", "mla"]
         asr_convert.main([*map(str, arguments), "--attention_conf", words])
+    arguments = ["--from", source, "--output", exp / "asr_linear", "--attention", "linear"]
+    asr_convert.main([*map(str, arguments)])
     return exp
 
 
@@ -84,6 +87,29 @@ def test_lossless_student_has_nothing_to_learn_from_its_teacher(exp, tmp_path):
         assert stats["loss_distill_encoder"].item() < 1e-6
         assert stats["loss_distill_ctc"].item() < 1e-6
     assert len(views) > 2
+
+
+@pytest.mark.parametrize("name", ["asr_rank4", "asr_linear"])
+def test_teacher_sees_what_its_student_sees(exp, tmp_path, name):
+    """Linear attention cannot forget a frame, so its teacher does not either."""
+    student = distilled(exp, name, tmp_path).train()
+    drawn = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            student(*batch())
+        chunk_size, left_context = student.encoder.used_view
+        drawn.add(left_context)
+        seen = -1 if name == "asr_linear" else left_context
+        teacher = student.teacher("cpu").encoder
+        assert (teacher.chunk_size, teacher.left_context) == (chunk_size, seen)
+    assert max(drawn) >= 0
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
+def test_impossible_distill_weight_is_refused(exp, weight):
+    with pytest.raises(ValueError, match="distill_weight: must be"):
+        DistilledASRModel(teacher="x.pth", distill_weight=weight)
 
 
 def test_teacher_pulls_and_leaves_no_trace_in_the_checkpoint(exp, tmp_path):

@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espnet_ext import equivalence
 from espnet_ext.bin import asr_certify, asr_inference_streaming, stream
 from espnet_ext.errors import UserError
 from espnet_ext.inference import MAX_OPEN, GreedySearch, PrefixBeamSearch, StreamingSpeech2Text
+from espnet_ext.results import read_json
 from tiny import FS, speech
 
 
@@ -259,6 +261,15 @@ def test_certificate_says_equal_and_notices_when_it_is_not(
     exact = report["max_error_float64"]
     assert max(exact["features"], exact["logits"], exact["encoder"], *exact["layers"]) < 1e-12
 
+    # a recording of no encoder frame is not counted, and nothing is certified on such alone
+    soundfile.write(tmp_path / "b.wav", speech(1.5)[:100], FS)
+    (tmp_path / "wav.scp").write_text(f"b {tmp_path}/b.wav\n")
+    status, out, err = run(capsys, asr_certify.main, *argv)
+    assert status == 1 and not out and "long enough" in err
+    (tmp_path / "wav.scp").write_text(f"a {tmp_path}/a.wav\nb {tmp_path}/b.wav\n")
+    assert run(capsys, asr_certify.main, *argv)[0] == 0
+    assert json.loads((tmp_path / "equivalence.json").read_text())["utterances"] == 1
+
     from espnet_ext.encoder.conv import CausalConv1d
 
     def forgetful(self, x, state):
@@ -270,3 +281,47 @@ def test_certificate_says_equal_and_notices_when_it_is_not(
     report = json.loads((tmp_path / "equivalence.json").read_text())
     assert status == 1 and out.startswith("NOT EQUAL")
     assert not report["equal"] and report["max_error"]["layers"][0] > 1e-3
+
+
+@pytest.mark.parametrize("where", ["features", "layers", "encoder"])
+def test_certificate_never_passes_what_is_no_number(
+    model_dir, tmp_path, capsys, monkeypatch, where
+):
+    """Not-a-number in one value of one packet, though the text comes out the same."""
+    soundfile.write(tmp_path / "a.wav", speech(1.0), FS)
+    (tmp_path / "wav.scp").write_text(f"a {tmp_path}/a.wav\n")
+    real = equivalence._error
+
+    def spoilt(chunks, whole):
+        chunks = [chunk.clone() for chunk in chunks]
+        if chunks[0].size(-1) == {"features": 20, "layers": 32, "encoder": 32}[where]:
+            chunks[-1][..., -1] = math.nan
+        return real(chunks, whole)
+
+    monkeypatch.setattr(equivalence, "_error", spoilt)
+    status, out, _ = run(
+        capsys,
+        asr_certify.main,
+        *model_args(model_dir),
+        *("--wav_scp", tmp_path / "wav.scp", "--output", tmp_path / "equivalence.json"),
+    )
+    assert status == 1 and out.startswith("NOT EQUAL")
+    report = read_json(tmp_path / "equivalence.json")
+    found = report["max_error"][where]
+    assert not report["equal"] and (found == [None, None] if where == "layers" else found is None)
+
+
+def test_largest_error_of_what_is_no_number_or_of_another_length_is_infinite():
+    good = torch.ones(1, 3, 2)
+    bad = torch.full((1, 3, 2), math.nan)
+    assert equivalence._error([good[:, :1], good[:, 1:]], [good]) == 0
+    assert equivalence._error([], []) == equivalence._error([], [good[:, :0]]) == 0
+    for chunks, whole in (
+        ([bad], [good]),
+        ([good], [bad]),
+        ([bad], [bad]),
+        ([good[:, 1:]], [good]),
+    ):
+        assert equivalence._error(chunks, whole) == math.inf
+    infinite = [torch.full((1, 3, 2), math.inf)]
+    assert equivalence._error(infinite, infinite) == equivalence._error([], [good]) == math.inf

@@ -1,0 +1,46 @@
+"""Result files hold numbers, or are neither written nor read."""
+
+import json
+import math
+
+import pytest
+
+from espnet_ext.errors import UserError
+from espnet_ext.report.schema import text
+from espnet_ext.results import read_json, to_json
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_measurement_that_is_no_number_is_not_written(value):
+    result = {"offline": {"ms": [1.5, 2, value]}, "name": "nan", "missing": None}
+    with pytest.raises(UserError, match=r"offline\.ms\.2.*not a number"):
+        to_json(result)
+    result["offline"]["ms"][2] = 3
+    assert json.loads(to_json(result)) == result
+
+
+@pytest.mark.parametrize("written", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_number_that_is_none_is_not_read(tmp_path, written):
+    path = tmp_path / "profile.json"
+    path.write_text(f'{{"ms": [1.5, {written}]}}')
+    with pytest.raises(UserError, match="profile.json.*not a number"):
+        read_json(path)
+    path.write_text('{"ms": [1.5, 2], "name": "NaN"}')
+    assert read_json(path) == {"ms": [1.5, 2], "name": "NaN"}
+
+
+def test_missing_and_broken_result_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="none.json.*cannot be read"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "half.json").write_text('{"ms": [1.5')
+    with pytest.raises(UserError, match="half.json.*not JSON"):
+        read_json(tmp_path / "half.json")
+
+
+def test_tables_never_show_a_number_that_is_none():
+    assert [text(v) for v in (math.nan, math.inf, 1.5, None)] == [
+        "not a number",
+        "not a number",
+        "1.5",
+        "missing",
+    ]
