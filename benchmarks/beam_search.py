@@ -134,7 +134,7 @@ def main(argv=None):
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
     profiles = []
-    print(f"torch {torch.__version__}, {args.threads} threads, {args.steps} steps")
+    print(f"torch {torch.__version__}, {args.threads} threads, {args.steps} steps\n")
     print(
         "| frames | beam | scores | ESPnet s | cached s | times faster | same n-best, difference |"
     )

@@ -9,7 +9,6 @@ workers of proportional resident sizes, sampled; a page that they share counts o
 
 import argparse
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import soundfile
-
-from espnet_ext.profiling.process import commit, device_name
 
 SPEAKERS, CHAPTERS, RATE = 251, 585, 16000
 INTERVAL = 0.1  # seconds between two looks at the memory
@@ -80,8 +77,7 @@ def main():
     parser.add_argument("--nj", type=int, default=2, help="worker processes")
     parser.add_argument("--convert", action="store_true", help="write perturbed audio too")
     args = parser.parse_args()
-    print(f"# {args.utterances} utterances, --nj {args.nj}, {device_name()}, commit {commit()}")
-    print(f"# load average {os.getloadavg()[0]:.1f} before", flush=True)
+    print(f"{args.utterances} utterances, --nj {args.nj}\n")
     print("| stage | does | s | MiB |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

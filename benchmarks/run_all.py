@@ -54,7 +54,7 @@ def run(script, options):
     shown = " ".join(["python", f"benchmarks/{script}", *options])
     print(f"{shown} ...", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
-    text = done.stdout.strip()
+    text = re.sub("^#", r"\\#", done.stdout.strip(), flags=re.MULTILINE)  # headings are ours
     if done.returncode:
         text += f"\n\n**Failed with status {done.returncode}; see above for why.**"
     return f"`{shown}`\n\n{text}\n"
@@ -101,7 +101,7 @@ def main(argv=None):
         for section in RESULTS.read_text().split("\n## ")[1:]:
             title, _, body = section.partition("\n")
             sections[title] = body.strip() + "\n"
-    where = f"{device_name()}; commit {commit()}; {datetime.now(UTC):%Y-%m-%d}"
+    where = f"{device_name()}; commit {commit(RESULTS, PLOT)}; {datetime.now(UTC):%Y-%m-%d}"
     for name in args.only:
         script, title, whole, quick = BENCHMARKS[name]
         if not (HERE / script).exists():

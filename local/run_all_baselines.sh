@@ -56,16 +56,30 @@ run_model() { # run_model CONFIG LOG: train and evaluate one model
 }
 
 report_model() { # report_model ENCODER ATTENTION: run_model, its log, and a line about the outcome
-    local name="$1_$2" seconds
+    local name="$1_$2" started=${SECONDS} ended
     local log="${logdir}/${name}.log"
     if ! run_model "${conf_dir}/train_asr_${name}.yaml" "${log}" 3>&1 > "${log}" 2>&1; then
         echo "$1 $2: $(tail -n 1 "${log}") (${recipe}/${log})" > "${logdir}/${name}.failed"
         log "FAILED: $(<"${logdir}/${name}.failed")"
     fi
+    # A model that was trained already says nothing about how long the others take.
+    if trained_now "${log}"; then echo "$((SECONDS - started))" >> "${logdir}/.seconds"; fi
     echo "${name}" >> "${logdir}/.ended"
-    seconds=$((SECONDS - begun)) ended=$(wc -l < "${logdir}/.ended")
-    log "${ended} of ${total} after $(minutes "${seconds}"), about" \
-        "$(minutes $((seconds * (total - ended) / ended))) left"
+    ended=$(wc -l < "${logdir}/.ended")
+    log "${ended} of ${total} after $(minutes $((SECONDS - begun)))$(time_left $((total - ended)))"
+}
+
+trained_now() { # trained_now LOG: whether the model of a log was trained in this run
+    local model
+    model=$(sed -n 's/.*Stage 11: training of //p' "$1" | tail -n 1)
+    [ -n "${model}" ] && [ -n "$(find "${model}" -maxdepth 1 -name '*.pth' -newer "${logdir}/.begun" -print -quit)" ]
+}
+
+time_left() { # time_left MODELS: from the models that were trained in this run; nothing before the first of them
+    [ "$1" -gt 0 ] || return 0
+    awk -v models="$1" -v jobs="${jobs}" '{ sum += $1 }
+        END { if (NR) printf ", about %d min left", models * sum / NR / (jobs < models ? jobs : models) / 60 + 0.5 }' \
+        "${logdir}/.seconds"
 }
 
 # Every model is a process group of its own, which ends with this script.
@@ -78,6 +92,8 @@ trap 'exit 143' TERM HUP
 names=(${encoders}) kinds=(${attentions})
 total=$((${#names[@]} * ${#kinds[@]})) number=0 begun=${SECONDS}
 : > "${logdir}/.ended"
+: > "${logdir}/.seconds"
+touch "${logdir}/.begun"
 for encoder in "${names[@]}"; do
     for attention in "${kinds[@]}"; do
         while [ "$(jobs -rp | wc -l)" -ge "${jobs}" ]; do wait -n; done

@@ -38,7 +38,8 @@ def get_parser() -> argparse.ArgumentParser:
 def row(results: dict) -> str:
     """One line of what matters most."""
     wers = [
-        f"{name} {text(wer['wer'])} [{text(wer['interval_95'][0])}, {text(wer['interval_95'][1])}]"
+        f"{name} {text(wer['wer'])} [{text(wer['interval_95'][0])}, {text(wer['interval_95'][1])}] "
+        f"({wer['drawn']} drawn)"
         for name, wer in results["wer"].items()
     ]
     ratio, cache = text(results["compression_ratio"]), text(results["kv_cache_kb"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
-from espnet_ext.profiling.config import describe, read_model_config, read_yaml
+from espnet_ext.profiling.config import KINDS, describe, read_model_config, read_yaml
 from espnet_ext.results import to_json
 
 MIB = 2**20
@@ -56,7 +56,7 @@ def print_table(rows: list[tuple[str, dict, dict]]) -> None:
     """Print the caches of (name, description, cache) rows."""
     frames = rows[0][2]["frames"]
     titles = ["model", "attention", "B/frame", f"measured, {frames} frames", "formula", "MHA/this"]
-    titles += ["left context", "attention", "convolution", "subsampling", "whole state"]
+    titles += ["left context", *KINDS, "whole state"]
     table = [titles]
     for name, description, cache in rows:
         for number, stream in enumerate(cache["streams"]):
@@ -69,7 +69,7 @@ def print_table(rows: list[tuple[str, dict, dict]]) -> None:
                 f"{cache['mha_bytes'] / cache['bytes']:.4g}x",
             ]
             kept = "all" if stream["left_context"] < 0 else stream["left_context"]
-            parts = [*stream["ledger"].values(), stream["bytes"]]
+            parts = [*(stream["ledger"][kind] for kind in KINDS), stream["bytes"]]
             kib = [f"{part / 1024:.10g} KiB" for part in parts]
             table.append([*(figures if not number else [""] * 6), str(kept), *kib])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -146,6 +146,8 @@ def report(results: list[dict], output=None) -> int:
             "have the same weights and caches, were measured."
         )
     for name, result in zip(names, results, strict=True):
+        if reason := result["cache"]["frontend_missing"]:
+            print(f"{name}: a front end is not counted: {reason}")
         if "offline" in result:
             print_cost(name, result)
     if output:

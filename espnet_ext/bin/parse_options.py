@@ -71,7 +71,10 @@ def main(argv=None):
     known = declared_options(script)
     if {"-h", "--help"} & set(words):
         print(f"usage: {Path(script).name} [--option value]...", file=sys.stderr)
+        # a recipe's run.sh hands its own options on before those of the user: its defaults
+        given, _ = parse(known, [word for word in words if word not in ("-h", "--help")])
         for name, (default, text) in known.items():
+            default = given.get(name, default)
             text += f" (default: {default})" if default else ""
             print(f"  --{name:24} {text}", file=sys.stderr)
         print("exit 0")

@@ -3,7 +3,8 @@
 import torch
 
 from espnet_ext.attention import ATTENTIONS
-from espnet_ext.profiling.config import build_encoder, with_encoder_conf
+from espnet_ext.frontend.streaming import StreamingFrontend
+from espnet_ext.profiling.config import build_encoder, build_frontend, with_encoder_conf
 
 #: encoder frames per step where only the bytes count: large chunks are cheap
 CHUNK = 250
@@ -66,8 +67,10 @@ def measure_cache(config: dict, frames: int, chunk_size: int, left_contexts: lis
         ``bytes`` of the attention caches after ``frames`` frames, ``formula_bytes`` and
         ``mha_bytes`` (multi-head attention with keys and values, by formula), ``bytes_per_frame``,
         ``parameters`` of the encoder, ``rebuilt_causal``, and ``streams``: for each left context
-        ``ledger`` (attention, convolution, subsampling), ``bytes``, ``formula_bytes`` of the
-        attention, ``capacity_bytes``. ``differences`` says where measurement and formula differ.
+        ``ledger`` (the encoder's, and ``frontend``), ``bytes`` and ``capacity_bytes``, each the
+        most that a stream keeps between two packets of one hop, and ``formula_bytes`` of the
+        attention. ``frontend_missing`` says why ``frontend`` counts nothing, if so;
+        ``differences`` where measurement and formula differ.
     """
     conf = config.get("encoder_conf", {})
     rebuilt = not conf.get("causal", False)
@@ -81,6 +84,11 @@ def measure_cache(config: dict, frames: int, chunk_size: int, left_contexts: lis
         left_contexts = sorted({*left_contexts, encoder.left_context}, key=lambda n: n % 2**32)
     if not attentions[0].has_left_context:
         left_contexts = [-1]
+    frontend, frontend_missing = None, None
+    try:
+        frontend = StreamingFrontend(build_frontend(config))
+    except (TypeError, ValueError) as error:
+        frontend_missing = str(error)
     cache = {
         "frames": frames,
         "dtype": "float32",
@@ -91,26 +99,55 @@ def measure_cache(config: dict, frames: int, chunk_size: int, left_contexts: lis
         "formula_bytes": _formula_bytes(attentions, frames),
         "mha_bytes": _formula_bytes([mha] * len(attentions), frames),
         "bytes_per_frame": (held[-1] - held[0]) // frames,
-        "streams": [_steady(encoder, chunk_size, n, frames) for n in left_contexts],
+        "streams": [_steady(encoder, frontend, chunk_size, n, frames) for n in left_contexts],
+        "frontend_missing": frontend_missing,
     }
     return cache | {"differences": _differences(cache)}
 
 
-def _steady(encoder, chunk_size, left_context, frames):
-    """A stream that has run until its finite left context is full, or for ``frames`` frames."""
+def _steady(encoder, frontend, chunk_size, left_context, frames):
+    """A stream that has run until its finite left context is full, or for ``frames`` frames.
+
+    Just after a chunk it keeps least: what fills the next one is yet to come. So one hop of samples
+    comes at a time until the next chunk is complete, and the most counts.
+    """
     kept = frames if left_context < 0 else left_context
     chunks = -(-kept // chunk_size)
     *_, state = stream_noise(encoder, max(1, chunks) * chunk_size, chunk_size, left_context)
-    kept = state.frames if left_context < 0 else left_context
+    moments, begun = [], state.frames
+    packets = _hops(frontend, state.pending.size(-1))
+    _, waiting = next(packets)
+    while state.frames == begun:
+        moments.append(
+            {
+                "ledger": state.ledger() | {"frontend": waiting},
+                "bytes": state.nbytes + waiting,
+                "capacity_bytes": state.capacity_bytes + waiting,
+            }
+        )
+        feats, waiting = next(packets)
+        _, state = encoder.forward_chunk(feats, state)
     return {
         "chunk_size": chunk_size,
         "left_context": left_context,
-        "frames": state.frames,
-        "ledger": state.ledger(),
-        "bytes": state.nbytes,
-        "formula_bytes": _formula_bytes(_attentions(encoder), kept),
-        "capacity_bytes": state.capacity_bytes,
+        "frames": begun,
+        "formula_bytes": _formula_bytes(
+            _attentions(encoder), begun if left_context < 0 else left_context
+        ),
+        **max(moments, key=lambda moment: moment["bytes"]),
     }
+
+
+def _hops(frontend, input_size):
+    """Per hop of noise, its one frame (1, 1, input_size) and the bytes that the front end keeps."""
+    if frontend is None:
+        while True:
+            yield torch.randn(1, 1, input_size), 0
+    state = frontend.init_state()
+    while True:
+        feats, _, state = frontend.forward_chunk(torch.randn(1, frontend.hop), state)
+        if feats.size(1):  # the first frames wait for half a window
+            yield feats, state.nbytes
 
 
 def _differences(cache):

@@ -10,6 +10,11 @@ from espnet_ext.register import CHOICES
 
 ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
 
+#: of profile.json; changes when a key changes its meaning
+VERSION = 2
+#: what the bytes of a stream are made of, as every table lists them
+KINDS = ("attention", "convolution", "subsampling", "frontend")
+
 
 def read_yaml(path) -> dict:
     """Mapping in a YAML file.
@@ -70,6 +75,22 @@ def build_encoder(config: dict):
     except (TypeError, ValueError) as error:
         raise UserError(f"encoder_conf: {error}") from None
     return encoder.eval()
+
+
+def build_frontend(config: dict):
+    """The front end of a config alone.
+
+    Raises:
+        ValueError: The config has none, for it reads features, or none of ESPnet's default kind.
+        TypeError: It has an option that there is not.
+    """
+    from espnet2.asr.frontend.default import DefaultFrontend
+
+    if config.get("input_size"):
+        raise ValueError("input_size: the model reads features")
+    if (kind := config.get("frontend") or "default") != "default":
+        raise ValueError(f"frontend: default can stream, got {kind}")
+    return DefaultFrontend(**(config.get("frontend_conf") or {}))
 
 
 def complete(config: dict, vocab_size: int) -> dict:

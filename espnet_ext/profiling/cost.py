@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.data.packets import read_whole
 from espnet_ext.errors import UserError
 from espnet_ext.profiling.cache import feature_frames, measure_cache, stream_noise
 from espnet_ext.profiling.config import (
+    VERSION,
     build_encoder,
     complete,
     describe,
@@ -26,9 +26,9 @@ from espnet_ext.profiling.config import (
     with_encoder_conf,
 )
 from espnet_ext.profiling.process import PeakMemory, commit, device_name
+from espnet_ext.profiling.products import ProductCounter
 from espnet_ext.profiling.training import sampling_rate
 
-VERSION = 1
 #: seconds of noise that stand in for recordings where none are given
 NOISE_SECONDS = (2.0, 4.0, 8.0)
 #: tokens per encoder frame of hypotheses of random weights, which would never end by themselves
@@ -268,18 +268,18 @@ def multiply_adds(config: dict, stream: dict) -> dict:
     feats = torch.randn(1, n, encoder.init_state(1, 1).pending.size(-1))
     chunk_size, left = stream["chunk_size"], stream["left_context"]
     with sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted on a CPU
-        with FlopCounterMode(display=False) as offline:
+        with ProductCounter() as offline:
             encoder(feats, torch.tensor([n]))
         past = left if left >= 0 else encoder.output_length(n)
         counts = []
         chunks = stream_noise(encoder, (-(-past // chunk_size) + 1) * chunk_size, chunk_size, left)
         while True:
-            with FlopCounterMode(display=False) as counter:
+            with ProductCounter() as counter:
                 if next(chunks, None) is None:
                     break
-            counts.append(counter.get_total_flops())
+            counts.append(counter.multiply_adds)
     step = feature_frames(encoder, 2 * chunk_size) - feature_frames(encoder, chunk_size)
     return {
-        "offline": offline.get_total_flops() // 2 // COUNTED_SECONDS,
-        "streaming": int(counts[-1] // 2 / (step / second)),
+        "offline": offline.multiply_adds // COUNTED_SECONDS,
+        "streaming": int(counts[-1] / (step / second)),
     }

@@ -64,8 +64,12 @@ def device_name(device: str = "cpu") -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
-def commit() -> str:
-    """Commit of this repository, ``-dirty`` if files under version control differ, or unknown."""
+def commit(*written) -> str:
+    """Commit of this repository, ``-dirty`` if files under version control differ, or unknown.
+
+    Args:
+        written: Files that a measurement itself writes, which may differ.
+    """
     here = Path(__file__).parent
 
     def git(*args):
@@ -75,8 +79,8 @@ def commit() -> str:
         return result.stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + (
-            "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        others = [f":(exclude){Path(path).resolve()}" for path in written]
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *others)
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -5,7 +5,7 @@ from pathlib import Path
 from espnet_ext.errors import UserError
 from espnet_ext.profiling.config import read_yaml
 from espnet_ext.report.schema import NAME, read
-from espnet_ext.report.statistics import errors_and_words, paired_bootstrap
+from espnet_ext.report.statistics import paired_bootstrap, read_score
 
 #: KB per stream of the equal-byte view
 BUDGETS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -94,7 +94,7 @@ class Comparison:
             key = model["model"], name
             if key not in counted:
                 directory = self.expdir / model["model"] / model["wer"][name]["directory"]
-                counted[key] = errors_and_words(directory)
+                counted[key] = read_score(directory)
             return counted[key]
 
         for model in self.models:
@@ -103,7 +103,8 @@ class Comparison:
                 continue
             for name in model["wer"].keys() & baseline["wer"].keys():
                 try:
-                    test = paired_bootstrap(counts(model, name), counts(baseline, name))
+                    own, speakers = counts(model, name)
+                    test = paired_bootstrap(own, counts(baseline, name)[0], speakers)
                 except UserError as error:
                     self.notes.append(f"no statistics of {model['model']}, {name}: {error}")
                     continue
@@ -157,11 +158,11 @@ class Comparison:
         """
         cache = row["cache"]
         stream = cache["streams"][-1]
-        room = 1024 * (budget - stream["total_kb"])
+        room = round(1024 * (budget - stream["total_kb"]))  # bytes: the file has 4 decimals of a KB
         if not cache["bytes_per_frame"]:
             return -1 if room >= 0 else None
         kept = stream["left_context"] if stream["left_context"] >= 0 else cache["frames"]
-        frames = kept + int(room // cache["bytes_per_frame"])
+        frames = kept + room // cache["bytes_per_frame"]
         return frames if frames >= 0 else None
 
 

@@ -10,9 +10,10 @@ from espnet_ext.profiling.cache import measure_cache
 from espnet_ext.profiling.config import read_model_config
 from espnet_ext.report.plots import COLOURS, MARKERS, png, pyplot
 from espnet_ext.report.schema import rounded, text
-from espnet_ext.report.statistics import errors_and_words, paired_bootstrap
-from espnet_ext.report.tables import Section
+from espnet_ext.report.statistics import paired_bootstrap, read_score
+from espnet_ext.report.tables import DRAWN, Section
 from espnet_ext.results import read_json
+from espnet_ext.scoring import read_numbers
 from espnet_ext.utterance import check_number, encode
 
 FRAMES = 1000
@@ -31,14 +32,15 @@ COLUMNS = {
     "difference_low": "low",
     "difference_high": "high",
     "p": "p",
+    "drawn": "drawn",
 }
 NOTE = (
     "WER in percent with its 95% bootstrap interval. KB are 1024 bytes: what attention keeps of a "
     "stream of 1000 encoder frames, all layers, read off its tensors, in float32. Change: mean "
     "square difference of encoder outputs from the source's over their mean square, on 50 "
     "recordings of each test set; a fine-tuned model may well change. Difference: WER minus that "
-    "of the model converted, paired bootstrap over utterances, 95% interval, two-sided p, each for "
-    "itself."
+    "of the model converted, paired bootstrap, 95% interval, two-sided p, each for itself. "
+    + DRAWN
 )
 
 
@@ -81,13 +83,14 @@ def curve(
         cache = measure_cache(config, FRAMES, 8, [])
         model = load(config, expdir / checkpoint)
         for name, directory in scored.items():
-            found = read_json(directory / "score.json")
+            found = read_numbers(directory / "score.json")
             row = {
                 "model": expdir.name,
                 **_method(config["encoder_conf"], origin),
                 "kb": rounded(cache["bytes"] / 1024, 4),
                 "test_set": name,
                 "wer": rounded(found["err"], 2),
+                "drawn": found["drawn"],
             }
             row["wer_low"], row["wer_high"] = (rounded(v, 2) for v in found["err_interval_95"])
             if expdir != source:
@@ -95,8 +98,8 @@ def curve(
                 with about(f"{expdir}, {name}"):
                     change = _change(encoded, outputs[name])
                 row["change"] = None if change is None else float(f"{100 * change:.3g}")
-                base = errors_and_words(scores[0][name])
-                test = paired_bootstrap(errors_and_words(directory), base)
+                counts, speakers = read_score(directory)
+                test = paired_bootstrap(counts, read_score(scores[0][name])[0], speakers)
                 row["difference"], row["p"] = test["difference"], test["p"]
                 row["difference_low"], row["difference_high"] = test["interval_95"]
             rows.append({key: row.get(key) for key in COLUMNS})
@@ -209,7 +212,7 @@ def curve_plot(rows: list[dict], test_set: str) -> bytes:
             )
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda kb, _: f"{kb:g}")
-        panel.set_title(f"{test_set}, {training}")
+        panel.set_title(f"{test_set}, {training}; 95% interval, {source['drawn']} drawn")
         panel.set_xlabel("attention cache, KB per 1000 frames")
         panel.grid(alpha=0.3)
     if max(row["wer"] for row in rows) > 10:

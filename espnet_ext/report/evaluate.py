@@ -7,11 +7,13 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import read_scp, write_atomic, write_scp
 from espnet_ext.errors import UserError, about
+from espnet_ext.profiling import config as profiling
 from espnet_ext.profiling.config import read_model_config
 from espnet_ext.profiling.process import commit
 from espnet_ext.profiling.training import read_training
 from espnet_ext.report.schema import NAME, VERSION, rounded
 from espnet_ext.results import read_json, to_json
+from espnet_ext.scoring import read_numbers
 
 KIB = 1024
 
@@ -55,6 +57,12 @@ class Evaluation:
         newest = max(source.stat().st_mtime for source in made_from)
         return path.is_file() and path.stat().st_mtime >= newest
 
+    def _profiled(self):
+        """Whether ``profile.json`` is fresh, and its keys mean what they mean now."""
+        if not self._fresh("profile.json", self.args.profile_config):
+            return False
+        return self.profile().get("version") == profiling.VERSION
+
     def data(self, name):
         """A test set's directory."""
         return Path(self.args.dumpdir) / "raw" / name
@@ -69,7 +77,7 @@ class Evaluation:
         options += ["--asr_model_file", str(self.checkpoint), "--device", self.args.device]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.args.nj, mp_context=context) as workers:
-            if not self._fresh("profile.json", self.args.profile_config):
+            if not self._profiled():
                 workers.submit(_profile, self._profile_arguments()).result()
             announce(self.results())
             if not self.causal:
@@ -189,10 +197,11 @@ class Evaluation:
         for name in self.sets:
             path = self.expdir / tag / name / "score_wer" / "score.json"
             if path.is_file():
-                score = read_json(path)
+                score = read_numbers(path)
                 found[name] = {
                     "wer": rounded(score["err"], 2),
                     "interval_95": [rounded(v, 2) for v in score["err_interval_95"]],
+                    "drawn": score["drawn"],
                     "words": score["wrd"],
                     "utterances": score["snt"],
                     "directory": str(path.parent.relative_to(self.expdir)),

@@ -4,6 +4,7 @@ import io
 
 import matplotlib
 
+from espnet_ext.profiling.config import KINDS
 from espnet_ext.report.compare import row_name
 
 matplotlib.use("Agg")
@@ -74,9 +75,7 @@ def cache_comparison(comparison) -> bytes:
     left.set_title(f"attention cache after {frames} frames")
     streams = [row["cache"]["streams"][-1] for row in rows]
     begun = [0.0] * len(rows)
-    for kind, shade in zip(
-        ("attention", "convolution", "subsampling"), "0.25 0.6 0.9".split(), strict=True
-    ):
+    for kind, shade in zip(KINDS, ("0.25", "0.5", "0.75", "1"), strict=True):
         widths = [stream["kb"][kind] for stream in streams]
         right.barh(range(len(rows)), widths, left=begun, color=shade, edgecolor="black", label=kind)
         begun = [a + b for a, b in zip(begun, widths, strict=True)]
@@ -91,7 +90,7 @@ def cache_comparison(comparison) -> bytes:
         )
     right.margins(x=0.3)
     right.set_xlabel("KB")
-    right.set_title("whole state of a stream")
+    right.set_title("whole state of a stream, at its most")
     right.legend(loc="lower right")
     return png(figure)
 
@@ -129,7 +128,8 @@ def wer_vs_cache(comparison) -> bytes:
         values = [row["kv_cache_kb"] for row in rows if name in row["wer"]]
         if max(values) > 10 * min(values):
             axes.set_xscale("log")
-        axes.set_title(name)
+        drawn = "/".join(sorted({row["wer"][name]["drawn"] for row in rows if name in row["wer"]}))
+        axes.set_title(f"{name}; 95% interval, {drawn} drawn")
         axes.set_xlabel("attention cache, KB")
         axes.set_ylabel("WER, %")
         axes.grid(alpha=0.3)

@@ -9,9 +9,10 @@ import math
 from pathlib import Path
 
 from espnet_ext.errors import UserError
+from espnet_ext.profiling.config import KINDS
 from espnet_ext.results import read_json
 
-VERSION = 1
+VERSION = 2
 NAME = "evaluation_results.json"
 #: keys without which a file is of no use, and the types of their values
 REQUIRED = {
@@ -75,11 +76,13 @@ def _check_inside(results):
         low, high = wer["interval_95"]
         sum([low, high, wer["wer"], wer["words"]])
         Path(wer["directory"])
+        wer["drawn"].upper()
     for costs in (results, results["input_cache"]):
         if costs is None:
             continue
         for stream in costs["cache"]["streams"]:
-            sum([*stream["kb"].values(), stream["total_kb"], stream["allocated_kb"]])
+            sum([*(stream["kb"][kind] for kind in KINDS), stream["total_kb"]])
+            stream["allocated_kb"] + 0
             stream["chunk_size"], stream["left_context"]
         costs["cache"]["streams"][-1], costs["cache"]["bytes_per_frame"], costs["cache"]["frames"]
         sum(costs["multiply_adds_per_second"].values())

@@ -1,15 +1,15 @@
-"""Whether two models differ: paired bootstrap over the utterances both have transcribed."""
+"""Whether two models differ: paired bootstrap over what both have transcribed."""
 
 import re
 from pathlib import Path
 
 import numpy as np
 
+from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError
+from espnet_ext.scoring import bootstrap, error_rates, interval, nesting, score
 
 RESAMPLES = 10000
-#: utterances drawn at once, so that memory stays small on large test sets
-DRAWN_AT_ONCE = 1 << 20
 TRN = re.compile(r"(?P<text>.*)\t\((?P<id>.*)\)")
 
 
@@ -26,32 +26,48 @@ def read_trn(path) -> dict[str, str]:
     matches = [TRN.fullmatch(line) for line in lines]
     if None in matches:
         raise UserError(f"{path}: line {matches.index(None) + 1} is no trn line")
-    return {match["id"]: match["text"] for match in matches}
+    table = {match["id"]: match["text"] for match in matches}
+    if len(table) < len(matches):
+        raise UserError(f"{path}: two lines have one id")
+    return table
 
 
-def errors_and_words(directory) -> dict[str, tuple[int, int]]:
-    """Errors and reference words of every utterance in a score_wer directory."""
-    from espnet_ext.scoring import score
+def read_score(directory) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Errors and reference words, and the speaker, of every utterance in a score_wer directory.
 
+    Raises:
+        UserError: A file is missing or damaged.
+    """
     directory = Path(directory)
-    counted = score(read_trn(directory / "ref.trn"), read_trn(directory / "hyp.trn"), str.split)
+    if not (directory / "utt2spk").is_file():
+        raise UserError(f"{directory}: has no utt2spk: score it again (stage 13)")
+    speakers = read_scp(directory / "utt2spk")
+    references, hypotheses = read_trn(directory / "ref.trn"), read_trn(directory / "hyp.trn")
+    names = {f"{speaker}-{utterance}": utterance for utterance, speaker in speakers.items()}
+    if names.keys() != references.keys():
+        raise UserError(f"{directory}: ref.trn and utt2spk differ: score it again (stage 13)")
+    counted = score(references, hypotheses, str.split)
     errors, words = counted.counts[:, 1:].sum(1), counted.counts[:, :3].sum(1)
-    return dict(zip(counted.ids, zip(errors.tolist(), words.tolist(), strict=True), strict=True))
+    pairs = zip(errors.tolist(), words.tolist(), strict=True)
+    return dict(zip((names[name] for name in counted.ids), pairs, strict=True)), speakers
 
 
-def paired_bootstrap(model, baseline, resamples: int = RESAMPLES, seed: int = 0) -> dict:
+def paired_bootstrap(
+    model, baseline, speakers=None, resamples: int = RESAMPLES, seed: int = 0
+) -> dict:
     """Difference of two word error rates on the same utterances.
 
     Args:
-        model: Utterance to (errors, words), from ``errors_and_words``.
+        model: Utterance to (errors, words), from ``read_score``.
         baseline: The same of the model it is compared with.
+        speakers: Speaker of each utterance; ``nesting`` says what is drawn. One by default.
         resamples: Test sets drawn with replacement.
         seed: Seed of the draws.
 
     Returns:
-        ``difference`` (model - baseline, percentage points), ``interval_95`` (percentiles) and the
-        two-sided ``p``: twice the share of draws on the rarer side of zero, counting ties to both
-        sides and one draw more, so that it is never 0.
+        ``difference`` (model - baseline, percentage points), ``interval_95`` (percentiles),
+        ``drawn`` (speakers or utterances) and the two-sided ``p``: twice the share of draws on the
+        rarer side of zero, counting ties to both sides and one draw more, so that it is never 0.
 
     Raises:
         UserError: The utterances or their words differ.
@@ -59,19 +75,14 @@ def paired_bootstrap(model, baseline, resamples: int = RESAMPLES, seed: int = 0)
     if {i: w for i, (_, w) in model.items()} != {i: w for i, (_, w) in baseline.items()}:
         raise UserError("the two models were scored on different utterances")
     ids = sorted(model)
-    delta = np.array([model[i][0] - baseline[i][0] for i in ids])
-    words = np.array([model[i][1] for i in ids])
-    generator = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
-    block = max(1, DRAWN_AT_ONCE // len(ids))
-    for start in range(0, resamples, block):
-        chosen = generator.integers(len(ids), size=(min(block, resamples - start), len(ids)))
-        rates = 100 * delta[chosen].sum(1) / np.maximum(words[chosen].sum(1), 1)
-        drawn[start : start + block] = rates
+    values = np.array([[model[i][0] - baseline[i][0], model[i][1]] for i in ids])
+    levels, unit = nesting({i: speakers[i] if speakers else "all" for i in ids})
+    drawn = error_rates(bootstrap(values, levels, resamples, seed))
     rarer = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = interval(drawn)
     return {
-        "difference": round(100 * float(delta.sum()) / max(int(words.sum()), 1), 2),
-        "interval_95": [round(float(low), 2), round(float(high), 2)],
+        "difference": round(float(error_rates(values.sum(0, keepdims=True))[0]), 2),
+        "interval_95": [round(low, 2), round(high, 2)],
         "p": round(min(1.0, 2 * (int(rarer) + 1) / (resamples + 1)), 4),
+        "drawn": unit,
     }

@@ -5,8 +5,23 @@ import io
 import textwrap
 from dataclasses import dataclass
 
+from espnet_ext.profiling.config import KINDS
 from espnet_ext.report.compare import BUDGETS, Comparison, row_name
 from espnet_ext.report.schema import text
+from espnet_ext.scoring.resampling import FEWEST_SPEAKERS
+
+#: what ``drawn`` says, for every table with an interval
+DRAWN = (
+    "Drawn: what the bootstrap draws with replacement, speakers with all that they say, or "
+    f"utterances where a test set has fewer than {FEWEST_SPEAKERS} speakers (such an interval "
+    "speaks of these speakers only)."
+)
+
+STATE = (
+    "State: the most that a stream keeps between two packets, once its left context is full: "
+    "caches and convolutions, the features of a chunk that is not complete, and the samples in the "
+    "front end."
+)
 
 
 @dataclass
@@ -65,6 +80,7 @@ def comparison_csv(comparison: Comparison) -> str:
             wer = _get(row, "wer", name) or {}
             line[f"wer_{name}"] = wer.get("wer")
             line[f"wer_{name}_low"], line[f"wer_{name}_high"] = wer.get("interval_95", [None] * 2)
+            line[f"drawn_{name}"] = wer.get("drawn")
             test = test or {}
             line[f"difference_{name}"] = test.get("difference")
             low, high = test.get("interval_95", [None] * 2)
@@ -123,7 +139,8 @@ def _own(comparison):
 def _results(comparison):
     frames = sorted({row["cache"]["frames"] for row in _measured(comparison)})
     header = ["model", f"cache KB, {'/'.join(map(str, frames)) or 'all'} frames", "MHA / this"]
-    header += [column for name in comparison.sets for column in (f"WER {name}", "95% interval")]
+    columns = ("WER {}", "95% interval", "drawn")
+    header += [column.format(name) for name in comparison.sets for column in columns]
     header += ["ms / utterance", "memory MB", "parameters", "training s"]
     rows = []
     for row in comparison.rows:
@@ -132,6 +149,7 @@ def _results(comparison):
         for dataset in comparison.sets:
             wer = _get(row, "wer", dataset)
             cells += [text(_get(wer, "wer")), text(_interval(_get(wer, "interval_95")))]
+            cells += [text(_get(wer, "drawn"))]
         keys = ("inference_time_ms", "memory_mb", "parameters", "training_seconds")
         rows.append([*cells, *(text(row.get(key)) for key in keys)])
     note = (
@@ -139,7 +157,8 @@ def _results(comparison):
         "keeps of a stream with an unlimited left context, read off its tensors, in float32. ms "
         "per utterance: recognising a whole recording. Memory: the peak of that above the loaded "
         "weights. Input cache: the MHA model above it, with the same weights and the same text, "
-        "that keeps layer inputs in place of keys and values; its offline figures are that model's."
+        "that keeps layer inputs in place of keys and values; its offline figures are that "
+        f"model's. {DRAWN}"
     )
     return Section("Results", note, header, rows)
 
@@ -152,6 +171,7 @@ def _statistics(comparison):
             text(test["difference"]),
             _interval(test["interval_95"]),
             text(test["p"]),
+            test["drawn"],
             test["baseline"],
         ]
         for row in _own(comparison)
@@ -160,10 +180,10 @@ def _statistics(comparison):
     ]
     note = (
         "WER of the model minus WER of the MHA model that differs in nothing but the attention, in "
-        "points; paired bootstrap over utterances, 95% interval, two-sided p, each for itself (not "
-        "corrected for their number)."
+        "points; paired bootstrap, 95% interval, two-sided p, each for itself (not corrected for "
+        f"their number). {DRAWN}"
     )
-    header = ["model", "test set", "difference", "95% interval", "p", "compared with"]
+    header = ["model", "test set", "difference", "95% interval", "p", "drawn", "compared with"]
     return Section("Difference from MHA", note, header, rows)
 
 
@@ -211,7 +231,7 @@ def _streaming(comparison):
         ]
         for row, stream, wer in comparison.points()
     ]
-    note = "Decoded as a live stream. State: everything the encoder keeps, convolutions included."
+    note = f"Decoded as a live stream. {STATE}"
     return Section("Streaming word error rates", note, header, rows)
 
 
@@ -238,7 +258,7 @@ def _affordable(comparison):
     ]
     note = (
         "Encoder frames before a chunk that a stream can keep when its whole state has so many KB; "
-        "- where not even convolutions and subsampling fit."
+        "- where not even the rest of the state fits."
     )
     header = ["model", *(f"{budget} KB" for budget in BUDGETS)]
     return Section("Left context that a budget buys", note, header, rows)
@@ -249,21 +269,20 @@ def _room(frames):
 
 
 def _ledger(comparison):
-    kinds = ("attention", "convolution", "subsampling")
     rows = [
         [
             row_name(row),
             text(stream["chunk_size"]),
             _left(stream["left_context"]),
-            *(text(stream["kb"][kind]) for kind in kinds),
+            *(text(stream["kb"][kind]) for kind in KINDS),
             text(stream["total_kb"]),
             text(stream["allocated_kb"]),
         ]
         for row in _measured(comparison)
         for stream in row["cache"]["streams"]
     ]
-    header = ["model", "chunk", "left context", *(f"{kind} KB" for kind in kinds)]
-    note = "What an encoder keeps between chunks, once its left context is full."
+    header = ["model", "chunk", "left context", *(f"{kind} KB" for kind in KINDS)]
+    note = f"{STATE} Allocated: with the room that the caches have."
     return Section("State ledger", note, [*header, "sum KB", "allocated KB"], rows)
 
 

@@ -1,6 +1,19 @@
 """CER, WER and TER with alignments, tables and bootstrap intervals."""
 
 from espnet_ext.scoring.counting import UNITS, Score, score, tokenizer
-from espnet_ext.scoring.report import write_results, write_score
+from espnet_ext.scoring.report import read_numbers, write_results, write_score
+from espnet_ext.scoring.resampling import bootstrap, error_rates, interval, nesting
 
-__all__ = ["UNITS", "Score", "score", "tokenizer", "write_results", "write_score"]
+__all__ = [
+    "UNITS",
+    "Score",
+    "bootstrap",
+    "error_rates",
+    "interval",
+    "nesting",
+    "read_numbers",
+    "score",
+    "tokenizer",
+    "write_results",
+    "write_score",
+]

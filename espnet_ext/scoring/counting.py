@@ -6,6 +6,7 @@ import jiwer
 import numpy as np
 
 from espnet_ext.errors import UserError
+from espnet_ext.scoring.resampling import bootstrap, error_rates, interval, nesting
 
 UNITS = ("cer", "wer", "ter")
 SPACE = "<space>"
@@ -58,10 +59,11 @@ class Score:
             "s_err": percent(wrong, len(counts)),
         }
 
-    def interval(self, resamples=1000, seed=0, confidence=0.95):
-        """Return the percentile bootstrap interval of the error rate, utterances resampled.
+    def interval(self, speakers=None, resamples=1000, seed=0, confidence=0.95):
+        """Return the percentile bootstrap interval of the error rate.
 
         Args:
+            speakers: Speaker of each utterance id; ``nesting`` says what is drawn. One by default.
             resamples: Number of resampled test sets.
             seed: Seed of the resampling.
             confidence: Share of the resampled error rates inside the interval.
@@ -69,14 +71,9 @@ class Score:
         Returns:
             tuple[float, float]: Lower and upper bound in percent.
         """
-        errors, tokens = self.counts[:, 1:].sum(1), self.counts[:, :3].sum(1)
-        generator = np.random.default_rng(seed)
-        drawn = generator.integers(len(self.ids), size=(resamples, len(self.ids)))
-        # a resample of empty references alone has no error rate
-        rates = 100.0 * errors[drawn].sum(1) / np.maximum(tokens[drawn].sum(1), 1)
-        tail = 50.0 * (1.0 - confidence)
-        low, high = np.percentile(rates, [tail, 100.0 - tail])
-        return float(low), float(high)
+        levels, _ = nesting({i: speakers[i] if speakers else "all" for i in self.ids})
+        values = np.stack([self.counts[:, 1:].sum(1), self.counts[:, :3].sum(1)], axis=1)
+        return interval(error_rates(bootstrap(values, levels, resamples, seed)), confidence)
 
 
 def tokenizer(unit, bpemodel=None):

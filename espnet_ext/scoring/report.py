@@ -1,20 +1,21 @@
 """Write scores as people and programs read them: trn files, result.txt, score.json, RESULTS.md."""
 
-import json
 from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
 from platform import python_version
 
-from espnet_ext.data.kaldi import write_atomic
+from espnet_ext.data.kaldi import write_atomic, write_scp
 from espnet_ext.errors import UserError
+from espnet_ext.results import read_json, to_json
+from espnet_ext.scoring.resampling import nesting
 
 COLUMNS = ("corr", "sub", "del", "ins", "err", "s_err")
 TITLE = "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|"
 
 
 def write_score(directory, score, speakers):
-    """Write ``ref.trn``, ``hyp.trn``, ``result.txt`` and, last, ``score.json``.
+    """Write ``ref.trn``, ``hyp.trn``, ``utt2spk``, ``result.txt`` and, last, ``score.json``.
 
     Args:
         directory: Where to write; made when missing.
@@ -26,12 +27,21 @@ def write_score(directory, score, speakers):
     for file, texts in (("ref.trn", score.references), ("hyp.trn", score.hypotheses)):
         lines = (f"{' '.join(t)}\t{name}\n" for t, name in zip(texts, names, strict=True))
         write_atomic(directory / file, "".join(lines).encode())
-    low, high = score.interval()
-    parts = [_speaker_table(score, speakers), f"95% interval of Err: {low:.2f} to {high:.2f}\n"]
+    speakers = {i: speakers[i] for i in score.ids}
+    write_scp(directory / "utt2spk", speakers)
+    low, high = score.interval(speakers)
+    _, drawn = nesting(speakers)
+    parts = [_speaker_table(score, speakers)]
+    parts += [f"95% interval of Err: {low:.2f} to {high:.2f} ({drawn} drawn)\n"]
     parts += [_alignment(score, i, name) for i, name in enumerate(names)]
     write_atomic(directory / "result.txt", "\n".join(parts).encode())
-    numbers = {**score.summary(), "err_interval_95": [low, high]}
-    write_atomic(directory / "score.json", f"{json.dumps(numbers, indent=2)}\n".encode())
+    numbers = {**score.summary(), "err_interval_95": [low, high], "drawn": drawn}
+    write_atomic(directory / "score.json", to_json(numbers, indent=2).encode())
+
+
+def read_numbers(path):
+    """Return what a ``score.json`` holds; one of before speakers were drawn drew utterances."""
+    return {"drawn": "utterances"} | read_json(path)
 
 
 def write_results(expdir):
@@ -51,13 +61,13 @@ def write_results(expdir):
     for unit in ("wer", "cer", "ter"):
         found = sorted(expdir.glob(f"**/score_{unit}/score.json"))
         rows = {
-            str(path.parent.parent.relative_to(expdir)): json.loads(path.read_text("utf-8"))
+            str(path.parent.parent.relative_to(expdir)): read_numbers(path)
             for path in found
         }
         if rows:
             sections[unit] = f"### {unit.upper()}\n\n{_markdown(rows)}"
         if rows and unit == "wer":
-            sections[unit] += f"\nErr with its 95% interval:\n\n{_intervals(rows)}"
+            sections[unit] += f"\nErr with its 95% bootstrap interval:\n\n{_intervals(rows)}"
     if not sections:
         raise UserError(f"{expdir}: no score_*/score.json below it; run stage 13")
     versions = [f"- {name} {metadata.version(name)}" for name in ("espnet", "torch", "jiwer")]
@@ -79,10 +89,10 @@ def _markdown(rows):
 
 
 def _intervals(rows):
-    lines = ["|dataset|Err|low|high|", "|---" * 4 + "|"]
+    lines = ["|dataset|Err|low|high|drawn|", "|---" * 5 + "|"]
     for name, row in rows.items():
         low, high = row["err_interval_95"]
-        lines.append(f"|{name}|{row['err']:.2f}|{low:.2f}|{high:.2f}|")
+        lines.append(f"|{name}|{row['err']:.2f}|{low:.2f}|{high:.2f}|{row['drawn']}|")
     return "\n".join(lines) + "\n"
 
 

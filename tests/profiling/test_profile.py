@@ -1,16 +1,19 @@
 """Measured caches are the formula's, for every attention there is; logs are read as written."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from espnet_ext.attention import build_attention
 from espnet_ext.bin.asr_profile import main
 from espnet_ext.errors import UserError
+from espnet_ext.frontend.streaming import StreamingFrontend
 from espnet_ext.profiling.cache import measure_cache
-from espnet_ext.profiling.config import read_model_config
+from espnet_ext.profiling.config import KINDS, build_encoder, build_frontend, read_model_config
 from espnet_ext.profiling.process import PeakMemory
 from espnet_ext.profiling.training import read_training, seconds
 from tiny import VARIANTS
@@ -48,9 +51,48 @@ def test_measured_cache_is_the_formula_s(variant, encoder):
         assert cache["bytes"] == 30 * cache["bytes_per_frame"] > 0
         assert [s["left_context"] for s in cache["streams"]] == [0, 6, -1]
         assert [s["frames"] for s in cache["streams"]] == [4, 8, 32]
+    assert cache["frontend_missing"] is None
     for stream in cache["streams"]:
-        assert stream["bytes"] == sum(stream["ledger"].values())
-        assert min(stream["ledger"][kind] for kind in ("convolution", "subsampling")) > 0
+        assert stream["bytes"] == sum(stream["ledger"][kind] for kind in KINDS)
+        assert min(stream["ledger"][kind] for kind in KINDS[1:]) > 0
+        assert stream["capacity_bytes"] >= stream["bytes"]
+
+
+@pytest.mark.parametrize("encoder", ["conformer", "branchformer"])
+@pytest.mark.parametrize("variant", ["mha", "mla", "linear"])
+def test_state_of_a_stream_is_the_most_that_one_keeps(variant, encoder):
+    """A stream of its own, a hop of samples at a time, never keeps more than the figure."""
+    conf = config(variant, encoder, causal=True)
+    left = -1 if variant == "linear" else 8
+    figure = measure_cache(conf, 40, 4, [left])["streams"][0]
+    model = build_encoder(conf)
+    frontend = StreamingFrontend(build_frontend(conf))
+    features, state = frontend.init_state(), model.init_state(chunk_size=4, left_context=left)
+    seen = []
+    for _ in range(4 * 4 * 12):
+        feats, _, features = frontend.forward_chunk(torch.randn(1, 160), features)
+        _, state = model.forward_chunk(feats, state)
+        if state.frames >= 8:
+            seen.append(state.nbytes + features.nbytes)
+    assert figure["bytes"] == max(seen) > min(seen)
+    # features: 4 frames of 4 and the 3 that the next chunk sees again, less the one that is awaited
+    assert figure["ledger"]["subsampling"] == (4 * 4 + 3 - 1) * 20 * 4
+    assert figure["ledger"]["frontend"] == (512 // 2 + 160) * 4  # half a window and a hop
+
+
+@pytest.mark.parametrize(
+    ("conf", "reason"),
+    [
+        ({"input_size": 20}, "reads features"),
+        ({"frontend": "s3prl"}, "got s3prl"),
+        ({"frontend_conf": {"n_mels": 20, "n_fft": 512, "hop_length": 256}}, "hop_length"),
+    ],
+)
+def test_front_end_that_is_not_counted_is_named(tmp_path, capsys, conf, reason):
+    path = tmp_path / "train_asr_x.yaml"
+    path.write_text(yaml.safe_dump(config() | conf))
+    assert main(["--config", str(path), "--frames", "20"]) == 0
+    assert re.search(f"x: a front end is not counted: .*{reason}", capsys.readouterr().out)
 
 
 def test_wrong_formula_is_found_and_fails(monkeypatch, tmp_path, capsys):

@@ -44,6 +44,18 @@ def test_every_option_has_a_help_text():
     assert all(text for _, text in declared_options(ASR).values())
 
 
+@pytest.mark.parametrize("recipe", ["", "egs2/fsdd/asr1", "egs2/mini_an4/asr1"])
+def test_help_shows_the_defaults_of_the_recipe(recipe):
+    script = ROOT / recipe / "run.sh"
+    done = subprocess.run([script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    shown = dict(re.findall(r"^  --(\w+) .*\(default: (.*)\)$", done.stderr, re.MULTILINE))
+    own = dict(re.findall(r"^    --(\w+) \"?([^\"$]*?)\"? \\$", script.read_text(), re.MULTILINE))
+    assert len(own) >= 10
+    assert {name: shown.get(name, "") for name in own} == own
+    assert shown["stage"] == "1"  # the template's, which no recipe changes
+
+
 def test_dashes_underscores_and_equal_signs_are_alike():
     known = declared_options(ASR)
     for words in (["--stop-stage", "5"], ["--stop_stage", "5"], ["--stop-stage=5"]):

@@ -9,6 +9,7 @@ import yaml
 
 from espnet_ext.bin.score import main as score
 from espnet_ext.profiling.cache import measure_cache
+from espnet_ext.profiling.config import VERSION
 from espnet_ext.report.evaluate import Evaluation, evaluate
 
 TAG = "decode_asr_asr_model_valid.acc.ave"
@@ -118,6 +119,7 @@ def make_run():
                 tag = f"streaming_C4_L{left}"
                 decode(directory / tag / name, errors + 8 - left, 30)
         profile = {
+            "version": VERSION,
             "encoder": encoder,
             "attention": attention,
             "parameters": {"model": 12345, "encoder": 678},

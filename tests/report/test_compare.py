@@ -102,7 +102,8 @@ def test_tables_agree_with_the_json_to_the_digit(eight_runs, output, rows):
         costs = [results[key] for key in keys]
         assert [row[key] for key in keys] == costs
         assert row["training_seconds"] == results["training_seconds"]
-        cells = [row["model"], *shown[:2], wer["wer"], f"[{low}, {high}]"]
+        assert row["drawn_test_clean"] == wer["drawn"] == "utterances"  # one speaker
+        cells = [row["model"], *shown[:2], wer["wer"], f"[{low}, {high}]", wer["drawn"]]
         cells += [*costs, results["parameters"], results["training_seconds"]]
         assert cells in page
         assert re.search(r"\s{2,}".join(map(re.escape, cells)), summary)
@@ -113,6 +114,15 @@ def test_text_and_page_hold_the_same_tables(output):
     for table in Tables((output / "report.html").read_text()).tables:
         for row in table:
             assert re.search(r"^" + r"\s+".join(map(re.escape, row)).strip(), summary, re.M), row
+
+
+def test_every_table_with_an_interval_says_what_was_drawn(output):
+    tables = Tables((output / "report.html").read_text()).tables
+    intervals = [table for table in tables if any("95% interval" in cell for cell in table[0])]
+    assert len(intervals) == 2  # error rates, differences
+    for table in intervals:
+        column = table[0].index("drawn")
+        assert {row[column] for row in table[1:]} == {"utterances"}
 
 
 def test_page_needs_no_network(output):
@@ -213,7 +223,7 @@ def test_bootstrap_finds_a_real_difference_and_no_other():
     found = paired_bootstrap(worse, better, resamples=1000)
     assert found["difference"] == 3.35 and found["interval_95"][0] > 0 and found["p"] < 0.01
     none = paired_bootstrap(better, better, resamples=1000)
-    assert none == {"difference": 0.0, "interval_95": [0.0, 0.0], "p": 1.0}
+    assert (none["difference"], none["interval_95"], none["p"]) == (0.0, [0.0, 0.0], 1.0)
     # the same error rate reached on other utterances
     shuffled = {f"u{i}": ((i + 1) % 2, 10) for i in range(200)}
     assert paired_bootstrap(shuffled, better, resamples=1000)["p"] > 0.5

@@ -74,3 +74,11 @@ def test_results_are_written_whole_or_not_at_all(make_run, tmp_path):
     assert main([str(directory)]) == 0  # nothing has changed: the file is not touched
     assert (directory / "evaluation_results.json").stat().st_mtime_ns == before
     assert not list(directory.glob(".*.tmp"))
+
+
+def test_profile_whose_keys_meant_something_else_is_measured_again(make_run, tmp_path, evaluation):
+    directory = make_run(tmp_path, "conformer", "mla")
+    assert evaluation(directory)._profiled()
+    path = directory / "profile.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
+    assert not evaluation(directory)._profiled()

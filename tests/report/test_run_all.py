@@ -22,7 +22,10 @@ if [ -n "${asr_exp:-}" ] || [ "${stop_stage}" = 10 ]; then exit 0; fi
 name=$(basename "${asr_config}" .yaml)
 [ "${name}" != train_asr_conformer_gqa ] || { echo "no luck"; exit 1; }
 mkdir -p exp
-[ -d "exp/asr_${name}_raw_word" ] || cp -rp "RUNS/asr_${name}_raw_word" exp/
+if [ ! -d "exp/asr_${name}_raw_word" ]; then
+    cp -rp "RUNS/asr_${name}_raw_word" exp/
+    touch "exp/asr_${name}_raw_word/1epoch.pth"
+fi
 echo "date (asr.sh) Stage 11: training of exp/asr_${name}_raw_word"
 """
 
@@ -67,7 +70,7 @@ def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
     assert "FAILED: conformer nope: no such file" in ends[1]
     rows = [line for line in done.stdout.splitlines() if ": WER test_clean" in line]
     assert sorted(row.split(":")[0] for row in rows) == ["conformer mha", "conformer mla"]
-    assert "4 of 4" in done.stdout and "left" in done.stdout
+    assert "4 of 4 after" in done.stdout
     table = (recipe / "comparison" / "comparison_table.csv").read_text().splitlines()
     status = {line.split(",")[0]: line.split(",")[1] for line in table[1:]}
     assert status == {
@@ -84,11 +87,34 @@ def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
     measured = recipe / "exp/asr_train_asr_conformer_mla_raw_word/profile.json"
     before = measured.stat().st_mtime_ns
     again = run(
-        recipe, "run_all_baselines.sh", "--encoders", "conformer", "--attentions", "mha mla"
+        recipe, "run_all_baselines.sh", "--encoders", "conformer", "--attentions", "mha linear mla"
     )
     assert again.returncode == 0, again.stdout + again.stderr
     assert measured.stat().st_mtime_ns == before
     assert "conformer mla: WER test_clean" in again.stdout
+
+    # what was only kept is no measure of what is left
+    ends = [line.split(") ")[1] for line in again.stdout.splitlines() if " of 3 after " in line]
+    assert [end.partition(" of ")[0] for end in ends] == ["1", "2", "3"]
+    assert ["left" in end for end in ends] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "trained", "models", "text"),
+    [
+        (1, [600, 300], 6, ", about 45 min left"),
+        (2, [600, 300], 6, ", about 23 min left"),
+        (4, [600], 2, ", about 10 min left"),
+        (1, [], 7, ""),
+        (1, [600], 0, ""),
+    ],
+)
+def test_time_left_is_that_of_models_trained_in_this_run(tmp_path, jobs, trained, models, text):
+    (tmp_path / ".seconds").write_text("".join(f"{seconds}\n" for seconds in trained))
+    function = f"sed -n '/^time_left()/,/^}}/p' '{REPO}/local/run_all_baselines.sh'"
+    script = f'eval "$({function})"; logdir=. jobs={jobs}; time_left {models}'
+    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == (text, "", 0)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

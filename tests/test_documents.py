@@ -1,0 +1,86 @@
+"""Numbers in documents: each follows from what it is said to follow from, and stands once."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from espnet_ext.profiling.cache import measure_cache
+from espnet_ext.profiling.config import read_model_config, with_encoder_conf
+
+ROOT = Path(__file__).parents[1]
+FSDD = ROOT / "egs2/fsdd/asr1"
+
+
+def table(path, first):
+    """Rows of the table of a page whose header begins with ``first``."""
+    _, _, text = path.read_text().partition(f"| {first} |")
+    lines = text.split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def results():
+    """Encoder and attention of each row of FSDD's table, and the row."""
+    encoder = None
+    for row in table(FSDD / "RESULTS.md", "model | offline | interval"):
+        kind = "input" if "input cache" in row[0] else row[0].split(",")[0].split()[1].lower()
+        encoder = encoder if kind == "input" else row[0].split()[0].lower()
+        yield encoder, kind, row
+
+
+def test_sizes_of_the_fsdd_models_are_those_of_their_configs():
+    seen = []
+    for encoder, kind, row in results():
+        attention = "mha" if kind == "input" else kind
+        config = read_model_config(FSDD / f"conf/train_asr_{encoder}_{attention}.yaml")
+        if kind == "input":
+            config = with_encoder_conf(config, attention_conf={"cache": "input"})
+        cache = measure_cache(config, 16, 16, [64])
+        stream = cache["streams"][0]
+        kb = (1000 * cache["bytes_per_frame"] or cache["bytes"]) / 1024
+        assert [row[6], row[8]] == [f"{kb:g}", f"{stream['bytes'] / 1024:.1f}"], row
+        assert stream["capacity_bytes"] >= stream["bytes"]
+        seen.append((encoder, kind))
+    assert len(set(seen)) == 10
+
+
+def test_readme_shows_an_excerpt_of_the_results():
+    rows = [row for encoder, kind, row in results() if (encoder, kind) != ("branchformer", "input")]
+    shown = table(ROOT / "README.md", "model | offline | streaming")
+    assert len(shown) == len(rows) == 9
+    for mine, row in zip(shown, rows, strict=True):
+        assert mine[0].split(",")[0] == row[0].split(",")[0]
+        intervals = [f"{row[n]} [{row[n + 1].replace(' to ', ', ')}]" for n in (1, 3)]
+        assert mine[1:3] == intervals
+        assert [mine[3].split(",")[0], mine[4]] == [row[6], row[8]]
+
+
+def test_measured_ratios_and_costs_stand_in_the_benchmarks_page_alone():
+    for name in ("streaming", "data", "decoder", "long_audio"):
+        text = (ROOT / f"docs/{name}.md").read_text()
+        assert "benchmarks/RESULTS.md" in text
+        assert not re.findall(r"^\|.*\d \([\d.]+ to [\d.]+\).*", text, re.MULTILINE)
+
+
+def test_page_of_benchmarks_has_its_own_headings_and_a_commit_that_is_one():
+    text = (ROOT / "benchmarks/RESULTS.md").read_text()
+    headings = re.findall(r"^#.*", text, re.MULTILINE)
+    assert headings[0] == "# Benchmarks" and all(h.startswith("## ") for h in headings[1:])
+    assert re.findall(r"commit (\S+);", text) and "-dirty" not in text
+
+
+@pytest.fixture
+def run_all(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    spec = importlib.util.spec_from_file_location("run_all", ROOT / "benchmarks/run_all.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_a_benchmark_prints_makes_no_heading(run_all, tmp_path):
+    script = tmp_path / "one.py"
+    script.write_text("print('# two cores')\nprint('| a |')\n")
+    text = run_all.run(str(script), [])
+    assert not re.search("^#", text, re.MULTILINE) and r"\# two cores" in text
