@@ -25,8 +25,8 @@ def _layer_outputs(encoder):
     ]
     layer_chunk = encoder.layer_chunk
 
-    def recorded(layer, x, state, padding):
-        y = layer_chunk(layer, x, state, padding)
+    def recorded(layer, x, past):
+        y = layer_chunk(layer, x, past)
         outputs[index[id(layer)]].append(y)
         return y
 

@@ -1,7 +1,6 @@
 """Text from a live stream: feed packets of samples, get partial text, then the final one."""
 
 import argparse
-import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,14 +154,17 @@ class Stream:
     encoded: list[torch.Tensor] = field(default_factory=list)
 
     def ledger(self) -> dict[str, int]:
-        """Bytes in use by kind; ``rescoring`` grows with the stream where rescoring is on."""
+        """Bytes in use by kind; ``rescoring`` grows with the stream where rescoring is on.
+
+        ``positions`` is shared by all streams of the model, so ``nbytes`` leaves it out.
+        """
         kept = sum(y.numel() * y.element_size() for y in self.encoded)
         return self.encoder.ledger() | {"frontend": self.frontend.nbytes, "rescoring": kept}
 
     @property
     def nbytes(self) -> int:
-        """Bytes in use: the sum of the ledger."""
-        return sum(self.ledger().values())
+        """Bytes in use: the sum of the ledger, the shared positions left out."""
+        return sum(n for kind, n in self.ledger().items() if kind != "positions")
 
 
 class StreamingSpeech2Text:
@@ -267,9 +269,8 @@ class StreamingSpeech2Text:
                 ended, which leaves it as it was; or the model's output is not a number.
         """
         samples = self._checked(samples)[None]
-        frontend = copy.deepcopy(stream.frontend)  # it stays if the encoder refuses the features
         try:
-            feats, _, frontend = self.frontend.forward_chunk(samples, frontend, is_final)
+            feats, _, frontend = self.frontend.forward_chunk(samples, stream.frontend, is_final)
             y, stream.encoder = self.model.encoder.forward_chunk(feats, stream.encoder, is_final)
         except ValueError as error:
             raise UserError(str(error)) from None

@@ -491,3 +491,44 @@ def check_cache_dtype(dtype: torch.dtype) -> None:
     if dtype not in CACHE_DTYPES:
         names = ", ".join(str(d).removeprefix("torch.") for d in CACHE_DTYPES)
         raise ValueError(f"dtype: a cache is stored in one of {names}, got {dtype}")
+
+
+def checked_lengths(lengths, n: int, ended) -> list[int]:
+    """How much of a packet is speech, per stream.
+
+    Args:
+        lengths: B integers of 0..n, or None where all is.
+        n: Length of the packet.
+        ended: Whether each of the B streams has ended.
+
+    Raises:
+        ValueError: ``lengths`` are something else, or more than 0 for a stream that has ended.
+    """
+    if lengths is None:
+        lengths = [n] * len(ended)
+    values = lengths.tolist() if hasattr(lengths, "tolist") else lengths
+    if (
+        not isinstance(values, (list, tuple))
+        or len(values) != len(ended)
+        or not all(type(m) is int and 0 <= m <= n for m in values)
+    ):
+        raise ValueError(f"lengths: must be {len(ended)} integers of 0..{n}, got {lengths!r}")
+    for i, (m, e) in enumerate(zip(values, ended, strict=True)):
+        if e and m:
+            raise ValueError(
+                f"lengths: stream {i} has ended, so it must be 0, got {m}; "
+                "StreamState.stack() lets another join"
+            )
+    return list(values)
+
+
+def check_finite(what: str, packet: torch.Tensor, lengths: list[int]) -> None:
+    """Refuse a packet (B, n, ...) of which speech is not finite.
+
+    Raises:
+        ValueError: A stream has not-a-number or infinity.
+    """
+    if not torch.isfinite(packet).all():
+        for i, n in enumerate(lengths):
+            if not torch.isfinite(packet[i, :n]).all():
+                raise ValueError(f"{what}: must be finite, stream {i} has NaN or infinity")

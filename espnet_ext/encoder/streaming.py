@@ -15,7 +15,14 @@ from espnet_ext.dropout import Dropout
 from espnet_ext.encoder import layers, subsampling
 from espnet_ext.encoder.conv import CausalConv1d, DepthwiseConv1d, PointwiseConv1d
 from espnet_ext.positions import PositionTable, plain_tensors
-from espnet_ext.state import FrameCache, LayerState, StreamState, check_cache_dtype
+from espnet_ext.state import (
+    FrameCache,
+    LayerState,
+    StreamState,
+    check_cache_dtype,
+    check_finite,
+    checked_lengths,
+)
 from espnet_ext.step import PastOfLayer, RaggedWindow, Window
 
 # modules that ESPnet built -> those that take less time and memory for the same result
@@ -527,31 +534,9 @@ class StreamingEncoder(nn.Module):
             raise ValueError(f"feats: must be on {begun.device}, got {feats.device}")
         if state.positions is None or state.positions.encoder() is not self:
             self._adopt(state)
-        lengths = self._checked_lengths(lengths, feats.size(1), state.ended)
-        if not torch.isfinite(feats).all():
-            for i, n in enumerate(lengths):
-                if not torch.isfinite(feats[i, :n]).all():
-                    raise ValueError(f"feats: must be finite, stream {i} has NaN or infinity")
+        lengths = checked_lengths(lengths, feats.size(1), state.ended)
+        check_finite("feats", feats, lengths)
         return lengths
-
-    @staticmethod
-    def _checked_lengths(lengths, n, ended):
-        if lengths is None:
-            lengths = [n] * len(ended)
-        values = lengths.tolist() if hasattr(lengths, "tolist") else lengths
-        if (
-            not isinstance(values, (list, tuple))
-            or len(values) != len(ended)
-            or not all(type(m) is int and 0 <= m <= n for m in values)
-        ):
-            raise ValueError(f"lengths: must be {len(ended)} integers of 0..{n}, got {lengths!r}")
-        for i, (m, e) in enumerate(zip(values, ended, strict=True)):
-            if e and m:
-                raise ValueError(
-                    f"lengths: stream {i} has ended, so it must be 0, got {m}; "
-                    "StreamState.stack() lets another join"
-                )
-        return list(values)
 
     def _adopt(self, state):
         """Give a state that was loaded, or made by a copy of this encoder, its positions."""

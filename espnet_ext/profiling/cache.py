@@ -35,7 +35,7 @@ def stream_noise(encoder, frames: int, chunk_size: int, left_context: int):
     first = feature_frames(encoder, chunk_size)
     step = feature_frames(encoder, 2 * chunk_size) - first
     for n in [first] + [step] * (frames // chunk_size - 1):
-        feats = torch.randn(1, n, state.pending.size(-1), device=state.pending.device)
+        feats = torch.randn(1, n, encoder.input_size, device=next(encoder.parameters()).device)
         _, state = encoder.forward_chunk(feats, state)
         yield state
 
@@ -82,7 +82,7 @@ def measure_cache(config: dict, frames: int, chunk_size: int, left_contexts: lis
     if encoder.chunk_size is not None:
         chunk_size = encoder.chunk_size
         left_contexts = sorted({*left_contexts, encoder.left_context}, key=lambda n: n % 2**32)
-    if not attentions[0].has_left_context:
+    if not any(attention.has_left_context for attention in attentions):
         left_contexts = [-1]
     frontend, frontend_missing = None, None
     try:
@@ -115,7 +115,7 @@ def _steady(encoder, frontend, chunk_size, left_context, frames):
     chunks = -(-kept // chunk_size)
     *_, state = stream_noise(encoder, max(1, chunks) * chunk_size, chunk_size, left_context)
     moments, begun = [], state.frames
-    packets = _hops(frontend, state.pending.size(-1))
+    packets = _hops(frontend, encoder.input_size)
     _, waiting = next(packets)
     while state.frames == begun:
         moments.append(

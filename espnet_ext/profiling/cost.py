@@ -265,7 +265,7 @@ def multiply_adds(config: dict, stream: dict) -> dict:
     hop = (config.get("frontend_conf") or {}).get("hop_length", 128)
     second = sampling_rate(config) / hop  # feature frames
     n = int(COUNTED_SECONDS * second)
-    feats = torch.randn(1, n, encoder.init_state(1, 1).pending.size(-1))
+    feats = torch.randn(1, n, encoder.input_size)
     chunk_size, left = stream["chunk_size"], stream["left_context"]
     with sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted on a CPU
         with ProductCounter() as offline:

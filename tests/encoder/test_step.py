@@ -1,16 +1,11 @@
 """A step happens or does not; streams of any age share one; states are what they say."""
 
-import copy
-import io
-import pickle
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from espnet_ext.state import StreamState
 from tiny import ENCODERS, INPUT_SIZE, VARIANTS, build_encoder, max_error
