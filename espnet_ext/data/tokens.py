@@ -2,15 +2,18 @@
 
 import io
 import re
+import unicodedata
 from collections import Counter
 
 import sentencepiece as spm
 
-from espnet_ext.data.kaldi import read_lines
+from espnet_ext.data.kaldi import normal_space, read_lines, refuse
 from espnet_ext.errors import UserError
 
 BLANK, UNKNOWN, SPACE, SENTENCE = "<blank>", "<unk>", "<space>", "<sos/eos>"
 SPM_SPECIALS = 3  # sentencepiece's own <unk>, <s>, </s> come first
+SPM_LONGEST = 4192  # bytes of a text; sentencepiece leaves out longer ones unless told otherwise
+SPM_UNKNOWN = "\u2585"  # sentencepiece leaves out lines that hold it: it stands for what is unknown
 
 
 def read_texts(paths):
@@ -23,13 +26,63 @@ def read_texts(paths):
         List of strings, words separated by one space, without ids; empty texts are left out.
 
     Raises:
-        UserError: A file is not readable, or no file has a word.
+        UserError: A file is not readable, no file has a word, or a text holds ``<blank>`` or
+            ``<sos/eos>``.
     """
-    texts = [" ".join(line.split()[1:]) for path in paths for line in read_lines(path)]
+    texts, problems = [], []
+    for path in paths:
+        for number, line in enumerate(read_lines(path), 1):
+            key, _, text = normal_space(line).partition(" ")
+            problems += [
+                f"{path}: line {number}: {key} has {symbol} in its text, which stands for something "
+                "else in training: take it out"
+                for symbol in (BLANK, SENTENCE)
+                if symbol in text
+            ]
+            texts.append(text)
+    refuse(problems)
     texts = [text for text in texts if text]
     if not texts:
         raise UserError(f"{', '.join(map(str, paths))}: no text to make tokens from")
     return texts
+
+
+def text_warnings(texts, model=None):
+    """Say what these texts lose as tokens, for a person to read.
+
+    Args:
+        texts: List of strings.
+        model: Sentencepiece model, its bytes or its path; ``None`` for other kinds of tokens.
+
+    Returns:
+        List of lines; empty if nothing is lost.
+    """
+    warnings = []
+    if unknown := sum(UNKNOWN in text for text in texts):
+        warnings.append(
+            f"{unknown} of {len(texts)} texts hold {UNKNOWN}: nothing can be learnt from it"
+        )
+    if model is not None:
+        source = {"model_proto" if isinstance(model, bytes) else "model_file": model}
+        processor = spm.SentencePieceProcessor(**source)
+        back = map(normal_space, processor.decode(processor.encode(texts)))
+        pairs = zip(texts, back, strict=True)
+        changed = [(a, b) for a, b in pairs if a != b and UNKNOWN not in a]
+        if changed:
+            forms = sum(not unicodedata.is_normalized("NFKC", text) for text, _ in changed)
+            warnings.append(
+                f"{len(changed)} of {len(texts)} texts come back from these BPE tokens with other "
+                f"characters, so that a perfect result counts errors ({forms} are not in Unicode's "
+                "form NFKC, which sentencepiece turns text into: write the transcripts in it); the "
+                f"first: {_difference(*changed[0])}"
+            )
+    return warnings
+
+
+def _difference(text, back):
+    """Name the first word that differs, in ASCII: such words often look alike."""
+    words = zip([*text.split(), ""], [*back.split(), ""], strict=False)
+    return " becomes ".join(ascii(word) for word in next(pair for pair in words if len({*pair}) > 1))
 
 
 def train_bpe(texts, nbpe, mode="unigram", coverage=1.0, max_sentences=100_000_000, symbols=()):
@@ -48,8 +101,17 @@ def train_bpe(texts, nbpe, mode="unigram", coverage=1.0, max_sentences=100_000_0
         (token, score).
 
     Raises:
-        UserError: ``nbpe`` does not fit the text; the message gives the limit.
+        UserError: ``nbpe`` does not fit the text; the message gives the limit. Or sentencepiece
+            would leave a text out.
     """
+    refuse(
+        [
+            f"the text {text[:40]!r} has the character {SPM_UNKNOWN} (U+2585), which sentencepiece "
+            "keeps for itself, and would be left out: take it out"
+            for text in texts
+            if SPM_UNKNOWN in text
+        ]
+    )
     content = io.BytesIO()
     try:
         spm.SentencePieceTrainer.train(
@@ -59,6 +121,7 @@ def train_bpe(texts, nbpe, mode="unigram", coverage=1.0, max_sentences=100_000_0
             model_type=mode,
             character_coverage=coverage,
             input_sentence_size=max_sentences,
+            max_sentence_length=max(SPM_LONGEST, *(len(text.encode()) for text in texts)),
             user_defined_symbols=list(symbols),
             minloglevel=2,
         )
@@ -113,9 +176,15 @@ def token_list(tokens):
     """Add ESPnet's special tokens.
 
     Args:
-        tokens: List of tokens.
+        tokens: List of tokens; ``<unk>``, as a word of a text or a symbol, may be among them.
 
     Returns:
-        ``<blank>``, ``<unk>``, the tokens, ``<sos/eos>``.
+        ``<blank>``, ``<unk>``, the tokens, ``<sos/eos>``; none is there twice.
+
+    Raises:
+        UserError: ``<blank>`` or ``<sos/eos>`` is among the tokens.
     """
-    return [BLANK, UNKNOWN, *tokens, SENTENCE]
+    for symbol in (BLANK, SENTENCE):
+        if symbol in tokens:
+            raise UserError(f"{symbol} is a token of its own already: take it out of the symbols")
+    return [BLANK, UNKNOWN, *(token for token in tokens if token != UNKNOWN), SENTENCE]
