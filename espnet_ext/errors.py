@@ -28,6 +28,40 @@ def disk_full(error):
     return False
 
 
+def refuse_not_finite(arrays, what, advice):
+    """Look for values that are infinite or not a number.
+
+    Statistics of features and a BatchNorm's running mean that hold such a value spoil every later
+    result, while the loss of the training may look sound.
+
+    Args:
+        arrays: Tensors or NumPy arrays by name; only those of floats are looked at.
+        what: What holds them, for the message.
+        advice: What to do about it.
+
+    Raises:
+        UserError: If there are any; the message names the first array.
+    """
+    limit = float("inf")
+    bad = [
+        name
+        for name, values in arrays.items()
+        if "float" in str(getattr(values, "dtype", ""))
+        and not ((values > -limit) & (values < limit)).all()
+    ]
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"{what}: {bad[0]}{more} is infinite or not a number: {advice}")
+
+
+def _message(error):
+    """Return what a ``UserError`` says; PyTorch's loader puts a worker's traceback around it."""
+    text = str(error)
+    if text.startswith("Caught UserError in DataLoader worker"):
+        text = text.rstrip().rpartition("UserError: ")[2]
+    return text
+
+
 def cli(main):
     """Turn ``main`` into a command line that ends a user's mistake in one line on stderr.
 
@@ -45,7 +79,7 @@ def cli(main):
         try:
             return main(argv)
         except UserError as error:
-            message = error
+            message = _message(error)
         except OSError as error:
             if not disk_full(error):
                 raise

@@ -34,8 +34,8 @@ def read_texts(paths):
         for number, line in enumerate(read_lines(path), 1):
             key, _, text = normal_space(line).partition(" ")
             problems += [
-                f"{path}: line {number}: {key} has {symbol} in its text, which stands for something "
-                "else in training: take it out"
+                f"{path}: line {number}: {key} has {symbol} in its text, a word that only "
+                "training may use: take it out"
                 for symbol in (BLANK, SENTENCE)
                 if symbol in text
             ]
@@ -82,7 +82,8 @@ def text_warnings(texts, model=None):
 def _difference(text, back):
     """Name the first word that differs, in ASCII: such words often look alike."""
     words = zip([*text.split(), ""], [*back.split(), ""], strict=False)
-    return " becomes ".join(ascii(word) for word in next(pair for pair in words if len({*pair}) > 1))
+    before, after = next((a, b) for a, b in words if a != b)
+    return f"{before!a} becomes {after!a}"
 
 
 def train_bpe(texts, nbpe, mode="unigram", coverage=1.0, max_sentences=100_000_000, symbols=()):
