@@ -33,7 +33,10 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
     """The YAML's content; see the module."""
     source = read_yaml(expdir / "config.yaml")
     if not (expdir / checkpoint).is_file():
-        raise UserError(f"{expdir / checkpoint}: no such file; name it with --inference_asr_model")
+        there = ", ".join(sorted(path.name for path in expdir.glob("*.*.*.pth"))) or "none"
+        raise UserError(
+            f"{expdir / checkpoint}: no such file; name one with --inference_asr_model: {there}"
+        )
     changes = read_yaml(schedule)
     for key in MODEL:
         if key in changes:
