@@ -33,7 +33,8 @@ class TrainingLog:
     def _begin(self):
         self.offset, self.rest = 0, b""
         self.time = self.batches = self.epoch = self.first = None
-        self.batch = self.interval = 0
+        self.whole = None  # seconds that an epoch takes
+        self.batch = 0
         self.measured = self.valid = ""
 
     def read(self):
@@ -60,37 +61,37 @@ class TrainingLog:
         elif (found := STARTED.search(line)) and self.time:
             self.epoch, self.last, self.started = int(found[1]), int(found[2]), self.time
             self.batch, self.measured = 0, ""
-            if not found[3]:  # ESPnet estimates from the second epoch of a run on
-                self.first = (self.epoch, self.time)
-        elif found := STEPS.search(line):
-            self.batch, self.measured = int(found[2]), _measured(found[3])
-            self.interval = self.batch - int(found[1]) + 1
-        elif found := RESULTS.search(line):
+            if not found[3] or not self.first:  # ESPnet estimates from a run's second epoch on
+                self.first, self.whole = (self.epoch, self.time), None
+            else:
+                epoch, time = self.first
+                self.whole = (self.time - time).total_seconds() / (self.epoch - epoch)
+        elif (found := STEPS.search(line)) and self.epoch:
+            begin, self.batch, self.measured = int(found[1]), int(found[2]), _measured(found[3])
+            if self.epoch == self.first[0] and self.batches:
+                # how often ESPnet says so tells whether an epoch goes through all batches
+                through = self.batch - begin + 1 == max(self.batches // 20, 10)
+                self.whole = self._passed() * self.batches / self.batch if through else None
+        elif (found := RESULTS.search(line)) and self.epoch:
             self.valid = f"; epoch {found[1]}: valid {_measured(found[2])}"
+            if self.epoch == self.first[0]:
+                self.whole = self._passed()
+
+    def _passed(self):
+        return (self.time - self.started).total_seconds()
 
     def _status(self):
         if self.epoch is None:
             return ""
         parts = [f"epoch {self.epoch}/{self.last}"]
-        if (left := self._seconds_left()) is not None:
+        if self.whole is not None:  # by the speed so far
+            left = max(self.whole - self._passed(), 0) + self.whole * (self.last - self.epoch)
             parts.append(f"about {_duration(left)} left")
         if self.batch:
             parts.append(f"batch {self.batch}")
         if self.measured:
             parts.append(self.measured)
         return ", ".join(parts) + self.valid
-
-    def _seconds_left(self):
-        """Return the time until the last epoch's end by the speed so far, ``None`` if unknown."""
-        now = (self.time - self.started).total_seconds()  # since the epoch began
-        if self.first and self.first[0] < self.epoch:
-            epoch, time = self.first
-            whole = (self.started - time).total_seconds() / (self.epoch - epoch)
-        elif self.batch and self.batches and self.interval == max(self.batches // 20, 10):
-            whole = now * self.batches / self.batch  # the epoch goes through all batches
-        else:
-            return None
-        return max(whole - now, 0) + whole * (self.last - self.epoch)
 
 
 def _measured(text):

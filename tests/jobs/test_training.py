@@ -187,7 +187,7 @@ def test_progress_reads_the_log_of_a_training(data, trained):
     _, _, (_, valid) = losses(data / "one")
     line = TrainingLog(data / "one.log").read()
     assert re.fullmatch(
-        rf"epoch 3/3, about \d+ s left, batch 2, loss [\d.]+, acc [\d.]+"
+        rf"epoch 3/3, about \d+ (s|min) left, batch 2, loss [\d.]+, acc [\d.]+"
         rf"; epoch 3: valid loss {valid:.3f}, acc [\d.]+",
         line,
     ), line
