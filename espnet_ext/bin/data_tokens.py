@@ -20,6 +20,9 @@ def main(argv=None):
     parser.add_argument(
         "--text", nargs="+", required=True, metavar="FILE", help="Kaldi-style text files"
     )
+    parser.add_argument(
+        "--transcripts", nargs="*", default=[], metavar="FILE", help="more files, only checked"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="where tokens.txt goes")
     parser.add_argument(
         "--nlsyms_txt", metavar="FILE", help="symbols that count as one character, one per line"
@@ -43,6 +46,7 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     texts, files = tokens.read_texts(args.text), {}
+    checked = {path: tokens.read_transcripts(path) for path in (*args.text, *args.transcripts)}
     if args.token_type == "bpe":
         symbols = args.bpe_nlsyms.split(",") if args.bpe_nlsyms else ()
         size = args.bpe_input_sentence_size
@@ -62,8 +66,9 @@ def main(argv=None):
     files["tokens.txt"] = "".join(f"{token}\n" for token in listed).encode()
     for name, content in files.items():
         write_atomic(Path(args.output) / name, content)
-    for warning in tokens.text_warnings(texts, files.get("bpe.model")):
-        print(f"data_tokens: warning: {', '.join(args.text)}: {warning}", file=sys.stderr)
+    for path, transcripts in checked.items():
+        for warning in tokens.text_warnings(transcripts, files.get("bpe.model")):
+            print(f"data_tokens: warning: {path}: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,32 +16,45 @@ SPM_LONGEST = 4192  # bytes of a text; sentencepiece leaves out longer ones unle
 SPM_UNKNOWN = "\u2585"  # sentencepiece leaves out lines that hold it: it stands for what is unknown
 
 
-def read_texts(paths):
-    """Read the words of Kaldi-style text files.
+def read_transcripts(path):
+    """Read the words of a Kaldi-style text file.
 
     Args:
-        paths: Files of ``id words`` lines; an id may be in several.
+        path: File of ``id words`` lines.
 
     Returns:
         List of strings, words separated by one space, without ids; empty texts are left out.
 
     Raises:
-        UserError: A file is not readable, no file has a word, or a text holds ``<blank>`` or
-            ``<sos/eos>``.
+        UserError: The file is not readable, or a text holds ``<blank>`` or ``<sos/eos>``.
     """
     texts, problems = [], []
-    for path in paths:
-        for number, line in enumerate(read_lines(path), 1):
-            key, _, text = normal_space(line).partition(" ")
-            problems += [
-                f"{path}: line {number}: {key} has {symbol} in its text, a word that only "
-                "training may use: take it out"
-                for symbol in (BLANK, SENTENCE)
-                if symbol in text
-            ]
-            texts.append(text)
+    for number, line in enumerate(read_lines(path), 1):
+        key, _, text = normal_space(line).partition(" ")
+        problems += [
+            f"{path}: line {number}: {key} has {symbol} in its text, a word that only training may "
+            "use: take it out"
+            for symbol in (BLANK, SENTENCE)
+            if symbol in text
+        ]
+        texts.append(text)
     refuse(problems)
-    texts = [text for text in texts if text]
+    return [text for text in texts if text]
+
+
+def read_texts(paths):
+    """Read what tokens are made from.
+
+    Args:
+        paths: Files, see ``read_transcripts``; an id may be in several.
+
+    Returns:
+        List of strings.
+
+    Raises:
+        UserError: No file has a word; or see ``read_transcripts``.
+    """
+    texts = [text for path in paths for text in read_transcripts(path)]
     if not texts:
         raise UserError(f"{', '.join(map(str, paths))}: no text to make tokens from")
     return texts

@@ -169,6 +169,10 @@ def test_symbols_of_training_are_refused_in_a_transcript(
         run_tokens(text, tmp_path / "out", "--token_type", token_type, "--nbpe", "14")
     error = capsys.readouterr().err
     assert f"{text}: line 2: u2 has {symbol} in its text" in error and error.count("\n") == 1
+    (tmp_path / "other").write_text("u1 THE CAT A B\n")  # what tokens are made from
+    with pytest.raises(SystemExit):
+        run_tokens(tmp_path / "other", tmp_path / "out", "--transcripts", str(text))
+    assert f"{text}: line 2: u2 has {symbol} in its text" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -275,10 +275,12 @@ if wanted 5; then
     token_opts+=(--bpe_input_sentence_size "${bpe_input_sentence_size}" --bpe_char_cover "${bpe_char_cover}")
     # shellcheck disable=SC2206  # several files may be given
     texts=(${bpe_train_text})
-    state=("${token_dir}/.done" "${token_opts[*]}" "${texts[@]}" "${token_list}")
+    transcripts=("${train_dir}/text" "${valid_dir}/text")
+    state=("${token_dir}/.done" "${token_opts[*]}" "${texts[@]}" "${transcripts[@]}" "${token_list}")
     [ "${bpemodel}" = none ] || state+=("${bpemodel}")
     if ! finished "${state[@]}"; then
-        tool data_tokens "${token_opts[@]}" --text "${texts[@]}" --output "${token_dir}"
+        tool data_tokens "${token_opts[@]}" --text "${texts[@]}" --transcripts "${transcripts[@]}" \
+            --output "${token_dir}"
         finish "${state[@]}"
     fi
 fi
