@@ -75,20 +75,34 @@ def text_warnings(texts, model=None):
         warnings.append(
             f"{unknown} of {len(texts)} texts hold {UNKNOWN}: nothing can be learnt from it"
         )
-    if model is not None:
-        source = {"model_proto" if isinstance(model, bytes) else "model_file": model}
-        processor = spm.SentencePieceProcessor(**source)
-        back = map(normal_space, processor.decode(processor.encode(texts)))
-        pairs = zip(texts, back, strict=True)
-        changed = [(a, b) for a, b in pairs if a != b and UNKNOWN not in a]
-        if changed:
-            forms = sum(not unicodedata.is_normalized("NFKC", text) for text, _ in changed)
-            warnings.append(
-                f"{len(changed)} of {len(texts)} texts come back from these BPE tokens with other "
-                f"characters, so that a perfect result counts errors ({forms} are not in Unicode's "
-                "form NFKC, which sentencepiece turns text into: write the transcripts in it); the "
-                f"first: {_difference(*changed[0])}"
-            )
+    if model is None:
+        return warnings
+    source = {"model_proto" if isinstance(model, bytes) else "model_file": model}
+    processor = spm.SentencePieceProcessor(**source)
+    unknown, changed = [], []
+    for text in texts:
+        ids = processor.encode(text.replace(UNKNOWN, ""))
+        if processor.unk_id() in ids:
+            unknown.append(text)
+        elif UNKNOWN not in text and normal_space(processor.decode(ids)) != text:
+            changed.append(text)
+    if unknown:
+        found = sorted(
+            c for c in set("".join(unknown)) if processor.unk_id() in processor.encode(c)
+        )
+        warnings.append(
+            f"{len(unknown)} of {len(texts)} texts hold characters that are in no BPE token, so "
+            f"that a perfect result counts errors: {', '.join(map(ascii, found[:10]))}"
+        )
+    if changed:
+        forms = sum(not unicodedata.is_normalized("NFKC", text) for text in changed)
+        difference = _difference(changed[0], processor.decode(processor.encode(changed[0])))
+        warnings.append(
+            f"{len(changed)} of {len(texts)} texts come back from these BPE tokens with other "
+            f"characters, so that a perfect result counts errors ({forms} are not in Unicode's "
+            "form NFKC, which sentencepiece turns text into: write the transcripts in it); the "
+            f"first: {difference}"
+        )
     return warnings
 
 

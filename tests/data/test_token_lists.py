@@ -214,3 +214,11 @@ def test_text_that_bpe_brings_to_another_form_is_counted_for_training_and_scorin
     assert error.count(expected) == (2 if changed else 0)
     assert error.count(f"({changed} are not in Unicode's form NFKC") == (2 if changed else 0)
     assert ("'ti\\u0301' becomes" in error or "becomes 'ti\\u1ebfng'" in error) == bool(changed)
+
+
+def test_characters_without_a_token_are_counted_and_named(text, tmp_path, capsys):
+    (tmp_path / "dev").write_text("u1 THE CAT\nu2 A ZEBRA\nu3 \u00c9T\u00c9\n")
+    run_tokens(text, tmp_path / "out", "--nbpe", "25", "--transcripts", str(tmp_path / "dev"))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{tmp_path}/dev: 2 of 3 texts hold characters" in said
+    assert said.endswith(": 'B', 'Z', '\\xc9'\n")

@@ -150,10 +150,15 @@ def test_two_processes_follow_the_loss_curve_of_one(data, trained):
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
+def test_fewer_batches_than_accum_grad_are_refused(data, trained):
+    said = "fewer than accum_grad 100: the weights never change; lower accum_grad"
+    assert said in trained["never"]
+    assert not (data / "never/checkpoint.pth").exists()
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("never", "fewer than accum_grad 100: the weights never change; lower accum_grad"),
         (
             "ctc",
             "epoch 1: valid acc is nan, and best_model_criterion asks for it, .*"
