@@ -19,6 +19,14 @@ class DiskFull(UserError):
     """There is no space left; no other file can be written either."""
 
 
+def no_checkpoint(path):
+    """Return the error of a checkpoint that is not there; it names those of its directory."""
+    path = Path(path)
+    there = ", ".join(sorted(file.name for file in path.parent.glob("*.*.*.pth")))
+    what = f"name one with --inference_asr_model: {there}" if there else "its training is not done"
+    return UserError(f"{path}: no such file; {what}")
+
+
 def disk_full(error):
     """Say whether an exception, or one that led to it, is a full disk's."""
     while error is not None:
