@@ -188,7 +188,7 @@ def restore_checkpoint(folder):
     return False
 
 
-def refuse_epoch(states, options, what):
+def refuse_epoch(states, options, what, advice):
     """Look into a checkpoint for tensors and criteria that are not numbers.
 
     No order of epochs holds where a criterion is not a number: the first ones would pass for the
@@ -198,6 +198,7 @@ def refuse_epoch(states, options, what):
         states: What ``checkpoint.pth`` holds.
         options: ``TrainerOptions``.
         what: The epoch or the file, for the message.
+        advice: What to do about a tensor that is not finite.
 
     Returns:
         Reporter: That of the checkpoint.
@@ -205,12 +206,7 @@ def refuse_epoch(states, options, what):
     Raises:
         UserError: If there are any, or no ``best_model_criterion`` is measured at all.
     """
-    refuse_not_finite(
-        states["model"],
-        what,
-        f"one batch is enough for that. {CHECKPOINT} keeps what was there before. Look for broken "
-        "audio; half precision overflows (use_amp false helps); or lower the learning rate",
-    )
+    refuse_not_finite(states["model"], what, advice)
     reporter = Reporter()
     reporter.load_state_dict(states["reporter"])
     if options.no_forward_run:
@@ -266,7 +262,12 @@ def _epochs_checked(options):
 
     def checked(obj, f, *args, **kwargs):
         if isinstance(f, (str, os.PathLike)) and Path(f).name == CHECKPOINT:
-            refuse_epoch(obj, options, f"epoch {obj['reporter']['epoch']}")
+            advice = (
+                f"one batch is enough for that. {CHECKPOINT} keeps what was there before. Look for "
+                "broken audio; half precision overflows (use_amp false helps); or lower the "
+                "learning rate"
+            )
+            refuse_epoch(obj, options, f"epoch {obj['reporter']['epoch']}", advice)
         return save(obj, f, *args, **kwargs)
 
     torch.save = checked
@@ -287,7 +288,8 @@ def complete_epoch(checkpoint, options):
         UserError: See ``refuse_epoch``.
     """
     states = torch.load(checkpoint, map_location="cpu")
-    reporter = refuse_epoch(states, options, checkpoint)
+    advice = "no training can go on from it; start anew with another --asr_tag"
+    reporter = refuse_epoch(states, options, checkpoint, advice)
     model = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
     if not model.exists() or damage(model):
         torch.save(states["model"], model)
