@@ -6,12 +6,11 @@ PyTorch reads them without comparing checksums.
 
 import zipfile
 
-import torch
 from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
 
 import espnet_ext  # noqa: F401
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, refuse_not_finite
 
 
 def damage(path):
@@ -34,15 +33,6 @@ def damage(path):
         return "no such file"
     except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as error:
         return str(error)
-
-
-def not_finite(state):
-    """Names of the tensors in which a value is not a number or infinite."""
-    return [
-        name
-        for name, value in state.items()
-        if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all()
-    ]
 
 
 def refuse_mismatch(model, state, *_):
@@ -72,12 +62,7 @@ def refuse_mismatch(model, state, *_):
                 if names
             )
         )
-
-    if names := not_finite(state):
-        raise UserError(
-            f"{len(names)} of {len(state)} tensors hold values that are not numbers ({names[0]}"
-            f"{', ...' if names[1:] else ''}): its training has failed; take an earlier epoch's"
-        )
+    refuse_not_finite(state, "a tensor", "its training has failed; take an earlier epoch's")
 
 
 class StrictASRTask(ASRTask):

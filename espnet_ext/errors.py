@@ -32,6 +32,14 @@ def about(name):
         raise UserError(str(error) if named else f"{name}: {error}") from None
 
 
+def no_checkpoint(path):
+    """Return the error of a checkpoint that is not there; it names those of its directory."""
+    path = Path(path)
+    there = ", ".join(sorted(file.name for file in path.parent.glob("*.*.*.pth")))
+    what = f"name one with --inference_asr_model: {there}" if there else "its training is not done"
+    return UserError(f"{path}: no such file; {what}")
+
+
 def disk_full(error):
     """Say whether an exception, or one that led to it, is a full disk's."""
     while error is not None:
@@ -39,6 +47,40 @@ def disk_full(error):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def refuse_not_finite(arrays, what, advice):
+    """Look for values that are infinite or not a number.
+
+    Statistics of features and a BatchNorm's running mean that hold such a value spoil every later
+    result, while the loss of the training may look sound.
+
+    Args:
+        arrays: Tensors or NumPy arrays by name; only those of floats are looked at.
+        what: What holds them, for the message.
+        advice: What to do about it.
+
+    Raises:
+        UserError: If there are any; the message names the first array.
+    """
+    limit = float("inf")
+    bad = [
+        name
+        for name, values in arrays.items()
+        if "float" in str(getattr(values, "dtype", ""))
+        and not ((values > -limit) & (values < limit)).all()
+    ]
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"{what}: {bad[0]}{more} is infinite or not a number: {advice}")
+
+
+def _message(error):
+    """Return what a ``UserError`` says; PyTorch's loader puts a worker's traceback around it."""
+    text = str(error)
+    if text.startswith("Caught UserError in DataLoader worker"):
+        text = text.rstrip().rpartition("UserError: ")[2]
+    return text
 
 
 def cli(main):
@@ -58,7 +100,7 @@ def cli(main):
         try:
             return main(argv)
         except UserError as error:
-            message = error
+            message = _message(error)
         except OSError as error:
             if not disk_full(error):
                 raise

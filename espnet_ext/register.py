@@ -6,12 +6,15 @@ trains or decodes never pays for it.
 
 Importing ESPnet also imports torch.compile's machinery, a quarter of the time it takes, for three
 functions that are marked as not to be compiled. They are marked when something can be compiled.
+One of its modules says on standard error that an optional package is not there; nobody asked.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.abc
 import importlib.util
+import io
 import sys
 from contextlib import contextmanager
 
@@ -35,6 +38,23 @@ UNCOMPILED = (
     "espnet2.legacy.nets.pytorch_backend.fastspeech.length_regulator",
     "espnet2.tts.fastspeech2.fastspeech2",
 )
+
+# ESPnet module -> what it says when a package that it can do without is not there
+CHATTY = {
+    "espnet2.legacy.nets.pytorch_backend.transformer.attention": "No module named 'flash_attn'",
+}
+
+
+@contextmanager
+def _without(remark):
+    """Keep lines with a remark from standard error; what else is said comes after the block."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    finally:
+        rest = [line for line in said.getvalue().splitlines(True) if remark not in line]
+        sys.stderr.write("".join(rest))
 
 
 @contextmanager
@@ -78,10 +98,10 @@ def extend_choices(task):
 
 
 class _Importer(importlib.abc.MetaPathFinder):
-    """Import finder: ESPnet's tasks load as usual, then get our choices; see also UNCOMPILED."""
+    """Import finder: ESPnet's tasks load as usual, then get our choices; see also the others."""
 
     def find_spec(self, name, path=None, target=None):
-        if name not in CHOICES and name not in UNCOMPILED:
+        if not any(name in names for names in (CHOICES, UNCOMPILED, CHATTY)):
             return None
         sys.meta_path.remove(self)
         try:
@@ -94,6 +114,9 @@ class _Importer(importlib.abc.MetaPathFinder):
             def exec_module(module):
                 if name in UNCOMPILED:
                     with _uncompiled_later():
+                        load(module)
+                elif name in CHATTY:
+                    with _without(CHATTY[name]):
                         load(module)
                 else:
                     load(module)

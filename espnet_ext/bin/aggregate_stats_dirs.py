@@ -7,9 +7,10 @@ ESPnet's own command, and for token sequences a second shape file with the vocab
 import argparse
 from pathlib import Path
 
+import numpy as np
 from espnet2.bin.aggregate_stats_dirs import aggregate_stats_dirs
 
-from espnet_ext.errors import cli
+from espnet_ext.errors import cli, refuse_not_finite
 
 
 @cli
@@ -22,6 +23,10 @@ def main(argv=None):
     parser.add_argument("--token_list", required=True, help="its lines are counted")
     parser.add_argument("--token_type", required=True, help="suffix of the second shape file")
     args = parser.parse_args(argv)
+    for path in (path for folder in args.input_dir for path in Path(folder).glob("*/*_stats.npz")):
+        with np.load(path) as statistics:
+            advice = f"one of the utterances in {path.parent}/speech_shape has broken audio"
+            refuse_not_finite(statistics, path, advice)
     aggregate_stats_dirs(args.input_dir, args.output_dir, "WARNING", args.skip_sum_stats)
     with open(args.token_list, encoding="utf-8") as file:
         size = sum(1 for _ in file)

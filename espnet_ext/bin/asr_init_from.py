@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from espnet_ext.data.kaldi import write_atomic
-from espnet_ext.errors import UserError, cli
+from espnet_ext.errors import UserError, cli, no_checkpoint
 from espnet_ext.profiling.config import read_yaml
 
 #: what makes the parameters, and so cannot change
@@ -33,7 +33,7 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
     """The YAML's content; see the module."""
     source = read_yaml(expdir / "config.yaml")
     if not (expdir / checkpoint).is_file():
-        raise UserError(f"{expdir / checkpoint}: no such file; name it with --inference_asr_model")
+        raise no_checkpoint(expdir / checkpoint)
     changes = read_yaml(schedule)
     for key in MODEL:
         if key in changes:

@@ -1,6 +1,7 @@
 """Make a token list from text: BPE (with its sentencepiece model), characters or words."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from espnet_ext.data import tokens
@@ -18,6 +19,9 @@ def main(argv=None):
     )
     parser.add_argument(
         "--text", nargs="+", required=True, metavar="FILE", help="Kaldi-style text files"
+    )
+    parser.add_argument(
+        "--transcripts", nargs="*", default=[], metavar="FILE", help="more files, only checked"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="where tokens.txt goes")
     parser.add_argument(
@@ -41,29 +45,30 @@ def main(argv=None):
         "--bpe_input_sentence_size", type=int, default=100_000_000, help="sentences used at most"
     )
     args = parser.parse_args(argv)
-    output = Path(args.output)
-    texts = tokens.read_texts(args.text)
+    texts, files = tokens.read_texts(args.text), {}
+    checked = {path: tokens.read_transcripts(path) for path in (*args.text, *args.transcripts)}
     if args.token_type == "bpe":
         symbols = args.bpe_nlsyms.split(",") if args.bpe_nlsyms else ()
         size = args.bpe_input_sentence_size
         model, vocabulary = tokens.train_bpe(
             texts, args.nbpe, args.bpemode, args.bpe_char_cover, size, symbols
         )
-        write_atomic(output / "train.txt", "".join(f"{text}\n" for text in texts).encode())
-        write_atomic(output / "bpe.model", model)
-        write_atomic(
-            output / "bpe.vocab",
-            "".join(f"{token}\t{score:.6g}\n" for token, score in vocabulary).encode(),
-        )
+        files["train.txt"] = "".join(f"{text}\n" for text in texts).encode()
+        files["bpe.model"] = model
+        files["bpe.vocab"] = "".join(f"{token}\t{n:.6g}\n" for token, n in vocabulary).encode()
         found = [token for token, _ in vocabulary[tokens.SPM_SPECIALS :]]
     else:
         lines = read_lines(args.nlsyms_txt) if args.nlsyms_txt else []
         found = tokens.count_tokens(
             texts, args.token_type, [line.rstrip() for line in lines if line.strip()]
         )
-    write_atomic(
-        output / "tokens.txt", "".join(f"{token}\n" for token in tokens.token_list(found)).encode()
-    )
+    listed = tokens.token_list(found)
+    files["tokens.txt"] = "".join(f"{token}\n" for token in listed).encode()
+    for name, content in files.items():
+        write_atomic(Path(args.output) / name, content)
+    for path, transcripts in checked.items():
+        for warning in tokens.text_warnings(transcripts, files.get("bpe.model")):
+            print(f"data_tokens: warning: {path}: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

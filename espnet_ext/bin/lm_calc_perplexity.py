@@ -1,8 +1,13 @@
 """ESPnet's perplexity of a language model on a text."""
 
-from espnet2.bin.lm_calc_perplexity import main
+from espnet2.bin import lm_calc_perplexity
 
 import espnet_ext  # noqa: F401
+from espnet_ext.errors import cli
+from espnet_ext.jobs.training import guard_data
+
+guard_data(lm_calc_perplexity.LMTask)
+main = cli(lm_calc_perplexity.main)
 
 if __name__ == "__main__":
     main()

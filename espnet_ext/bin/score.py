@@ -1,9 +1,11 @@
 """Score decoded text: CER and WER, and TER when the tokens are BPE pieces."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from espnet_ext.data.kaldi import read_scp
+from espnet_ext.data.kaldi import normal_space, read_scp
+from espnet_ext.data.tokens import text_warnings
 from espnet_ext.errors import UserError, cli
 from espnet_ext.scoring import UNITS, score, tokenizer, write_score
 
@@ -25,6 +27,9 @@ def main(argv=None):
     speakers = read_scp(args.utt2spk) if args.utt2spk else dict.fromkeys(references, "all")
     if unknown := references.keys() - speakers.keys():
         raise UserError(f"{args.utt2spk}: no speaker for {min(unknown)}")
+    model = args.bpemodel if args.token_type == "bpe" else None
+    for warning in text_warnings([normal_space(text) for text in references.values()], model):
+        print(f"score: warning: {args.ref}: {warning}", file=sys.stderr)
     for unit in UNITS:
         if unit == "ter" and args.token_type != "bpe":
             continue

@@ -25,7 +25,7 @@ from espnet_ext.convert.weights import (
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.data.packets import read_whole
 from espnet_ext.decoder.attention import build as build_decoder_attention
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, no_checkpoint
 from espnet_ext.profiling.config import ENCODERS, read_yaml
 from espnet_ext.results import to_json
 from espnet_ext.utterance import encode, waveform
@@ -145,7 +145,7 @@ def load(config: dict, checkpoint):
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
     except FileNotFoundError:
-        raise UserError(f"{checkpoint}: no such file; name it with --inference_asr_model") from None
+        raise no_checkpoint(checkpoint) from None
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from None
     except Exception as error:

@@ -27,6 +27,8 @@ IN_PLACE = ("FLAC", "WAV", "WAVEX")
 OVERRUN = 0.1  # seconds that a segment may end after its recording, from rounded times
 UNKNOWN_LENGTH = 0x7FFF0000  # bytes; piped WAV files promise this much or more
 CHUNK = 32  # files handed to a worker at a time
+BLOCK = 2**20  # samples read at a time where none is kept
+LOUDEST = 2.0**32  # full scale is 1, or that of 32 bits in files that were never scaled
 
 
 def parse_rate(rate):
@@ -92,15 +94,38 @@ def read(audio, start, num):
         float32 array (num, n_channel).
 
     Raises:
-        UserError: The file ends before.
+        UserError: The file ends before, or a sample is infinite, not a number or beyond any scale.
     """
     audio.seek(start)
     samples = audio.read(num, dtype="float32", always_2d=True)
-    if len(samples) != num or not np.isfinite(samples).all():
+    if len(samples) != num:
+        raise UserError(f"{audio.name}: ends early; get it again")
+    fine = np.abs(samples) <= LOUDEST
+    if not fine.all():
+        first = np.flatnonzero(~fine.all(axis=1))[0]
         raise UserError(
-            f"{audio.name}: ends early or has samples that are not numbers; get it again"
+            f"{audio.name}: has samples that are not numbers or beyond any scale, the first at "
+            f"{(start + first) / audio.samplerate:.3f} s ({samples[first][~fine[first]][0]:g}); "
+            "get it again"
         )
     return samples
+
+
+def check(audio):
+    """Find what is wrong with an open file that is used as it is, in bounded memory.
+
+    One that ends early is found by its last sample; integers are numbers, so only other kinds of
+    samples (``FLOAT``, ``DOUBLE``, compressed ones) are all looked at.
+
+    Args:
+        audio: What ``open_audio`` gave.
+
+    Raises:
+        UserError: See ``read``.
+    """
+    first = audio.frames - 1 if audio.subtype.startswith("PCM_") else 0
+    for start in range(first, audio.frames, BLOCK):
+        read(audio, start, min(BLOCK, audio.frames - start))
 
 
 @functools.cache
@@ -222,7 +247,7 @@ def _format(job):
                 1,
                 1,
             ) and audio.format in IN_PLACE:
-                read(audio, last - 1, 1)  # a file cut short is found here, not in training
+                check(audio)  # what is wrong is found here, not in training
                 return _Done(job.source, last)
             if not job.target.exists():
                 samples = read(audio, first, last - first).mean(axis=1)

@@ -117,6 +117,14 @@ def read_scp(path):
     return table
 
 
+def normal_space(text):
+    """Return a text with one blank between words: no tab, no-break space, ideographic space, ...
+
+    Tokens are made, models trained and errors counted on such text.
+    """
+    return " ".join(text.split())
+
+
 def write_scp(path, table):
     """Write a table, sorted by the bytes of its ids, whole or not at all.
 
@@ -245,7 +253,7 @@ def read_data_dir(path):
         path: Directory with ``wav.scp`` and others of ``TABLES``.
 
     Returns:
-        Dict ``{table: {id: value}}``.
+        Dict ``{table: {id: value}}``; the white space of ``text`` is normal.
 
     Raises:
         UserError: There is no ``wav.scp``, or a table is not readable.
@@ -255,7 +263,10 @@ def read_data_dir(path):
         raise UserError(
             f"{path}: no data directory, it has no wav.scp; run the stage that makes it"
         )
-    return {name: read_scp(path / name) for name in TABLES if (path / name).exists()}
+    tables = {name: read_scp(path / name) for name in TABLES if (path / name).exists()}
+    for utt, words in tables.get("text", {}).items():
+        tables["text"][utt] = normal_space(words)
+    return tables
 
 
 def write_data_dir(path, tables):

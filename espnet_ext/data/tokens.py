@@ -2,34 +2,115 @@
 
 import io
 import re
+import unicodedata
 from collections import Counter
 
 import sentencepiece as spm
 
-from espnet_ext.data.kaldi import read_lines
+from espnet_ext.data.kaldi import normal_space, read_lines, refuse
 from espnet_ext.errors import UserError
 
 BLANK, UNKNOWN, SPACE, SENTENCE = "<blank>", "<unk>", "<space>", "<sos/eos>"
 SPM_SPECIALS = 3  # sentencepiece's own <unk>, <s>, </s> come first
+SPM_LONGEST = 4192  # bytes of a text; sentencepiece leaves out longer ones unless told otherwise
+SPM_UNKNOWN = "\u2585"  # sentencepiece leaves out lines that hold it: it stands for what is unknown
 
 
-def read_texts(paths):
-    """Read the words of Kaldi-style text files.
+def read_transcripts(path):
+    """Read the words of a Kaldi-style text file.
 
     Args:
-        paths: Files of ``id words`` lines; an id may be in several.
+        path: File of ``id words`` lines.
 
     Returns:
         List of strings, words separated by one space, without ids; empty texts are left out.
 
     Raises:
-        UserError: A file is not readable, or no file has a word.
+        UserError: The file is not readable, or a text holds ``<blank>`` or ``<sos/eos>``.
     """
-    texts = [" ".join(line.split()[1:]) for path in paths for line in read_lines(path)]
-    texts = [text for text in texts if text]
+    texts, problems = [], []
+    for number, line in enumerate(read_lines(path), 1):
+        key, _, text = normal_space(line).partition(" ")
+        problems += [
+            f"{path}: line {number}: {key} has {symbol} in its text, a word that only training may "
+            "use: take it out"
+            for symbol in (BLANK, SENTENCE)
+            if symbol in text
+        ]
+        texts.append(text)
+    refuse(problems)
+    return [text for text in texts if text]
+
+
+def read_texts(paths):
+    """Read what tokens are made from.
+
+    Args:
+        paths: Files, see ``read_transcripts``; an id may be in several.
+
+    Returns:
+        List of strings.
+
+    Raises:
+        UserError: No file has a word; or see ``read_transcripts``.
+    """
+    texts = [text for path in paths for text in read_transcripts(path)]
     if not texts:
         raise UserError(f"{', '.join(map(str, paths))}: no text to make tokens from")
     return texts
+
+
+def text_warnings(texts, model=None):
+    """Say what these texts lose as tokens, for a person to read.
+
+    Args:
+        texts: List of strings.
+        model: Sentencepiece model, its bytes or its path; ``None`` for other kinds of tokens.
+
+    Returns:
+        List of lines; empty if nothing is lost.
+    """
+    warnings = []
+    if unknown := sum(UNKNOWN in text for text in texts):
+        warnings.append(
+            f"{unknown} of {len(texts)} texts hold {UNKNOWN}: nothing can be learnt from it"
+        )
+    if model is None:
+        return warnings
+    source = {"model_proto" if isinstance(model, bytes) else "model_file": model}
+    processor = spm.SentencePieceProcessor(**source)
+    unknown, changed = [], []
+    for text in texts:
+        ids = processor.encode(text.replace(UNKNOWN, ""))
+        if processor.unk_id() in ids:
+            unknown.append(text)
+        elif UNKNOWN not in text and normal_space(processor.decode(ids)) != text:
+            changed.append(text)
+    if unknown:
+        found = sorted(
+            c for c in set("".join(unknown)) if processor.unk_id() in processor.encode(c)
+        )
+        warnings.append(
+            f"{len(unknown)} of {len(texts)} texts hold characters that are in no BPE token, so "
+            f"that a perfect result counts errors: {', '.join(map(ascii, found[:10]))}"
+        )
+    if changed:
+        forms = sum(not unicodedata.is_normalized("NFKC", text) for text in changed)
+        difference = _difference(changed[0], processor.decode(processor.encode(changed[0])))
+        warnings.append(
+            f"{len(changed)} of {len(texts)} texts come back from these BPE tokens with other "
+            f"characters, so that a perfect result counts errors ({forms} are not in Unicode's "
+            "form NFKC, which sentencepiece turns text into: write the transcripts in it); the "
+            f"first: {difference}"
+        )
+    return warnings
+
+
+def _difference(text, back):
+    """Name the first word that differs, in ASCII: such words often look alike."""
+    words = zip([*text.split(), ""], [*back.split(), ""], strict=False)
+    before, after = next((a, b) for a, b in words if a != b)
+    return f"{before!a} becomes {after!a}"
 
 
 def train_bpe(texts, nbpe, mode="unigram", coverage=1.0, max_sentences=100_000_000, symbols=()):
@@ -48,8 +129,17 @@ def train_bpe(texts, nbpe, mode="unigram", coverage=1.0, max_sentences=100_000_0
         (token, score).
 
     Raises:
-        UserError: ``nbpe`` does not fit the text; the message gives the limit.
+        UserError: ``nbpe`` does not fit the text; the message gives the limit. Or sentencepiece
+            would leave a text out.
     """
+    refuse(
+        [
+            f"the text {text[:40]!r} has the character {SPM_UNKNOWN} (U+2585), which sentencepiece "
+            "keeps for itself, and would be left out: take it out"
+            for text in texts
+            if SPM_UNKNOWN in text
+        ]
+    )
     content = io.BytesIO()
     try:
         spm.SentencePieceTrainer.train(
@@ -59,6 +149,7 @@ def train_bpe(texts, nbpe, mode="unigram", coverage=1.0, max_sentences=100_000_0
             model_type=mode,
             character_coverage=coverage,
             input_sentence_size=max_sentences,
+            max_sentence_length=max(SPM_LONGEST, *(len(text.encode()) for text in texts)),
             user_defined_symbols=list(symbols),
             minloglevel=2,
         )
@@ -113,9 +204,15 @@ def token_list(tokens):
     """Add ESPnet's special tokens.
 
     Args:
-        tokens: List of tokens.
+        tokens: List of tokens; ``<unk>``, as a word of a text or a symbol, may be among them.
 
     Returns:
-        ``<blank>``, ``<unk>``, the tokens, ``<sos/eos>``.
+        ``<blank>``, ``<unk>``, the tokens, ``<sos/eos>``; none is there twice.
+
+    Raises:
+        UserError: ``<blank>`` or ``<sos/eos>`` is among the tokens.
     """
-    return [BLANK, UNKNOWN, *tokens, SENTENCE]
+    for symbol in (BLANK, SENTENCE):
+        if symbol in tokens:
+            raise UserError(f"{symbol} is a token of its own already: take it out of the symbols")
+    return [BLANK, UNKNOWN, *(token for token in tokens if token != UNKNOWN), SENTENCE]

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 from espnet_ext.errors import UserError
+from espnet_ext.jobs.progress import Progress
 
 PR_SET_PDEATHSIG = 1
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PROGRESS = 30.0  # seconds between progress lines where the output is not a terminal
 
 
 def die_with_parent(signum=signal.SIGTERM):
@@ -138,33 +138,6 @@ class _Job:
 
     def _write(self, text):
         self.file.write(text.encode())
-
-
-class Progress:
-    """One line that is rewritten on a terminal, and now and then a new line elsewhere."""
-
-    def __init__(self):
-        self.terminal = sys.stderr.isatty()
-        self.started = self.shown = time.time()
-
-    def show(self, total, running, failed, done, log):
-        """Show how many jobs there are, run, failed and have ended, and a log to look into."""
-        now = time.time()
-        if now - self.shown < (0.5 if self.terminal else PROGRESS) or not running:
-            return
-        self.shown = now
-        hours, seconds = divmod(int(now - self.started), 3600)
-        text = (
-            f"{done}/{total} jobs done, {running} running, {len(failed)} failed, "
-            f"{hours}:{seconds // 60:02}:{seconds % 60:02} ({log})"
-        )
-        line = f"\r\033[K{text}" if self.terminal else f"{text}\n"
-        print(line, end="", file=sys.stderr, flush=True)
-
-    def clear(self):
-        """Remove the line from a terminal."""
-        if self.terminal:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

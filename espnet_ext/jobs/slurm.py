@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from espnet_ext.errors import UserError
-from espnet_ext.jobs.local import Progress, interrupt
+from espnet_ext.jobs.local import interrupt
+from espnet_ext.jobs.progress import Progress
 
 CONFIG = Path("conf/slurm.conf")
 OWN = ("backend", "config", "max-jobs-run")  # options that are not in the config

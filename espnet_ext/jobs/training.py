@@ -1,23 +1,28 @@
-"""What makes a training survive: whole checkpoints, a lock, and a clear end when it diverges."""
+"""What makes a training survive: whole checkpoints, a lock, and a clear end when it goes wrong."""
 
 import errno
 import fcntl
 import functools
 import logging
+import math
 import os
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from espnet2.main_funcs import average_nbest_models as averaging
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer
 
 from espnet_ext.checkpoint import damage
-from espnet_ext.errors import NO_SPACE, DiskFull, UserError, disk_full
+from espnet_ext.data.kaldi import normal_space
+from espnet_ext.errors import NO_SPACE, DiskFull, UserError, disk_full, refuse_not_finite
 from espnet_ext.jobs.local import die_with_parent
 
 CHECKPOINT, PREVIOUS = "checkpoint.pth", "checkpoint.previous.pth"
 NOT_FINITE = 20  # steps in a row after which a training has diverged
+CRITERIA = {"acc": "max", "cer_ctc": "min", "cer": "min", "wer": "min", "loss": "min"}
 
 
 def guard_training(task, module_name):
@@ -25,16 +30,53 @@ def guard_training(task, module_name):
 
     ``torch.save`` writes to a temporary name and renames it, so that a checkpoint is whole or not
     there, and keeps the checkpoint before. The task's trainer is ``ResumingTrainer``. A worker
-    process, one per GPU, dies with the process that started it.
+    process, one per GPU, dies with the process that started it. See also ``guard_data``.
 
     Args:
         task: ESPnet task of the program, e.g. ``ASRTask``.
         module_name: ``__name__`` of the program.
     """
+    guard_data(task)
     task.trainer = ResumingTrainer
     torch.save = _atomic(torch.save)
+    averaging.safe_torch_load = _sound(averaging.safe_torch_load)
     if module_name == "__mp_main__":
         die_with_parent(signal.SIGKILL)
+
+
+def guard_data(task):
+    """Have a task refuse utterances that are not numbers, and see white space as tokens do.
+
+    Args:
+        task: ESPnet task, e.g. ``LMTask``.
+    """
+    collate, preprocess = task.build_collate_fn, task.build_preprocess_fn
+    task.build_collate_fn = lambda args, train: _Collate(collate(args, train))
+    task.build_preprocess_fn = lambda args, train: _Preprocess(preprocess(args, train))
+
+
+class _Collate:
+    """Makes a batch of utterances whose values are all finite; picklable."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, utterances):
+        for utt, parts in utterances:
+            advice = "mend its file, or take it out of the data"
+            refuse_not_finite(parts, f"the utterance {utt}", advice)
+        return self.collate(utterances)
+
+
+class _Preprocess:
+    """Makes tokens of text with normal white space; picklable."""
+
+    def __init__(self, preprocess):
+        self.preprocess = preprocess
+
+    def __call__(self, utt, parts):
+        parts = {k: normal_space(v) if isinstance(v, str) else v for k, v in parts.items()}
+        return self.preprocess(utt, parts) if self.preprocess else parts
 
 
 class ResumingTrainer(Trainer):
@@ -45,19 +87,28 @@ class ResumingTrainer(Trainer):
         """Train; see ``Trainer.run``.
 
         Raises:
-            UserError: If another training runs in the directory, no checkpoint in it is whole, or
-                the training diverges.
+            UserError: If another training runs in the directory, no checkpoint in it is whole, the
+                training diverges, or an epoch leaves a tensor or a criterion that is not a number.
             DiskFull: If a checkpoint cannot be written; the one before stays.
         """
         folder = Path(trainer_options.output_dir)
         lock = None
+        refuse_not_finite(
+            parts["model"].state_dict(),
+            "the model to train",
+            "its features have broken statistics (run stage 10 again), or it starts from a broken "
+            "model (--pretrained_model)",
+        )
         if not distributed_option.distributed or distributed_option.dist_rank == 0:
             lock = _lock(folder)
             if trainer_options.resume and restore_checkpoint(folder):
-                complete_epoch(folder / CHECKPOINT, trainer_options.best_model_criterion)
+                complete_epoch(folder / CHECKPOINT, trainer_options)
         if distributed_option.distributed:
             torch.distributed.barrier()  # all resume from the same checkpoint
-        super().run(trainer_options=trainer_options, distributed_option=distributed_option, **parts)
+        with _epochs_checked(trainer_options):
+            super().run(
+                trainer_options=trainer_options, distributed_option=distributed_option, **parts
+            )
         if lock is not None:
             os.close(lock)
 
@@ -137,21 +188,113 @@ def restore_checkpoint(folder):
     return False
 
 
-def complete_epoch(checkpoint, criteria):
+def refuse_epoch(states, options, what, advice):
+    """Look into a checkpoint for tensors and criteria that are not numbers.
+
+    No order of epochs holds where a criterion is not a number: the first ones would pass for the
+    best, and the others would be deleted.
+
+    Args:
+        states: What ``checkpoint.pth`` holds.
+        options: ``TrainerOptions``.
+        what: The epoch or the file, for the message.
+        advice: What to do about a tensor that is not finite.
+
+    Returns:
+        Reporter: That of the checkpoint.
+
+    Raises:
+        UserError: If there are any, or no ``best_model_criterion`` is measured at all.
+    """
+    refuse_not_finite(states["model"], what, advice)
+    reporter = Reporter()
+    reporter.load_state_dict(states["reporter"])
+    if options.no_forward_run:
+        return reporter
+    asked = {"best_model_criterion": options.best_model_criterion}
+    if options.patience is not None:
+        asked["early_stopping_criterion"] = [options.early_stopping_criterion]
+    for option, criteria in asked.items():
+        values = {(phase, key): _value(reporter, phase, key) for phase, key, _ in criteria}
+        # ESPnet's own default names some that not every model has
+        if all(value is None for value in values.values()) or any(
+            value is not None and not math.isfinite(value) for value in values.values()
+        ):
+            raise UserError(f"{what}: {_no_criterion(option, values, reporter)}")
+    return reporter
+
+
+def _value(reporter, phase, key):
+    """Return what an epoch measured as a number, ``None`` if nothing."""
+    value = reporter.get_value(phase, key) if reporter.has(phase, key) else None
+    return value if isinstance(value, (int, float)) else None
+
+
+def _no_criterion(option, values, reporter):
+    bad = [
+        f"{phase} {key} is {'not measured' if value is None else value}"
+        for (phase, key), value in values.items()
+        if value is None or not math.isfinite(value)
+    ]
+    good = [
+        (key, mode)
+        for key, mode in CRITERIA.items()
+        if (value := _value(reporter, "valid", key)) is not None and math.isfinite(value)
+    ]
+    use = "look into the log"
+    if good:
+        key, mode = good[0]
+        example = f"[valid, {key}, {mode}]"
+        if option == "best_model_criterion":
+            example = f"[{example}], and then --inference_asr_model valid.{key}.ave.pth"
+        names = " or ".join(f"valid {key} {mode}" for key, mode in good)
+        use = f"ask for {names}, as in {option}: {example}"
+    return (
+        f"{', '.join(bad)}, and {option} asks for it, so that no epoch can be called the best "
+        f"(accuracy is the decoder's: with ctc_weight 1.0 there is none): {use}"
+    )
+
+
+@contextmanager
+def _epochs_checked(options):
+    """Look into every checkpoint before it replaces the one before."""
+    save = torch.save
+
+    def checked(obj, f, *args, **kwargs):
+        if isinstance(f, (str, os.PathLike)) and Path(f).name == CHECKPOINT:
+            advice = (
+                f"one batch is enough for that. {CHECKPOINT} keeps what was there before. Look for "
+                "broken audio; half precision overflows (use_amp false helps); or lower the "
+                "learning rate"
+            )
+            refuse_epoch(obj, options, f"epoch {obj['reporter']['epoch']}", advice)
+        return save(obj, f, *args, **kwargs)
+
+    torch.save = checked
+    try:
+        yield
+    finally:
+        torch.save = save
+
+
+def complete_epoch(checkpoint, options):
     """Write what ESPnet writes right after a checkpoint: the epoch's model and the links to models.
 
     Args:
         checkpoint: Path of ``checkpoint.pth``.
-        criteria: ``(phase, key, mode)`` of each best model, e.g. ``("valid", "acc", "max")``.
+        options: ``TrainerOptions``.
+
+    Raises:
+        UserError: See ``refuse_epoch``.
     """
     states = torch.load(checkpoint, map_location="cpu")
-    reporter = Reporter()
-    reporter.load_state_dict(states["reporter"])
+    advice = "no training can go on from it; start anew with another --asr_tag"
+    reporter = refuse_epoch(states, options, checkpoint, advice)
     model = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
     if not model.exists() or damage(model):
         torch.save(states["model"], model)
     links = {"latest.pth": reporter.get_epoch()}
-    for phase, key, mode in criteria:
+    for phase, key, mode in options.best_model_criterion:
         if reporter.has(phase, key):
             links[f"{phase}.{key}.best.pth"] = reporter.get_best_epoch(phase, key, mode)
     for name, epoch in links.items():
@@ -176,6 +319,17 @@ def _lock(folder):
     os.truncate(file, 0)
     os.write(file, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
     return file
+
+
+def _sound(load):
+    @functools.wraps(load)
+    def sound(path, *args, **kwargs):
+        states = load(path, *args, **kwargs)
+        advice = "it cannot be averaged, nor used: train anew from an epoch that is sound"
+        refuse_not_finite(states, path, advice)
+        return states
+
+    return sound
 
 
 def _atomic(save):

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from espnet_ext.data.kaldi import read_scp, write_atomic, write_scp
-from espnet_ext.errors import UserError, about
+from espnet_ext.errors import UserError, about, no_checkpoint
 from espnet_ext.profiling import config as profiling
 from espnet_ext.profiling.config import read_model_config
 from espnet_ext.profiling.process import commit
@@ -34,9 +34,7 @@ class Evaluation:
         self.config_path = self.expdir / "config.yaml"
         self.checkpoint = self.expdir / args.inference_asr_model
         if not self.checkpoint.is_file():
-            raise UserError(
-                f"{expdir}: has no {args.inference_asr_model}: its training is not done"
-            )
+            raise no_checkpoint(self.checkpoint)
         self.config = read_model_config(self.config_path)
         scores = (self.expdir / args.inference_tag).glob("*/score_wer/score.json")
         self.sets = sorted(path.parent.parent.name for path in scores)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jiwer
 import numpy as np
 
+from espnet_ext.data.kaldi import normal_space
 from espnet_ext.errors import UserError
 from espnet_ext.scoring.resampling import bootstrap, error_rates, interval, nesting
 
@@ -89,11 +90,11 @@ def tokenizer(unit, bpemodel=None):
     if unit == "wer":
         return str.split
     if unit == "cer":
-        return lambda text: [SPACE if c == " " else c for c in " ".join(text.split())]
+        return lambda text: [SPACE if c == " " else c for c in normal_space(text)]
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(bpemodel))
-    return lambda text: model.encode(" ".join(text.split()), out_type=str)
+    return lambda text: model.encode(normal_space(text), out_type=str)
 
 
 def score(references, hypotheses, tokenize):

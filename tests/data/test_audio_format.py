@@ -261,6 +261,39 @@ def test_not_a_number_is_refused(tmp_path):
         audio.format_data_dir(source, tmp_path / "out", RATE)
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e30], ids=str)
+@pytest.mark.parametrize(
+    ("container", "subtype"),
+    [("WAV", "FLOAT"), ("WAV", "DOUBLE"), ("WAVEX", "FLOAT"), ("AIFF", "FLOAT"), ("CAF", "DOUBLE"),
+     ("W64", "FLOAT"), ("MAT5", "FLOAT"), ("AU", "FLOAT")],
+)  # fmt: skip
+def test_one_sample_that_is_no_sound_is_refused_where_nothing_needs_conversion(
+    tmp_path, container, subtype, bad
+):
+    """16 kHz mono, the last but one of the samples: no other check looks at it."""
+    samples, path = tone(0.5), tmp_path / "file"
+    words = {"wav.scp": {"u": str(path)}, "text": {"u": "A"}, "utt2spk": {"u": "s"}}
+    sf.write(path, samples, RATE, format=container, subtype=subtype)
+    kaldi.write_data_dir(tmp_path / "org", words)
+    audio.format_data_dir(tmp_path / "org", tmp_path / "out", RATE)
+    samples[-2] = bad
+    sf.write(path, samples, RATE, format=container, subtype=subtype)
+    with pytest.raises(UserError, match=rf"^u: {path}: .*not numbers.*at 0.500 s"):
+        audio.format_data_dir(tmp_path / "org", tmp_path / "out", RATE)
+    assert not (tmp_path / "out/wav.scp").exists()
+
+
+def test_file_longer_than_a_block_is_checked_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "BLOCK", 1000)
+    for place in (0, 999, 1000, 2499):
+        samples = np.zeros(2500)
+        samples[place] = np.nan
+        sf.write(tmp_path / "x.wav", samples, RATE, subtype="FLOAT")
+        with audio.open_audio(tmp_path / "x.wav") as file:
+            with pytest.raises(UserError, match=f"at {place / RATE:.3f} s"):
+                audio.check(file)
+
+
 def test_impossible_settings_are_refused(tmp_path):
     source = make_dir(tmp_path / "org", {"u": ("u.flac", tone(), RATE)})
     for audio_format in ("flac.ark", "mp3"):

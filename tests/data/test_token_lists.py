@@ -1,6 +1,7 @@
 """Token lists: the files and the order that ESPnet expects."""
 
 import re
+import unicodedata
 
 import pytest
 import sentencepiece as spm
@@ -8,8 +9,8 @@ from espnet2.bin import tokenize_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espnet_ext.bin import data_tokens
-from espnet_ext.data import tokens
+from espnet_ext.bin import data_tokens, score
+from espnet_ext.data import kaldi, tokens
 from espnet_ext.errors import UserError
 
 LINES = ["THE CAT SAT ON THE MAT", "A DOG RAN AND THE CAT RAN", "HELLO WORLD", "DON'T"]
@@ -122,3 +123,102 @@ def test_texts_of_several_files_are_joined(text, tmp_path):
     (tmp_path / "more").write_text("u0 ZEBRA\n")
     found = tokens.read_texts([text, tmp_path / "more"])
     assert found == [*LINES, "ZEBRA"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.text(st.sampled_from("AB \t\u00a0\u3000\u2003\x0b\x85"), min_size=1), min_size=1)
+)
+def test_espnet_sees_no_token_in_a_directory_that_the_list_lacks(tmp_path_factory, lines):
+    """Written with any white space, read and written as the stages do: no target is <unk>."""
+    from espnet2.fileio.read_text import read_2columns_text
+    from espnet2.text.build_tokenizer import build_tokenizer
+    from espnet2.text.token_id_converter import TokenIDConverter
+
+    base = tmp_path_factory.getbasetemp()
+    for folder in ("raw", "formatted"):
+        (base / folder).mkdir(exist_ok=True)
+    names = [f"u{n:02d}" for n in range(len(lines) + 1)]
+    tables = {"text": [*lines, "B A"], "wav.scp": names, "utt2spk": names}
+    for name, values in tables.items():
+        content = "".join(f"{k} {v}\n" for k, v in zip(names, values, strict=True))
+        (base / "raw" / name).write_text(content)
+    kaldi.write_data_dir(base / "formatted", kaldi.read_data_dir(base / "raw"))
+    for token_type in ("char", "word"):
+        found = run_tokens(base / "raw/text", base / "list", "--token_type", token_type)
+        tokenizer, ids = build_tokenizer(token_type), TokenIDConverter(found)
+        for text in read_2columns_text(base / "formatted/text").values():
+            assert ids.unk_id not in ids.tokens2ids(tokenizer.text2tokens(text))
+
+
+def test_long_line_is_trained_on_and_a_line_that_cannot_be_is_refused():
+    long = "Z " * 3000  # sentencepiece leaves out what is longer than 4192 bytes
+    _, vocabulary = tokens.train_bpe([*LINES, long.strip()], 26)
+    assert "Z" in "".join(token for token, _ in vocabulary)
+    with pytest.raises(UserError, match=r"'Q \u2585' has the character . \(U\+2585\)"):
+        tokens.train_bpe([*LINES, "Q \u2585"], 26)
+
+
+@pytest.mark.parametrize("token_type", ["bpe", "char", "word"])
+@pytest.mark.parametrize("symbol", ["<blank>", "<sos/eos>"])
+def test_symbols_of_training_are_refused_in_a_transcript(
+    text, tmp_path, capsys, token_type, symbol
+):
+    text.write_text(f"u1 THE CAT\nu2 A {symbol} B\n")
+    with pytest.raises(SystemExit):
+        run_tokens(text, tmp_path / "out", "--token_type", token_type, "--nbpe", "14")
+    error = capsys.readouterr().err
+    assert f"{text}: line 2: u2 has {symbol} in its text" in error and error.count("\n") == 1
+    (tmp_path / "other").write_text("u1 THE CAT A B\n")  # what tokens are made from
+    with pytest.raises(SystemExit):
+        run_tokens(tmp_path / "other", tmp_path / "out", "--transcripts", str(text))
+    assert f"{text}: line 2: u2 has {symbol} in its text" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("token_type", ["bpe", "char", "word"])
+def test_unknown_in_a_transcript_is_counted_and_is_one_token(text, tmp_path, capsys, token_type):
+    text.write_text("u1 THE CAT <unk> SAT\nu2 THE HAT\nu3 <unk>\n")
+    found = run_tokens(text, tmp_path / "out", "--token_type", token_type, "--nbpe", "11")
+    assert len(set(found)) == len(found) and found[1] == "<unk>"
+    assert f"warning: {text}: 2 of 3 texts hold <unk>" in capsys.readouterr().err
+
+
+def test_symbol_that_is_there_twice_is_refused():
+    with pytest.raises(UserError, match="<blank> is a token of its own already"):
+        tokens.token_list(["A", "<blank>"])
+
+
+VIETNAMESE = ["tiếng Việt", "một hai ba", "nghe và nói", "ba"]
+
+
+@pytest.mark.parametrize(
+    ("form", "changed"), [("NFC", 0), ("NFD", 3)], ids=["composed", "decomposed"]
+)
+def test_text_that_bpe_brings_to_another_form_is_counted_for_training_and_scoring(
+    tmp_path, capsys, form, changed
+):
+    """Decoded perfectly it would be scored as wrong: 'ba' and 'hai' are the same in both forms."""
+    lines = [unicodedata.normalize(form, line) for line in VIETNAMESE]
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text("".join(f"u{n} {line}\n" for n, line in enumerate(lines)))
+    run_tokens(text, out, "--nbpe", "22")
+    model = spm.SentencePieceProcessor(model_file=str(out / "bpe.model"))
+    perfect = [model.decode(model.encode(line)) for line in lines]
+    assert sum(a != b for a, b in zip(perfect, lines, strict=True)) == changed
+    (tmp_path / "hyp").write_text("".join(f"u{n} {line}\n" for n, line in enumerate(perfect)))
+    words = ["--ref", text, "--hyp", tmp_path / "hyp", "--output", tmp_path / "scores"]
+    score.main([*map(str, words), "--bpemodel", str(out / "bpe.model")])
+    error = capsys.readouterr().err
+    expected = f"{text}: {changed} of 4 texts come back from these BPE tokens"
+    assert error.count(expected) == (2 if changed else 0)
+    assert error.count(f"({changed} are not in Unicode's form NFKC") == (2 if changed else 0)
+    assert ("'ti\\u0301' becomes" in error or "becomes 'ti\\u1ebfng'" in error) == bool(changed)
+
+
+def test_characters_without_a_token_are_counted_and_named(text, tmp_path, capsys):
+    (tmp_path / "dev").write_text("u1 THE CAT\nu2 A ZEBRA\nu3 \u00c9T\u00c9\n")
+    run_tokens(text, tmp_path / "out", "--nbpe", "25", "--transcripts", str(tmp_path / "dev"))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{tmp_path}/dev: 2 of 3 texts hold characters" in said
+    assert said.endswith(": 'B', 'Z', '\\xc9'\n")

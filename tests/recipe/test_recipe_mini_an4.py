@@ -97,6 +97,19 @@ def test_recipe_trains_and_scores_a_branchformer_with_shared_statistics(recipe):
     assert (recipe / BRANCHFORMER_EXP / "RESULTS.md").exists()
 
 
+@pytest.mark.parametrize("stage", ["12", "14", "16"])
+def test_stage_that_misses_its_checkpoint_names_those_that_are_there(recipe, stage):
+    asked = ["--inference_asr_model", "valid.loss.ave.pth", "--skip-packing", "false"]
+    done = run(recipe, *BRANCHFORMER, *asked, "--stage", stage, "--stop-stage", stage)
+    assert done.returncode != 0 and done.stderr.count("\n") == 1
+    assert (
+        f"no {BRANCHFORMER_EXP}/valid.loss.ave.pth; there is valid.acc.ave.pth, "
+        "valid.acc.best.pth: name one with --inference_asr_model"
+    ) in done.stderr
+    done = run(recipe, "--asr_exp", "exp/none", "--stage", stage, *asked)
+    assert "no exp/none/valid.loss.ave.pth: run stage 11 first" in done.stderr
+
+
 def test_recipe_fine_tunes_a_converted_model(recipe, monkeypatch):
     """With a teacher, from the converted weights, with the statistics that are there."""
     from espnet_ext.bin import asr_convert

@@ -66,6 +66,10 @@ def test_untrained_model_is_refused(make_run, tmp_path, evaluation):
     (directory / "valid.acc.ave.pth").unlink()
     with pytest.raises(UserError, match="training is not done"):
         evaluation(directory)
+    (directory / "valid.cer_ctc.ave.pth").touch()
+    named = r"valid.acc.ave.pth: no such file; .*--inference_asr_model: valid.cer_ctc.ave.pth$"
+    with pytest.raises(UserError, match=named):
+        evaluation(directory)
 
 
 def test_results_are_written_whole_or_not_at_all(make_run, tmp_path):

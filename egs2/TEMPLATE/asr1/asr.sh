@@ -142,6 +142,14 @@ as_name() { # the part of a directory's name that stands for extra options
     echo "${name//[ |=\/]/}"
 }
 
+trained() { # trained DIR CHECKPOINT OPTION STAGE: stops unless it is there, naming those that are
+    local file there=
+    [ ! -f "$1/$2" ] || return 0
+    for file in "$1"/*.{ave,best}.pth; do [ ! -f "${file}" ] || there+=", ${file##*/}"; done
+    [ -z "${there}" ] || die "no $1/$2; there is ${there#, }: name one with $3"
+    die "no $1/$2: run stage $4 first"
+}
+
 # Names of data, tokens and models.
 original_train_set="${train_set}"
 [ -z "${speed_perturb_factors}" ] || train_set+=_sp
@@ -267,10 +275,12 @@ if wanted 5; then
     token_opts+=(--bpe_input_sentence_size "${bpe_input_sentence_size}" --bpe_char_cover "${bpe_char_cover}")
     # shellcheck disable=SC2206  # several files may be given
     texts=(${bpe_train_text})
-    state=("${token_dir}/.done" "${token_opts[*]}" "${texts[@]}" "${token_list}")
+    transcripts=("${train_dir}/text" "${valid_dir}/text")
+    state=("${token_dir}/.done" "${token_opts[*]}" "${texts[@]}" "${transcripts[@]}" "${token_list}")
     [ "${bpemodel}" = none ] || state+=("${bpemodel}")
     if ! finished "${state[@]}"; then
-        tool data_tokens "${token_opts[@]}" --text "${texts[@]}" --output "${token_dir}"
+        tool data_tokens "${token_opts[@]}" --text "${texts[@]}" --transcripts "${transcripts[@]}" \
+            --output "${token_dir}"
         finish "${state[@]}"
     fi
 fi
@@ -340,6 +350,7 @@ if wanted 8; then
     log "Stage 8: perplexity"
     state=("${lm_exp}/perplexity_test/.done" "" "${lm_exp}/${inference_lm}" "${lm_test_text}")
     state+=("${lm_exp}/perplexity_test/ppl")
+    trained "${lm_exp}" "${inference_lm}" --inference_lm 7
     if ! finished "${state[@]}"; then
         ${cuda_cmd} --gpu "${ngpu}" "${lm_exp}/perplexity_test/lm_calc_perplexity.log" \
             "${python}" -m espnet_ext.bin.lm_calc_perplexity --ngpu "${ngpu}" \
@@ -406,13 +417,14 @@ fi
 
 if wanted 12; then
     log "Stage 12: decoding with ${asr_exp}/${inference_asr_model}"
-    [ -f "${asr_exp}/${inference_asr_model}" ] || die "no ${asr_exp}/${inference_asr_model}: run stage 11 first"
+    trained "${asr_exp}" "${inference_asr_model}" --inference_asr_model 11
     infer_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
     infer_opts+=(${inference_config:+--config "${inference_config}"})
     decoder=asr_inference
     if "${use_streaming}"; then decoder+=_streaming; else infer_opts+=(--batch_size "${batch_size}"); fi
     models=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} ${inference_config})
     if "${use_lm}"; then
+        trained "${lm_exp}" "${inference_lm}" --inference_lm 7
         infer_opts+=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
         models+=("${lm_exp}"/{config.yaml,"${inference_lm}"})
     fi
@@ -461,6 +473,7 @@ fi
 packed="${asr_exp}/$(basename "${asr_exp}")_${inference_asr_model%.*}.zip"
 if wanted 14; then
     log "Stage 14: packing ${packed}"
+    trained "${asr_exp}" "${inference_asr_model}" --inference_asr_model 11
     pack_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
     pack_opts+=(--option "${token_list}" ${inference_config:+--option "${inference_config}"})
     packed_files=("${asr_exp}"/{config.yaml,"${inference_asr_model}",RESULTS.md} ${inference_config})
@@ -486,7 +499,7 @@ fi
 
 if wanted 16; then
     log "Stage 16: what ${asr_exp} keeps in memory while it streams, and what it costs"
-    [ -f "${asr_exp}/${inference_asr_model}" ] || die "no ${asr_exp}/${inference_asr_model}: run stage 11 first"
+    trained "${asr_exp}" "${inference_asr_model}" --inference_asr_model 11
     if [ -z "${profile_config}" ]; then
         profile_config=conf/profile.yaml
         [ -f "${profile_config}" ] || profile_config="${root}/conf/profile.yaml"
