@@ -122,6 +122,11 @@ def allocated(device):
     return 0 if device == "cpu" else torch.cuda.memory_allocated()
 
 
+def amp(device):
+    """Options of autocast as ESPnet's trainer chooses them on a card."""
+    return {"dtype": torch.float16 if device != "cpu" else torch.bfloat16} | autocast_args
+
+
 def row(cells, device, *args):
     """Cells of a table's row, and whether they are right; after a failure the next row goes on."""
     try:
@@ -187,8 +192,7 @@ class TrainingStep:
         self.peak = 0 if device == "cpu" else (torch.cuda.max_memory_allocated() - held) / MIB
 
     def __call__(self):
-        amp = autocast_args if self.device != "cpu" else {"dtype": torch.bfloat16}
-        with torch.autocast(self.device, **amp):
+        with torch.autocast(self.device, **amp(self.device)):
             loss, _, _ = self.model(**self.batch)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -203,10 +207,9 @@ class TrainingStep:
 
 def training(device, sizes):
     """Print a step's time and memory, ours and ESPnet's in turn; False if one is wrong."""
-    dtype = autocast_args.get("dtype", torch.float16)
     print(
         f"A step is forward, backward and Adam under AMP as ESPnet's trainer runs it "
-        f"({str(dtype).removeprefix('torch.')}), {sizes.seconds:g} s per utterance, against "
+        f"({amp(device)['dtype']}), {sizes.seconds:g} s per utterance, against "
         "ESPnet's encoder with `use_sdpa: true`.\nThe two sides alternate. Peak memory has the "
         "weights, the gradients and Adam's moments in it.\n\n"
         "| config | utterances | ours ms | ESPnet ms | ratio | ours MiB | ESPnet MiB | ratio |\n"
@@ -268,9 +271,10 @@ def steps(device, sizes):
         conf = read_model_config(CONF / f"train_asr_conformer_{attention}.yaml")["encoder_conf"]
         options = {key: conf[key] for key in ("attention", "attention_conf")}
         options |= {"causal": True, "chunk_size": CHUNK, "left_context": LEFT}
-        encoder = make_encoder("conformer", **options | dict(sizes.streaming))
+        options |= dict(sizes.streaming)
+        encoder = make_encoder("conformer", **options)
         encoder.eval().to(device)
-        sizes_of = ", ".join(f"{key} {value}" for key, value in conf["attention_conf"].items())
+        sizes_of = ", ".join(f"{key} {value}" for key, value in options["attention_conf"].items())
         name = f"{attention} {sizes_of}".strip()
         for streams in sizes.streams:
             cells, right = row(step_cells, device, encoder, streams, sizes.steps)

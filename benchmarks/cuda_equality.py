@@ -182,6 +182,8 @@ def beam_search(device, encoders):
         nbest = []
         for place in ("cpu", device):
             search = make_search(args, 5, ctc_weight, 0).to(place)
+            if ctc_weight:
+                search.scorers["ctc"].ctc.to(place)  # its scorer is no module
             use_kv_cache(search)
             nbest.append(search(memory.to(place), maxlenratio=-12))
         tokens, difference = same(*reversed(nbest))
