@@ -18,6 +18,7 @@ from espnet_ext.attention import build_attention
 from espnet_ext.convert.weights import group_heads, to_groups, to_latent, to_linear
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.frontend import StreamingFrontend
+from espnet_ext.state import StreamState
 from tiny import (
     FS,
     INPUT_SIZE,
@@ -159,6 +160,39 @@ def moved(device, encoders):
             yield f"{name} from {there}", "float32", relative_error(got, want)
 
 
+def different_ages(device, encoders):
+    """Streams that began at different times, some steps in one batch, then alone to their end."""
+    packet, together = 4 * CHUNK, 3  # feature frames, steps in a batch
+    ages, lengths = (5, 2, 1), (FRAMES, SHORTER, 72)  # the first has filled its left context
+    generator = torch.Generator().manual_seed(3)
+    feats = [torch.randn(1, n, INPUT_SIZE, generator=generator) for n in lengths]
+    for name, build in cases(encoders, causal=True, chunk_size=CHUNK, left_context=LEFT):
+        with torch.no_grad():
+            alone = build("cpu")
+            want = [alone(x, torch.tensor([x.size(1)]))[0][0] for x in feats]
+        for precision, dtype in PRECISIONS.items():
+            encoder, outputs = build(device), [[] for _ in feats]
+            packets = [iter(x.to(device).split(packet, dim=1)) for x in feats]
+            states = [encoder.init_state() for _ in feats]
+            with autocast(device, dtype):
+                for i, age in enumerate(ages):
+                    for _ in range(age):
+                        y, states[i] = encoder.forward_chunk(next(packets[i]), states[i])
+                        outputs[i].append(y[0])
+                state = StreamState.stack(states)
+                for _ in range(together):
+                    x = torch.cat([next(stream) for stream in packets])
+                    y, state = encoder.forward_chunk(x, state)
+                    for i, row in enumerate(y):
+                        outputs[i].append(row)
+                for i, one in enumerate(state.unstack()):
+                    for x in (*packets[i], feats[i][:, :0].to(device)):
+                        y, one = encoder.forward_chunk(x, one, is_final=not x.size(1))
+                        outputs[i].append(y[0])
+            got = torch.cat([torch.cat([y.float() for y in parts]) for parts in outputs])
+            yield name, precision, relative_error(got, torch.cat(want))
+
+
 def front_end(device, encoders):
     """Log-mel features from packets of a waveform, against the whole on the CPU."""
     frontend = DefaultFrontend(fs=FS, n_fft=256, hop_length=80, n_mels=INPUT_SIZE)
@@ -221,6 +255,7 @@ CHECKS = (
     streaming,
     cache_dtypes,
     moved,
+    different_ages,
     front_end,
     beam_search,
     conversion,
