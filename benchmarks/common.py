@@ -34,12 +34,17 @@ def make_encoder(name, stock=False, **options):
     """
     conf = yaml.safe_load((CONF / f"train_asr_{name}_mha.yaml").read_text())["encoder_conf"]
     if stock:
-        conf = {k: v for k, v in conf.items() if not k.startswith("attention_conf")}
-        del conf["attention"]
-        options = {"use_sdpa": True} | options
+        conf = stock_conf(conf)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     return ENCODERS[name][stock](N_MELS, **(conf | options))
+
+
+def stock_conf(conf):
+    """The ``encoder_conf`` of ESPnet's own encoder of the same size, with its SDPA."""
+    return {k: v for k, v in conf.items() if k not in ("attention", "attention_conf")} | {
+        "use_sdpa": True
+    }
 
 
 def features(seconds, batch_size=1):
@@ -77,3 +82,9 @@ def in_fresh_process(function, *args):
     """Call a module's function in a process of its own, so that its peak memory is its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
+
+
+def one_line(error):
+    """An exception as one line that fits a table."""
+    text = " ".join(str(error).split()).replace("|", "/")
+    return f"{type(error).__name__}: {text}"[:300]

@@ -268,6 +268,10 @@ class StreamState:
         """All streams have had their final packet."""
         return all(self.closed)
 
+    def __getstate__(self):
+        # a copy, in this process or another, takes the positions of its model at its next step
+        return vars(self) | {"positions": None}
+
     def ledger(self) -> dict[str, int]:
         """Bytes in use by kind.
 

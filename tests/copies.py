@@ -1,5 +1,6 @@
 """Copies of the mini_an4 recipe for tests, and runs of it that are watched or killed."""
 
+import contextlib
 import shutil
 import signal
 import subprocess
@@ -29,8 +30,11 @@ def run(recipe, *options):
 
 
 def descendants(pid):
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
-    parents = [tuple(map(int, line.split())) for line in listing.splitlines()]
+    parents = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            parent = stat.read_text().rsplit(")", 1)[1].split()[1]
+            parents.append((int(stat.parent.name), int(parent)))
     found = {pid}
     while more := {child for child, parent in parents if parent in found} - found:
         found |= more

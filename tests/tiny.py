@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from espnet_ext.attention import ATTENTIONS, build_attention
-from espnet_ext.attention.base import relative_positions
 from espnet_ext.encoder import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
+from espnet_ext.positions import relative_positions
+from espnet_ext.step import FramesOfPast, Window
 
 N_FEAT, N_HEAD, INPUT_SIZE = 32, 4, 20
 FS = 8000
@@ -63,6 +64,22 @@ def build_tiny_attention(variant, **conf):
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return attention.eval()
+
+
+@torch.no_grad()
+def stream_attention(attention, x, chunk_size, left_context):
+    """One attention alone on a stream: (B, T, n_feat) in chunks -> (B, T, n_feat)."""
+    batch = x.size(0)
+    state = attention.init_cache(batch, chunk_size, left_context, torch.float32, "cpu")
+    capacity, outputs, start = chunk_size + left_context, [], 0
+    for chunk in x.split(chunk_size, dim=1):
+        n, kept = chunk.size(1), min(start, left_context)
+        window = Window(start % capacity, (kept,) * batch, (n,) * batch, n, capacity, "cpu")
+        distances = torch.arange(window.keys - 1, -n, -1)
+        past = FramesOfPast(state, window, attention.project_positions(distances))
+        outputs.append(attention.forward_chunk(chunk, past))
+        start += n
+    return torch.cat(outputs, dim=1)
 
 
 def positions(length, dtype=torch.float32):

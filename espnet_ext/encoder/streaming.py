@@ -456,8 +456,8 @@ class StreamingEncoder(nn.Module):
         y, pasts = self.step(feats, layers, window, positions)
         if not torch.isfinite(y).all():
             raise ValueError(
-                "feats: the encoder's output would not be finite numbers: these features, the "
-                "weights, or half precision are too large or not a number"
+                "feats: the encoder's output would be infinite or not a number: the features are "
+                "far too large, the weights are of no use, or the dtype is too narrow, use float32"
             )
         moved = [n if e else m for m, e in zip(real, ended, strict=True)]
         heads = tuple(head + m for head, m in zip(heads, moved, strict=True))

@@ -135,7 +135,10 @@ class StreamingFrontend:
             ready = [min(ready)] * len(ready)
         feats = self._features(rows, ready)
         if not torch.isfinite(feats).all():
-            raise ValueError("samples: their features would not be finite, they are far too large")
+            raise ValueError(
+                "samples: their features would be infinite or not a number: the samples are far "
+                "too large, or the dtype is too narrow, use float32"
+            )
         frames = tuple(a + b for a, b in zip(state.frames, ready, strict=True))
         counts = [
             min(after, self._frames_of(now)) - min(before, self._frames_of(then))

@@ -16,6 +16,7 @@ from espnet_ext.attention.blocked import CPU_BLOCK as BLOCK
 from espnet_ext.attention.blocked import ChunkView
 from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions
 from tiny import build_tiny_attention as make
+from tiny import stream_attention
 
 D_K = N_FEAT // N_HEAD
 SOFTMAX = [name for name in VARIANTS if name != "linear"]
@@ -103,19 +104,19 @@ def test_attention_equals_naive_loop(variant, chunk, left):
 @pytest.mark.parametrize("chunk,left", [(None, -1), (48, 100), (16, -1)])
 def test_blocks_equal_attention_with_weights(variant, length, chunk, left):
     """Long inputs run in blocks of queries; asking for weights runs them in one piece."""
-    att = make(variant)
-    x = torch.randn(1, length, N_FEAT)
+    att = make(variant).double()
+    x = torch.randn(1, length, N_FEAT).double()
     mask = torch.ones(1, 1, length, dtype=torch.bool)
-    pos = positions(length)
+    pos = positions(length).double()
     pos = pos if chunk is None else ChunkView(pos, chunk, left)
     with torch.no_grad():
         y = att(x, x, x, pos, mask)
         assert att.attn is None
         handle = att.register_forward_hook(lambda module, args, output: None)
-        assert max_error(att(x, x, x, pos, mask), y) < 1e-5
+        assert max_error(att(x, x, x, pos, mask), y) < 1e-12
         handle.remove()
     assert att.attn.shape == (1, N_HEAD, length, length)
-    assert max_error(att.attn.sum(-1), torch.ones(1, N_HEAD, length)) < 1e-4
+    assert max_error(att.attn.sum(-1), torch.ones(1, N_HEAD, length)) < 1e-12
 
 
 def test_mha_equals_stock_espnet():
@@ -188,11 +189,7 @@ def test_absorbed_equals_expanded(variant, conf):
     outputs = []
     for absorb in (True, False):
         att._absorb = lambda n, w_k, absorb=absorb: absorb
-        cache = att.init_cache(2, 6, 12, torch.float32, "cpu")
-        with torch.no_grad():
-            outputs.append(
-                torch.cat([att.forward_chunk(x[:, s : s + 6], cache) for s in range(0, 30, 6)], 1)
-            )
+        outputs.append(stream_attention(att, x, chunk_size=6, left_context=12))
     assert max_error(*outputs) < 1e-5
 
 
