@@ -18,8 +18,9 @@ import warnings
 import torch
 from common import pair_times
 
-from espnet_ext.attention.base import attend, position_scores, relative_positions
+from espnet_ext.attention.base import attend, position_scores
 from espnet_ext.encoder import ConformerEncoder
+from espnet_ext.positions import relative_positions
 
 VARIANTS = {
     "mha": ("mha", {}),

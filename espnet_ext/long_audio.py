@@ -144,7 +144,10 @@ class LongAudio:
         packets = samples.split(PACKET * self.fs)
         for i, packet in enumerate(packets):
             final = i == len(packets) - 1
-            made, _, state = self.frontend.forward_chunk(packet[None], state, final)
+            try:
+                made, _, state = self.frontend.forward_chunk(packet[None], state, final)
+            except ValueError as error:
+                raise UserError(str(error)) from None
             feats.append(made)
         feats = torch.cat(feats, dim=1)
         layers = self.model.encoder.encoders

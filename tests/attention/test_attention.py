@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from espnet_ext.attention import ATTENTIONS, build_attention
 from espnet_ext.attention.blocked import CPU_BLOCK as BLOCK
 from espnet_ext.attention.blocked import ChunkView
-from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions
+from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions, stream_attention
 from tiny import build_tiny_attention as make
-from tiny import stream_attention
 
 D_K = N_FEAT // N_HEAD
 SOFTMAX = [name for name in VARIANTS if name != "linear"]
@@ -116,7 +115,7 @@ def test_blocks_equal_attention_with_weights(variant, length, chunk, left):
         assert max_error(att(x, x, x, pos, mask), y) < 1e-12
         handle.remove()
     assert att.attn.shape == (1, N_HEAD, length, length)
-    assert max_error(att.attn.sum(-1), torch.ones(1, N_HEAD, length)) < 1e-12
+    assert max_error(att.attn.sum(-1), torch.ones(1, N_HEAD, length)) < 1e-6
 
 
 def test_mha_equals_stock_espnet():
