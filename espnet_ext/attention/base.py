@@ -40,6 +40,11 @@ def check_choice(key: str, value, choices) -> None:
         raise ValueError(f"{key}: must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
+def quantised(*linears) -> bool:
+    """Whether any of these layers has no weight that is a tensor."""
+    return not all(isinstance(linear.weight, torch.Tensor) for linear in linears)
+
+
 def position_scores(q_v: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """Scores (q_i + v) . p_{i-j} of n queries and K keys, each a run of neighbouring frames.
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from espnet_ext.attention.base import SoftmaxAttention, check_choice
+from espnet_ext.attention.base import SoftmaxAttention, check_choice, quantised
 
 
 class MultiHeadAttention(SoftmaxAttention):
@@ -51,7 +51,7 @@ class MultiHeadAttention(SoftmaxAttention):
         return record["k"], record["v"]
 
     def absorbed_weights(self):
-        if self.cache == "kv":
+        if self.cache == "kv" or quantised(self.linear_k, self.linear_v):
             return None
         # the key bias adds one constant to a row of scores, which softmax does not see
         w_k = self.linear_k.weight.unflatten(0, (-1, self.d_k))  # (G*d, D) -> (G, d, D)

@@ -14,7 +14,7 @@ are never built, unless the chunk is so long that building them once is cheaper.
 
 from torch import nn
 
-from espnet_ext.attention.base import SoftmaxAttention, check_at_least
+from espnet_ext.attention.base import SoftmaxAttention, check_at_least, quantised
 
 
 class MultiHeadLatentAttention(SoftmaxAttention):
@@ -76,6 +76,8 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         return self.split_heads(self.linear_k_up(c)), self.split_heads(self.linear_v_up(c))
 
     def absorbed_weights(self):
+        if quantised(self.linear_k_up, self.linear_v_up):
+            return None
         w_k = self.linear_k_up.weight.unflatten(0, (self.h, self.d_k))  # (H*d, r) -> (H, d, r)
         w_v = self.linear_v_up.weight.unflatten(0, (self.h, self.d_k)).transpose(1, 2)  # (H, r, d)
         return w_k, w_v, self.linear_v_up.bias.view(self.h, 1, self.d_k)
