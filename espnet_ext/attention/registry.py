@@ -1,6 +1,7 @@
 """The names that YAML files use. A new variant is one file beside this one and one line here."""
 
 import inspect
+import itertools
 
 from espnet_ext.attention.base import Attention, check_choice
 from espnet_ext.attention.gqa import GroupedQueryAttention
@@ -18,29 +19,71 @@ ATTENTIONS = {
 RENAMED = {"latent_dim": "kv_lora_rank"}
 
 
-def layer_conf(attention_conf: dict | None, layer: int, num_layers: int | None = None):
-    """Options of one layer, where a list of an option holds a value for each layer.
+def layer_attentions(
+    attention: str | list[str], attention_conf: dict | None = None, num_layers: int | None = None
+) -> list[tuple[str, dict]]:
+    """Name and options of each layer's attention.
+
+    A list holds a value for each layer: of names, as in a stack with linear attention below and
+    latent attention above, and of any option. A layer takes the options that its attention has.
 
     Args:
-        attention_conf: Options of the encoder's attention.
-        layer: Which layer, from 0.
-        num_layers: How many there are; None if that is not known yet.
+        attention: Name of the attention of all layers, or a list.
+        attention_conf: Options, see the classes.
+        num_layers: How many layers there are; None where that is not known yet, and the lists say.
 
     Raises:
-        ValueError: A list is not as long as there are layers.
+        ValueError: An unknown name, a list that is not as long as there are layers, or an option
+            that no layer has.
     """
-    if not isinstance(attention_conf, dict):
-        return attention_conf
-    conf = dict(attention_conf)
+    conf = {} if attention_conf is None else attention_conf
+    if not isinstance(conf, dict):
+        raise ValueError(f"attention_conf: must be a mapping, got {conf!r}")
+    lists = {"attention": attention} | {f"attention_conf: {key}": v for key, v in conf.items()}
+    lists = {what: values for what, values in lists.items() if isinstance(values, list)}
+    if num_layers is None:
+        num_layers = max([1, *map(len, lists.values())])
+    for what, values in lists.items():
+        if len(values) != num_layers:
+            raise ValueError(
+                f"{what}: a list has a value for each layer, which are {num_layers}, got {values}"
+            )
+    names = attention if isinstance(attention, list) else [attention] * num_layers
+    for name in names:
+        check_choice("attention", name, ATTENTIONS)
+    known = {name: options_of(name) for name in names}
     for key, value in conf.items():
-        if isinstance(value, list):
-            if not value or num_layers not in (None, len(value)):
-                layers = "" if num_layers is None else f", which are {num_layers}"
-                raise ValueError(
-                    f"attention_conf: {key}: a list has a value for each layer{layers}, got {value}"
-                )
-            conf[key] = value[layer]
-    return conf
+        if key in RENAMED:
+            raise ValueError(f"attention_conf: use {RENAMED[key]} in place of {key}: {value!r}")
+        if not any(key in options for options in known.values()):
+            takes = "; ".join(f"{n} takes {', '.join(o) or 'no options'}" for n, o in known.items())
+            raise ValueError(f"attention_conf: {takes}, got {key}: {value!r}")
+    return [
+        (
+            name,
+            {
+                key: value[layer] if isinstance(value, list) else value
+                for key, value in conf.items()
+                if key in known[name]
+            },
+        )
+        for layer, name in enumerate(names)
+    ]
+
+
+def options_of(attention: str) -> list[str]:
+    """Names of the options that an attention takes."""
+    shared = ("self", "n_head", "n_feat", "dropout_rate")
+    parameters = inspect.signature(ATTENTIONS[attention].__init__).parameters
+    return [name for name in parameters if name not in shared]
+
+
+def attention_label(attention: str | list[str]) -> str:
+    """One word for what a model's layers have: ``mla``, or ``linear*6+mla*6`` from below."""
+    if isinstance(attention, str):
+        return attention
+    runs = [(name, len(list(same))) for name, same in itertools.groupby(attention)]
+    return runs[0][0] if len(runs) == 1 else "+".join(f"{name}*{n}" for name, n in runs)
 
 
 def build_attention(
@@ -63,19 +106,5 @@ def build_attention(
         ValueError: An unknown name or option, or an impossible value; the message names key, rule
             and value.
     """
-    check_choice("attention", attention, ATTENTIONS)
-    cls = ATTENTIONS[attention]
-    conf = {} if attention_conf is None else attention_conf
-    if not isinstance(conf, dict):
-        raise ValueError(f"attention_conf: must be a mapping, got {conf!r}")
-    shared = ("self", "n_head", "n_feat", "dropout_rate")
-    options = [name for name in inspect.signature(cls.__init__).parameters if name not in shared]
-    for key, value in conf.items():
-        if key in RENAMED:
-            raise ValueError(f"attention_conf: use {RENAMED[key]} in place of {key}: {value!r}")
-        if key not in options:
-            raise ValueError(
-                f"attention_conf: {attention} takes {', '.join(options) or 'no options'}, "
-                f"got {key}: {value!r}"
-            )
-    return cls(n_head, n_feat, dropout_rate, **conf)
+    ((name, conf),) = layer_attentions(attention, attention_conf, 1)
+    return ATTENTIONS[name](n_head, n_feat, dropout_rate, **conf)

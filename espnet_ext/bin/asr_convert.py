@@ -22,7 +22,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="source", required=True, help="directory of the model")
     parser.add_argument("--output", required=True, help="directory to write, not there yet")
     parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
-    parser.add_argument("--attention", help="mha, gqa, mla or linear [the encoder stays as it is]")
+    parser.add_argument(
+        "--attention",
+        help="mha, gqa, mla or linear; A,B,... is one per layer [the encoder stays as it is]",
+    )
     parser.add_argument(
         "--attention_conf",
         nargs="+",
@@ -97,8 +100,9 @@ def main(argv=None):
         raise UserError(f"--num_utts: must be at least 1, got {args.num_utts}")
     from espnet_ext.convert.model import Request, convert_model
 
+    names = (args.attention or "").split(",")
     request = Request(
-        attention=args.attention,
+        attention=names if len(names) > 1 else args.attention,
         attention_conf=options("attention_conf", args.attention_conf),
         budget_kb=args.budget_kb,
         similar=args.grouping == "similar",

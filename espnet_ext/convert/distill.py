@@ -65,8 +65,8 @@ class DistilledASRModel(ESPnetASRModel):
         if teacher.encoder.output_size() != self.encoder.output_size():
             raise UserError(f"{self.teacher_file}: teacher: its encoder has another output_size")
         teacher.encoder.chunk_size, left_context = self.encoder.used_view
-        attention = getattr(self.encoder.encoders[0], self.encoder.attention_name)
-        teacher.encoder.left_context = left_context if attention.has_left_context else -1
+        forgets = any(attention.has_left_context for attention in self.encoder.attentions)
+        teacher.encoder.left_context = left_context if forgets else -1
         with torch.no_grad():
             wanted = _last(teacher.encoder(feats, lengths)[0])
             wanted_ctc = teacher.ctc.log_softmax(wanted)

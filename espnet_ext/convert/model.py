@@ -11,7 +11,7 @@ import torch
 import yaml
 from espnet2.tasks.asr import encoder_choices
 
-from espnet_ext.attention import build_attention, layer_conf
+from espnet_ext.attention import attention_label, build_attention, layer_attentions
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.convert.weights import (
     Moments,
@@ -41,7 +41,8 @@ class Request:
     """What is asked of a conversion.
 
     Attributes:
-        attention: One of ``CONVERTIBLE``, or None to leave the encoder as it is.
+        attention: One of ``CONVERTIBLE``, a list of one for each layer, or None to leave the
+            encoder as it is.
         attention_conf: Its options.
         budget_kb: MLA without ``kv_lora_rank``: KB that all layers together may keep of 1000
             frames, in float32.
@@ -53,7 +54,7 @@ class Request:
         decoder_attention_conf: Its options.
     """
 
-    attention: str | None = None
+    attention: str | list[str] | None = None
     attention_conf: dict = field(default_factory=dict)
     budget_kb: float | None = None
     similar: bool = False
@@ -183,12 +184,15 @@ def _convert_encoder(model, config, request):
         conf["kv_lora_rank"] = allocate_ranks(spectra, total)
     news = _new_attentions(olds, request.attention, conf)
     lost = []
-    for layer, old, new, known in zip(encoder.encoders, olds, news, moments, strict=True):
-        lost.append(_fill(new, old, request.attention, request.similar, known))
+    names = [name for name, _ in layer_attentions(request.attention, conf, len(olds))]
+    for layer, old, new, name, known in zip(
+        encoder.encoders, olds, news, names, moments, strict=True
+    ):
+        lost.append(_fill(new, old, name, request.similar, known))
         setattr(layer, encoder.attention_name, new)
     config["encoder_conf"] |= {"attention": request.attention, "attention_conf": conf}
     return {
-        "attention": request.attention,
+        "attention": attention_label(request.attention),
         "attention_conf": conf,
         "similar_heads": request.similar,
         "calibration": request.calibration_scp and str(request.calibration_scp),
@@ -199,27 +203,27 @@ def _convert_encoder(model, config, request):
 
 def _check_encoder_request(request):
     name, conf = request.attention, request.attention_conf
-    if name not in CONVERTIBLE:
+    names = set(name if isinstance(name, list) else [name])
+    if not names <= set(CONVERTIBLE):
         raise UserError(f"--attention: must be one of {', '.join(CONVERTIBLE)}, got {name}")
-    if request.similar and name != "gqa":
+    if request.similar and "gqa" not in names:
         raise UserError(f"--grouping similar: groups heads of gqa, --attention is {name}")
-    if request.calibration_scp and name not in ("gqa", "mla"):
+    if request.calibration_scp and not names & {"gqa", "mla"}:
         raise UserError(f"--calibration_scp: is for gqa and mla, --attention is {name}")
     if request.budget_kb is not None and not math.isfinite(request.budget_kb):
         raise UserError(f"--budget_kb: must be a number of KB, got {request.budget_kb:g}")
-    if request.budget_kb is not None and (name != "mla" or "kv_lora_rank" in conf):
+    if request.budget_kb is not None and (names != {"mla"} or "kv_lora_rank" in conf):
         raise UserError("--budget_kb: chooses kv_lora_rank of mla, so leave that out")
     for key in ("q_lora_rank", "kv_norm"):
         if conf.get(key):
             raise UserError(f"--attention_conf: {key}: a converted model has none, leave it out")
 
 
-def _new_attentions(olds, name, conf):
+def _new_attentions(olds, attention, conf):
+    layers = layer_attentions(attention, conf, len(olds))
     return [
-        build_attention(
-            name, old.h, old.n_feat, old.dropout_rate, layer_conf(conf, number, len(olds))
-        )
-        for number, old in enumerate(olds)
+        build_attention(name, old.h, old.n_feat, old.dropout_rate, own)
+        for old, (name, own) in zip(olds, layers, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositionalEncoding
 from torch import nn
 
-from espnet_ext.attention import build_attention, layer_conf
+from espnet_ext.attention import build_attention, layer_attentions
 from espnet_ext.attention.base import check_at_least, check_choice
 from espnet_ext.attention.blocked import ChunkView
 from espnet_ext.dropout import Dropout
@@ -95,8 +95,9 @@ class StreamingEncoder(nn.Module):
         attention_heads: Query heads, n_head.
         attention_dropout_rate: Dropout of attention weights.
         rel_pos_type: ``latest``, ESPnet's current relative positions; the others are refused.
-        attention: One of ``espnet_ext.attention.ATTENTIONS``.
-        attention_conf: Options of that attention; a list has a value for each layer.
+        attention: One of ``espnet_ext.attention.ATTENTIONS``; a list has a name for each layer.
+        attention_conf: Options; a list has a value for each layer. A layer takes those that its
+            attention has.
         causal: Convolutions see no future frame. Needed to stream.
         chunk_size: Encoder frames per chunk (40 ms each at 16 kHz, hop 160, conv2d); None lets
             every frame see the whole utterance.
@@ -121,7 +122,7 @@ class StreamingEncoder(nn.Module):
         attention_heads: int = 4,
         attention_dropout_rate: float = 0.0,
         rel_pos_type: str = "latest",
-        attention: str = "mha",
+        attention: str | list[str] = "mha",
         attention_conf: dict | None = None,
         causal: bool = False,
         chunk_size: int | None = None,
@@ -140,15 +141,14 @@ class StreamingEncoder(nn.Module):
 
         check_at_least("attention_memory_mb", attention_memory_mb, 1)
 
-        def make_attention(layer, num_layers=None):
-            conf = layer_conf(attention_conf, layer, num_layers)
-            made = build_attention(
-                attention, attention_heads, output_size, attention_dropout_rate, conf
-            )
+        def make(layer):
+            name, conf = layer
+            made = build_attention(name, attention_heads, output_size, attention_dropout_rate, conf)
             made.attention_memory_mb = attention_memory_mb
             return made
 
-        make_attention(0)  # complain about its options before ESPnet asserts
+        for layer in layer_attentions(attention, attention_conf):
+            make(layer)  # complain about its options before ESPnet asserts
         super().__init__(
             input_size,
             output_size=output_size,
@@ -157,8 +157,9 @@ class StreamingEncoder(nn.Module):
             rel_pos_type=rel_pos_type,
             **espnet_conf,
         )
-        for number, layer in enumerate(self.encoders):
-            setattr(layer, self.attention_name, make_attention(number, len(self.encoders)))
+        made = layer_attentions(attention, attention_conf, len(self.encoders))
+        for layer, own in zip(self.encoders, made, strict=True):
+            setattr(layer, self.attention_name, make(own))
             depthwise = CausalConv1d if causal else DepthwiseConv1d
             for holder, name in self.convolutions(layer).values():
                 setattr(holder, name, depthwise.like(getattr(holder, name)))
@@ -236,11 +237,11 @@ class StreamingEncoder(nn.Module):
         return self._positions.used
 
     def _effective_left_context(self, left_context):
-        attention = getattr(self.encoders[0], self.attention_name)
-        if left_context >= 0 and not attention.has_left_context:
+        if left_context >= 0 and not any(layer.has_left_context for layer in self.attentions):
+            name = type(self.attentions[0]).__name__
             warnings.warn(
-                f"left_context: {type(attention).__name__} keeps sums that cannot forget a frame, "
-                f"so {left_context} is ignored; set -1",
+                f"left_context: {name} keeps sums that cannot forget a frame, so {left_context} is "
+                "ignored; set -1",
                 stacklevel=3,
             )
             return -1

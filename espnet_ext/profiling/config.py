@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from espnet_ext.attention import attention_label
 from espnet_ext.errors import UserError
 from espnet_ext.register import CHOICES
 
@@ -49,7 +50,7 @@ def describe(config: dict, path) -> dict:
     return {
         "config": str(path),
         "encoder": config["encoder"].removeprefix("kv_"),
-        "attention": conf.get("attention", "mha"),
+        "attention": attention_label(conf.get("attention", "mha")),
         "attention_conf": conf.get("attention_conf") or {},
         "causal": conf.get("causal", False),
     }

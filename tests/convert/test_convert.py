@@ -19,6 +19,7 @@ LOSSLESS = {
     "mla-padded": ["mla", f"kv_lora_rank={2 * N_FEAT}"],
     "gqa-full": ["gqa", f"n_kv_head={N_HEAD}"],
     "mha-input": ["mha", "cache=input"],
+    "stack": ["mla,mha", f"kv_lora_rank={2 * N_FEAT}", "cache=input"],
 }
 
 
