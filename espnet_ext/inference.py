@@ -1,6 +1,5 @@
 """Text from a live stream: feed packets of samples, get partial text, then the final one."""
 
-import argparse
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
+from espnet_ext.options import Parser, context, positive_int
 from espnet_ext.state import StreamState
 
 BLANK = 0
@@ -328,13 +328,17 @@ class StreamingSpeech2Text:
         return sorted(scored, key=lambda hyp: -hyp[1])
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: Parser) -> None:
     """Options that say which model streams, and how."""
     parser.add_argument("--asr_train_config", required=True, help="config.yaml of the training run")
     parser.add_argument("--asr_model_file", help="checkpoint; random weights without one")
-    parser.add_argument("--chunk_size", type=int, help="encoder frames per step [the model's own]")
     parser.add_argument(
-        "--left_context", type=int, help="encoder frames before a chunk, -1 all [the model's own]"
+        "--chunk_size", type=positive_int, help="encoder frames per step [the model's own]"
+    )
+    parser.add_argument(
+        "--left_context",
+        type=context,
+        help="encoder frames before a chunk, -1 all [the model's own]",
     )
     parser.add_argument(
         "--cache_dtype", default="float32", help="float32, bfloat16, float16 or int8 [%(default)s]"

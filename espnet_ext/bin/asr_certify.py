@@ -6,7 +6,6 @@ every text is identical. The two are equal if the texts are and the errors in fl
 with caches in another dtype, errors in float32 are what counts. Exit status 1 if not equal.
 """
 
-import argparse
 import json
 import os
 
@@ -18,16 +17,17 @@ from espnet_ext.data.packets import read_whole
 from espnet_ext.equivalence import TOLERANCE, compare, to_float64
 from espnet_ext.errors import UserError, cli
 from espnet_ext.inference import StreamingSpeech2Text, add_model_options, model_options
+from espnet_ext.options import Parser, count, positive
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Options of this command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add_model_options(parser)
     parser.add_argument("--wav_scp", required=True, help="recordings to certify on")
-    parser.add_argument("--num_utts", type=int, default=10, help="how many of them, 0 for all")
+    parser.add_argument("--num_utts", type=count, default=10, help="how many of them, 0 for all")
     parser.add_argument(
-        "--packet_ms", type=float, nargs="+", default=[10, 70, 640], help="packet lengths to try"
+        "--packet_ms", type=positive, nargs="+", default=[10, 70, 640], help="packet lengths to try"
     )
     parser.add_argument("--output", required=True, help="the JSON file to write")
     return parser

@@ -9,13 +9,13 @@ end in pauses (docs/long_audio.md).
 import numpy as np
 import torch
 from espnet2.bin import asr_inference
-from espnet2.utils.types import str2bool
 
 import espnet_ext  # noqa: F401
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.errors import cli
 from espnet_ext.long_audio import LongAudio
+from espnet_ext.options import boolean, data_triple, declare, non_negative
 
 espnet_parser = asr_inference.get_parser
 espnet_inference = asr_inference.inference
@@ -29,14 +29,15 @@ def get_parser():
         if action.help and "%(" not in action.help:
             action.help = action.help.replace("%", "%%")
     parser.add_argument(
-        "--kv_cache", type=str2bool, default=True, help="cache keys and values in beam search"
+        "--kv_cache", type=boolean, default=True, help="cache keys and values in beam search"
     )
     parser.add_argument(
         "--max_segment",
-        type=float,
+        type=non_negative,
         default=40,
         help="seconds; longer recordings are searched in pieces that end in pauses, 0: never",
     )
+    declare(parser)
     return parser
 
 
@@ -81,6 +82,7 @@ asr_inference.get_parser = get_parser
 asr_inference.inference = inference
 asr_inference.Speech2Text = Speech2Text
 asr_inference.ASRTask = StrictASRTask
+asr_inference.str2triple_str = data_triple  # a path may hold commas
 main = cli(asr_inference.main)
 
 if __name__ == "__main__":

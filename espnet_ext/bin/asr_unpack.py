@@ -1,16 +1,16 @@
 """Unpack a packed model and print the options with which asr_inference and the others load it."""
 
-import argparse
 import shlex
 import sys
 
 from espnet_ext import packing
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("archive", help=".zip of stage 14")
     parser.add_argument("folder", help="directory to make")
     args = parser.parse_args(argv)

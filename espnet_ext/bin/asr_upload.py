@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser
 
 CARD = """---
 tags: [espnet, audio, automatic-speech-recognition]
@@ -33,9 +34,7 @@ An ESPnet2 model that needs `espnet_ext`:
 @cli
 def main(argv=None):
     """Upload the archive in ``argv``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo", required=True, help="OWNER/NAME")
     parser.add_argument("archive", help=".zip of stage 14")
     args = parser.parse_args(argv)

@@ -15,6 +15,7 @@ import espnet_ext  # noqa: F401
 from espnet_ext.data.packets import read_packets
 from espnet_ext.errors import UserError, cli
 from espnet_ext.inference import StreamingSpeech2Text, add_model_options, model_options
+from espnet_ext.options import Parser, positive, positive_int
 
 SHOWN = 60
 
@@ -22,14 +23,16 @@ SHOWN = 60
 @cli
 def main(argv=None):
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="FILE|-")
     add_model_options(parser)
-    parser.add_argument("--packet_ms", type=float, default=100, help="packet length [%(default)s]")
+    parser.add_argument(
+        "--packet_ms", type=positive, default=100, help="packet length [%(default)s]"
+    )
     parser.add_argument("--search", default="greedy", help="greedy or beam [%(default)s]")
-    parser.add_argument("--beam_size", type=int, default=10, help="hypotheses [%(default)s]")
+    parser.add_argument(
+        "--beam_size", type=positive_int, default=10, help="hypotheses [%(default)s]"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     speech2text = StreamingSpeech2Text(

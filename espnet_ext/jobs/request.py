@@ -14,7 +14,8 @@ class JobRequest:
 
     Attributes:
         log: Path of the log file; holds ``variable`` when the request is an array.
-        command: Program and arguments; ``variable`` in any of them becomes the job number.
+        command: Program and arguments; ``variable`` in any of them becomes the job number, where no
+            letter or digit is beside it.
         variable: Name that stands for the job number (``None`` for a single command).
         first: First job number.
         last: Last job number, included.
@@ -30,8 +31,9 @@ class JobRequest:
 
     def jobs(self):
         """Return ``(number, log, command)`` of every job, the number put in place."""
+        words = [self.parts(word) for word in self.command]
         return [
-            (n, self._fill(self.log, n), [self._fill(word, n) for word in self.command])
+            (n, str(n).join(self.parts(self.log)), [str(n).join(parts) for parts in words])
             for n in range(self.first, self.last + 1)
         ]
 
@@ -50,8 +52,11 @@ class JobRequest:
             raise UserError(f"--{option} takes a number, not '{text}'")
         return int(text)
 
-    def _fill(self, word, number):
-        return word.replace(self.variable, str(number)) if self.variable else word
+    def parts(self, word):
+        """Return what is left of a word between the places of the job number."""
+        if self.variable is None:
+            return [word]
+        return re.split(f"(?<![A-Za-z0-9]){self.variable}(?![A-Za-z0-9])", word)
 
 
 def parse_request(argv):
@@ -82,6 +87,7 @@ def parse_request(argv):
         words.pop(0)
     if len(words) < 2:
         raise UserError("usage: [--option value]... [JOB=1:N] LOG command [argument]...")
-    if variable and variable not in words[0]:
+    request = JobRequest(words[0], tuple(words[1:]), variable, first, last, options)
+    if variable and len(request.parts(request.log)) == 1:
         raise UserError(f"log '{words[0]}' must hold {variable}, or all jobs write the same file")
-    return JobRequest(words[0], tuple(words[1:]), variable, first, last, options)
+    return request

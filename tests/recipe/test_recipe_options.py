@@ -36,12 +36,12 @@ def refusal(*options):
 
 
 def test_defaults_are_those_of_espnet():
-    declared = {name: default for name, (default, _) in declared_options(ASR).items()}
+    declared = {name: option.default for name, option in declared_options(ASR).items()}
     assert ESPNET_DEFAULTS.items() <= declared.items()
 
 
 def test_every_option_has_a_help_text():
-    assert all(text for _, text in declared_options(ASR).values())
+    assert all(option.help for option in declared_options(ASR).values())
 
 
 def test_dashes_underscores_and_equal_signs_are_alike():
