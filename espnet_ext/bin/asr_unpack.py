@@ -17,7 +17,7 @@ def main(argv=None):
     arguments, versions = packing.unpack(args.archive, args.folder)
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{args.archive}: packed with {made}", file=sys.stderr)
-    print(" ".join(f"--{key} {shlex.quote(path)}" for key, path in arguments.items()))
+    print(shlex.join(word for key, path in arguments.items() for word in (f"--{key}", path)))
 
 
 if __name__ == "__main__":

@@ -74,15 +74,19 @@ def _row(summary, decimals=1):
 
 def _markdown(rows):
     lines = [TITLE, "|---" * 9 + "|"]
-    lines += [f"|{name}|{'|'.join(str(v) for v in _row(row))}|" for name, row in rows.items()]
+    lines += [f"|{_cell(n)}|{'|'.join(str(v) for v in _row(row))}|" for n, row in rows.items()]
     return "\n".join(lines) + "\n"
+
+
+def _cell(name):
+    return name.replace("\\", "\\\\").replace("|", "\\|")  # as Markdown reads it
 
 
 def _intervals(rows):
     lines = ["|dataset|Err|low|high|", "|---" * 4 + "|"]
     for name, row in rows.items():
         low, high = row["err_interval_95"]
-        lines.append(f"|{name}|{row['err']:.2f}|{low:.2f}|{high:.2f}|")
+        lines.append(f"|{_cell(name)}|{row['err']:.2f}|{low:.2f}|{high:.2f}|")
     return "\n".join(lines) + "\n"
 
 
