@@ -23,7 +23,7 @@ from espnet_ext.errors import UserError
 
 CONFORMER = ["--asr_config", "conf/train_asr_conformer_mla.yaml", "--asr_args", "--max_epoch 8"]
 CONFORMER_EXP = "exp/asr_train_asr_conformer_mla_raw_en_bpe30_max_epoch8_sp"
-ODD = """it's "a" $HOME & JOB(1) #2: x"""
+ODD = """it's "a" $HOME & JOB(1) #2, x"""
 TAG = "x out.log sh -c 'touch pwned' JOB_ #1"
 BRANCHFORMER = ["--asr-config", "conf/train_asr_branchformer_gqa.yaml", "--inference-nj", "1"]
 BRANCHFORMER += ["--asr-tag", TAG]
@@ -126,7 +126,8 @@ def test_recipe_fine_tunes_a_converted_model(recipe, monkeypatch):
     statistics = recipe / "exp/asr_stats_raw_en_bpe30_sp/train/feats_stats.npz"
     before = statistics.stat().st_mtime_ns
     options = ["--finetune_config", "../../../conf/finetune_asr_distill.yaml"]
-    options += ["--init_from", "exp/asr_mla 8 'JOB'", "--asr_args", "--max_epoch 1 --optim_conf lr=0.0"]
+    options += ["--init_from", "exp/asr_mla 8 'JOB'"]
+    options += ["--asr_args", "--max_epoch 1 --optim_conf lr=0.0"]
     done = run(recipe, *options, "--stage", "10", "--stop-stage", "13")
     assert done.returncode == 0, done.stdout + done.stderr
     assert statistics.stat().st_mtime_ns == before
