@@ -14,7 +14,7 @@ from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
-from espnet_ext.options import Parser, context, positive_int
+from espnet_ext.options import Parser, context, device, positive_int
 from espnet_ext.state import StreamState
 
 BLANK = 0
@@ -341,9 +341,12 @@ def add_model_options(parser: Parser) -> None:
         help="encoder frames before a chunk, -1 all [the model's own]",
     )
     parser.add_argument(
-        "--cache_dtype", default="float32", help="float32, bfloat16, float16 or int8 [%(default)s]"
+        "--cache_dtype",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default="float32",
+        help="of keys and values [%(default)s]",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
 
 
 def model_options(args) -> dict:

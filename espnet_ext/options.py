@@ -96,6 +96,13 @@ def rate(word):
     return word
 
 
+def device(word):
+    """A device as PyTorch names it."""
+    if not re.fullmatch("cpu|cuda(:[0-9]+)?", word):
+        raise _wrong("cpu, cuda or cuda:N", word)
+    return word
+
+
 def repository(word):
     """OWNER/NAME on the hub."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", word, re.ASCII):
@@ -147,12 +154,20 @@ DECODING = {
 
 
 def declare(parser, types=DECODING):
-    """Give options of another package's parser types of this module."""
+    """Give options of another package's parser types of this module, and errors in one line."""
+    parser.error = refuse
     for action in parser._actions:
         action.type = types.get(action.dest, action.type)
 
 
-KINDS = {kind.__name__: kind for kind in (boolean, text, path, name, rate, repository, empty)} | {
+def refuse(message):
+    """Raise what a parser has to say about a command line as ``UserError``."""
+    raise UserError(re.sub(r"^argument ([^:]*): (?=is |has )", r"\1 ", message))
+
+
+KINDS = {
+    kind.__name__: kind for kind in (boolean, text, path, name, rate, device, repository, empty)
+} | {
     "positive_int": positive_int,
     "count": count,
     "positive": positive,
@@ -222,4 +237,4 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Raise ``UserError``, which ends a command line in one line."""
-        raise UserError(re.sub(r"^argument ([^:]*): (?=is |has )", r"\1 ", message))
+        refuse(message)

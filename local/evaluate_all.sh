@@ -13,7 +13,7 @@ inference_asr_model=valid.acc.ave.pth # name: checkpoint
 streaming_config=              # path: decoding of streams (default: greedy CTC search)
 profile_config=                # path: what is measured (default: the recipe's conf/profile.yaml, or the repository's)
 nj=2                           # positive_int: processes that decode streams
-device=cpu                     # cpu|cuda: for streams and measurements
+device=cpu                     # device: cpu or cuda, for streams and measurements
 run_args=                      # text*: more options of run.sh, e.g. "--gpu_inference true"
 # end options
 

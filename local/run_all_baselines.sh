@@ -16,7 +16,7 @@ streaming_config=              # path: decoding of streams (default: greedy CTC 
 profile_config=                # path: what is measured (default: the recipe's conf/profile.yaml, or the repository's)
 jobs=1                         # positive_int: models trained and evaluated at once
 nj=2                           # positive_int: processes that decode streams, per model
-device=cpu                     # cpu|cuda: for streams and measurements
+device=cpu                     # device: cpu or cuda, for streams and measurements
 run_args=                      # text*: more options of run.sh, e.g. "--ngpu 2 --asr_args '--max_epoch 30'"
 # end options
 

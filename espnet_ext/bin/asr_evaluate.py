@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, positive_int
+from espnet_ext.options import Parser, device, positive_int
 from espnet_ext.report.evaluate import evaluate
 from espnet_ext.report.schema import text
 
@@ -32,7 +32,7 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--nj", type=positive_int, default=1, help="processes that decode [%(default)s]"
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
     return parser
 
 

@@ -34,7 +34,9 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--packet_ms", type=positive, default=100, help="packet length [%(default)s]"
     )
-    parser.add_argument("--search", default="greedy", help="greedy or beam [%(default)s]")
+    parser.add_argument(
+        "--search", choices=("greedy", "beam"), default="greedy", help="[%(default)s]"
+    )
     parser.add_argument(
         "--beam_size", type=positive_int, default=10, help="hypotheses [%(default)s]"
     )
@@ -45,7 +47,9 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--offline", type=boolean, default=False, help="the chunk-masked offline pass instead"
     )
-    parser.add_argument("--log_level", default="INFO")
+    parser.add_argument(
+        "--log_level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO"
+    )
     return parser
 
 

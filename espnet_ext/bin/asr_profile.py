@@ -14,7 +14,7 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, context, positive_int
+from espnet_ext.options import Parser, context, device, positive_int
 from espnet_ext.profiling.config import describe, read_model_config, read_yaml
 
 MIB = 2**20
@@ -47,7 +47,7 @@ def get_parser() -> Parser:
     )
     parser.add_argument("--wav_scp", help="recordings to time; noise without it")
     parser.add_argument("--inference_config", help="YAML of decoding options")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
     parser.add_argument("--output", help="file for the measurements, one JSON object per line")
     return parser
 

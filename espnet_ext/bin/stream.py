@@ -29,7 +29,9 @@ def main(argv=None):
     parser.add_argument(
         "--packet_ms", type=positive, default=100, help="packet length [%(default)s]"
     )
-    parser.add_argument("--search", default="greedy", help="greedy or beam [%(default)s]")
+    parser.add_argument(
+        "--search", choices=("greedy", "beam"), default="greedy", help="[%(default)s]"
+    )
     parser.add_argument(
         "--beam_size", type=positive_int, default=10, help="hypotheses [%(default)s]"
     )

@@ -160,6 +160,18 @@ def test_lists_reach_the_script_as_words_and_nothing_is_run_or_expanded(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words", [["--ctc_weight", "nan"], ["--beam_size", "0"], ["--penalty", "inf"]]
+)
+def test_decoding_options_of_espnet_are_checked_as_well(words, capsys):
+    from espnet_ext.bin.asr_inference import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["--output_dir", "x", "--data_path_and_name_and_type", "a,speech,sound", *words])
+    _, line = capsys.readouterr().err.splitlines()  # ESPnet says the command line first
+    assert ended.value.code == 1 and f"{words[0]} is a " in line and words[1] in line
+
+
 def train(tmp_path, *options):
     """Build the model of a YAML with MLA, and of options over it."""
     from espnet_ext.bin.asr_train import main
