@@ -1,11 +1,13 @@
 """What a recipe asks of a job runner: ``[--opt value]... [JOB=1:N] LOG command...``."""
 
 import re
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 
 from espnet_ext.errors import UserError
+from espnet_ext.options import count
 
-ARRAY = re.compile(r"([A-Za-z_]\w*)=(\d+)(?::(\d+))?")
+ARRAY = re.compile(r"([A-Za-z_]\w*)=([0-9]{1,9})(?::([0-9]{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ class JobRequest:
             UserError: If the value is not a whole number of at least 0.
         """
         text = self.options.get(option, str(default))
-        if not text.isdigit():
-            raise UserError(f"--{option} takes a number, not '{text}'")
-        return int(text)
+        try:
+            return count(text)
+        except ArgumentTypeError as error:
+            raise UserError(f"--{option} {error}") from None
 
     def parts(self, word):
         """Return what is left of a word between the places of the job number."""
