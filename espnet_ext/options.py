@@ -55,10 +55,10 @@ probability = _real("a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def boolean(word):
-    """``true`` or ``false``."""
-    if word not in ("true", "false"):
+    """``true`` or ``false``, also as Python writes them."""
+    if word.lower() not in ("true", "false"):
         raise _wrong("true or false", word)
-    return word == "true"
+    return word.lower() == "true"
 
 
 def text(word):
@@ -230,7 +230,7 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(**checked)
 
     def _item(self, action, value):
-        word = str(value).lower() if isinstance(value, bool) else str(value)
+        word = str(value)
         if action.choices is not None and word not in action.choices:
             raise _wrong(", ".join(map(str, action.choices)), word)
         return (action.type or text)(word)

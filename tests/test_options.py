@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from espnet_ext import options
-from espnet_ext.bin.parse_options import declared_options
+from espnet_ext.bin.parse_options import Option, declared_options
 from espnet_ext.errors import UserError, printable
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,13 @@ def test_name_that_is_taken_stays_in_its_directory(word):
         return
     path = Path("exp", taken)
     assert path.parent == Path("exp") and path.name == word and not path.name.startswith(".")
+
+
+def test_booleans_reach_bash_as_its_commands():
+    option = Option("false", "boolean", "x")
+    assert [option.value(word) for word in ("true", "False")] == ["true", "false"]
+    with pytest.raises(argparse.ArgumentTypeError):
+        option.value("yes")
 
 
 def test_path_with_a_dash_in_front_is_no_option():

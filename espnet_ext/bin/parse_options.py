@@ -71,7 +71,9 @@ class Option:
             if kind == "empty" or (parse is None and "|" not in kind):
                 raise argparse.ArgumentTypeError(f"{error}: {self.help}") from None
             raise
-        return str(value) if type(value) is int else value if isinstance(value, str) else word
+        if isinstance(value, float):
+            return word  # as it was written
+        return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def declared_options(script):
