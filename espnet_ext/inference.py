@@ -14,7 +14,7 @@ from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
-from espnet_ext.options import Parser, context, device, positive_int
+from espnet_ext.options import Parser, context, device, packet_length, positive_int
 from espnet_ext.state import StreamState
 from espnet_ext.utterance import check_log_probs, check_number, encode, waveform
 
@@ -354,6 +354,19 @@ def add_model_options(parser: Parser) -> None:
         help="of keys and values [%(default)s]",
     )
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
+
+
+def add_search_options(parser: Parser) -> None:
+    """Options that say in what packets a recording arrives, and how text is searched for."""
+    parser.add_argument(
+        "--packet_ms", type=packet_length, default=100, help="packet length [%(default)s]"
+    )
+    parser.add_argument(
+        "--search", choices=("greedy", "beam"), default="greedy", help="[%(default)s]"
+    )
+    parser.add_argument(
+        "--beam_size", type=positive_int, default=10, help="hypotheses [%(default)s]"
+    )
 
 
 def model_options(args) -> dict:

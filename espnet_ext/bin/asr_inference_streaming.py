@@ -21,10 +21,11 @@ from espnet_ext.errors import UserError, about, cli
 from espnet_ext.inference import (
     StreamingSpeech2Text,
     add_model_options,
+    add_search_options,
     model_options,
     packet_samples,
 )
-from espnet_ext.options import Parser, boolean, count, packet_length, positive_int, probability
+from espnet_ext.options import Parser, boolean, count, probability
 
 
 def get_parser() -> Parser:
@@ -36,15 +37,7 @@ def get_parser() -> Parser:
     parser.add_argument("--ngpu", type=count, default=0, help="0 for CPU [%(default)s]")
     parser.add_argument("--data_path_and_name_and_type", required=True, help="WAV_SCP,speech,sound")
     parser.add_argument("--key_file", help="recordings to decode, one id per line [all]")
-    parser.add_argument(
-        "--packet_ms", type=packet_length, default=100, help="packet length [%(default)s]"
-    )
-    parser.add_argument(
-        "--search", choices=("greedy", "beam"), default="greedy", help="[%(default)s]"
-    )
-    parser.add_argument(
-        "--beam_size", type=positive_int, default=10, help="hypotheses [%(default)s]"
-    )
+    add_search_options(parser)
     parser.add_argument(
         "--ctc_weight", type=probability, default=0.3, help="in rescoring [%(default)s]"
     )
