@@ -18,7 +18,7 @@ setup: $(STAMP)
 # Modules are compiled when first imported: compiling all of PyTorch's beforehand takes longer than that.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --version >/dev/null 2>&1 || { \
-	    python="$$(PYTHON='$(PYTHON)' local/find_python.sh)" && \
+	    python="$$(local/find_python.sh)" && \
 	    echo "Creating $(VENV) with $$python" && \
 	    "$$python" -m venv --clear $(VENV); }
 	@echo "Installing the pinned packages: about 3 GB to download, a few minutes ..."

@@ -1,5 +1,9 @@
 # Sourced by every script: the virtual environment and this repository on the path.
 espnet_ext_root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+if [[ "${espnet_ext_root}" = *:* ]]; then
+    echo "${espnet_ext_root}: a directory with a colon in its name cannot be in PATH; rename it" >&2
+    return 1
+fi
 if [ ! -x "${espnet_ext_root}/.venv/bin/python" ]; then
     echo "${espnet_ext_root} has no .venv, run: make setup" >&2
     return 1

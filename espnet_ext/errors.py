@@ -83,6 +83,14 @@ def _message(error):
     return text
 
 
+def printable(text):
+    """Escape the characters of a text that a terminal or a table would obey; line ends stay."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode()
+        for c in text
+    )
+
+
 def cli(main):
     """Turn ``main`` into a command line that ends a user's mistake in one line on stderr.
 
@@ -107,7 +115,7 @@ def cli(main):
             message = f"{error.filename or 'output'}: {NO_SPACE}"
         except KeyboardInterrupt:
             sys.exit(130)
-        print(f"{Path(sys.argv[0]).stem}: error: {message}", file=sys.stderr)
+        print(printable(f"{Path(sys.argv[0]).stem}: error: {message}"), file=sys.stderr)
         sys.exit(1)
 
     return wrapped

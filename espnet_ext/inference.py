@@ -1,6 +1,5 @@
 """Text from a live stream: feed packets of samples, get partial text, then the final one."""
 
-import argparse
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,11 @@ from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
+from espnet_ext.options import Parser, context, device, packet_length, positive_int
 from espnet_ext.state import StreamState
 from espnet_ext.utterance import check_log_probs, check_number, encode, waveform
 
 BLANK = 0
-MAX_PACKET_MS = 3_600_000
 MAX_OPEN = 50  # tokens that hypotheses of the beam search may still disagree on
 
 
@@ -336,18 +335,38 @@ class StreamingSpeech2Text:
         return sorted(scored, key=lambda hyp: -hyp[1]) or nbest
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: Parser) -> None:
     """Options that say which model streams, and how."""
     parser.add_argument("--asr_train_config", required=True, help="config.yaml of the training run")
     parser.add_argument("--asr_model_file", help="checkpoint; random weights without one")
-    parser.add_argument("--chunk_size", type=int, help="encoder frames per step [the model's own]")
     parser.add_argument(
-        "--left_context", type=int, help="encoder frames before a chunk, -1 all [the model's own]"
+        "--chunk_size", type=positive_int, help="encoder frames per step [the model's own]"
     )
     parser.add_argument(
-        "--cache_dtype", default="float32", help="float32, bfloat16, float16 or int8 [%(default)s]"
+        "--left_context",
+        type=context,
+        help="encoder frames before a chunk, -1 all [the model's own]",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
+    parser.add_argument(
+        "--cache_dtype",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default="float32",
+        help="of keys and values [%(default)s]",
+    )
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
+
+
+def add_search_options(parser: Parser) -> None:
+    """Options that say in what packets a recording arrives, and how text is searched for."""
+    parser.add_argument(
+        "--packet_ms", type=packet_length, default=100, help="packet length [%(default)s]"
+    )
+    parser.add_argument(
+        "--search", choices=("greedy", "beam"), default="greedy", help="[%(default)s]"
+    )
+    parser.add_argument(
+        "--beam_size", type=positive_int, default=10, help="hypotheses [%(default)s]"
+    )
 
 
 def model_options(args) -> dict:
@@ -364,11 +383,5 @@ def model_options(args) -> dict:
 
 
 def packet_samples(milliseconds: float, fs: int) -> int:
-    """Samples of a packet, at least one.
-
-    Raises:
-        UserError: ``--packet_ms`` is no length.
-    """
-    if not 0 < milliseconds <= MAX_PACKET_MS:
-        raise UserError(f"--packet_ms: must be above 0 to {MAX_PACKET_MS}, got {milliseconds:g}")
+    """Samples of a packet, at least one."""
     return max(1, int(milliseconds * fs / 1000))

@@ -16,7 +16,13 @@ from pathlib import Path
 import yaml
 
 import espnet_ext
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, printable
+
+#: what an archive may hold, by the place in meta.yaml that says so: arguments of ``Speech2Text``
+ARGUMENTS = {
+    "yaml_files": ("asr_train_config", "lm_train_config"),
+    "files": ("asr_model_file", "lm_file"),
+}
 
 
 def _change(value, change):
@@ -111,6 +117,8 @@ def unpack(archive, folder):
             names = set(packed.namelist())
             if outside := [name for name in names if name[:1] == "/" or ".." in Path(name).parts]:
                 raise UserError(f"{archive}: {outside[0]} would be written elsewhere; refused")
+            if odd := [name for name in names if not name.isprintable()]:
+                raise UserError(f"{archive}: {odd[0]!r} is no file name (control characters)")
             packed.extractall(temporary)
 
         def place(text):
@@ -118,6 +126,12 @@ def unpack(archive, folder):
             return str(folder / member) if member in names else text
 
         meta = yaml.safe_load((temporary / "meta.yaml").read_text(encoding="utf-8"))
+        for part, known in ARGUMENTS.items():
+            if other := [str(key) for key in meta[part] if key not in known]:
+                raise UserError(
+                    f"{archive}: {other[0]!r} in {part} of its meta.yaml is no argument of "
+                    f"asr_inference; known are {', '.join(known)}; refused"
+                )
         arguments = _change(meta["yaml_files"] | meta["files"], place)
         if gone := [path for path in arguments.values() if not path.startswith(f"{folder}/")]:
             raise UserError(f"{archive}: lacks {' '.join(gone)}; pack the model again")
@@ -136,4 +150,4 @@ def unpack(archive, folder):
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return arguments, {key: str(meta[key]) for key in _versions() if key in meta}
+    return arguments, {key: printable(str(meta[key])) for key in _versions() if key in meta}

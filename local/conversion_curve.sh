@@ -4,21 +4,21 @@
 set -euo pipefail
 
 # begin options
-model=                         # directory of the trained model with multi-head attention, e.g. exp/asr_x
-corpus=librispeech_100         # librispeech_100 is the recipe of the repository's root, others are egs2/<corpus>/asr1
-ranks="512 256 128 64 32"      # kv_lora_rank of MLA
-groups="4 2 1"                 # n_kv_head of GQA
-budgets=                       # KB of 1000 frames for MLA with ranks per layer
-calibration_scp=               # recordings of the activation-aware conversions (default: those of the validation set)
-num_utts=50                    # how many of them
-finetune=                      # of those above, which to fine-tune too, e.g. "mla_64_aware gqa_1_similar" or all
-finetune_config=               # schedule (default: conf/finetune_asr.yaml of the repository)
-finetune_args=                 # more options of the training, e.g. "--max_epoch 1"
-inference_config=conf/decode_asr.yaml # decoding
-inference_tag=                 # name of the decoding's directory (default: that of inference_config)
-expdir=                        # where the conversions go (default: <model>_converted)
-output=conversion              # table, plots and page
-run_args=                      # more options of run.sh, e.g. "--use_streaming true"
+model=                         # path: directory of the trained model with multi-head attention, e.g. exp/asr_x
+corpus=librispeech_100         # name: librispeech_100 is the recipe of the repository's root, others are egs2/<corpus>/asr1
+ranks="512 256 128 64 32"      # positive_int*: kv_lora_rank of MLA
+groups="4 2 1"                 # positive_int*: n_kv_head of GQA
+budgets=                       # positive*: KB of 1000 frames for MLA with ranks per layer
+calibration_scp=               # path: recordings of the activation-aware conversions (default: those of the validation set)
+num_utts=50                    # positive_int: how many of them
+finetune=                      # name*: of those above, which to fine-tune too, e.g. "mla_64_aware gqa_1_similar" or all
+finetune_config=               # path: schedule (default: conf/finetune_asr.yaml of the repository)
+finetune_args=                 # text*: more options of the training, e.g. "--max_epoch 1"
+inference_config=conf/decode_asr.yaml # path: decoding
+inference_tag=                 # name: name of the decoding's directory (default: that of inference_config)
+expdir=                        # path: where the conversions go (default: <model>_converted)
+output=conversion              # path: table, plots and page
+run_args=                      # text*: more options of run.sh, e.g. "--use_streaming true"
 # end options
 
 . "$(dirname "${BASH_SOURCE[0]}")/in_recipe.sh"
@@ -26,14 +26,15 @@ run_args=                      # more options of run.sh, e.g. "--use_streaming t
 model="${model%/}"
 [ -f "${model}/config.yaml" ] || die "--model: no ${recipe}/${model}/config.yaml"
 expdir="${expdir:-${model}_converted}"
-inference_tag="${inference_tag:-$(basename "${inference_config}" .yaml)}"
+inference_tag="${inference_tag:-$(basename -- "${inference_config}" .yaml)}"
 if [ -z "${calibration_scp}" ]; then
-    calibration_scp=$(sed -n '/^valid_data_path/,/^[^- ]/ s/^- *- *\(.*wav.scp\)$/\1/p' "${model}/config.yaml" | head -n 1)
+    calibration_scp=$(python -c 'import sys, yaml
+paths = [str(entry[0]) for entry in yaml.safe_load(sys.stdin).get("valid_data_path_and_name_and_type") or []]
+print(next((path for path in paths if path.endswith("wav.scp")), ""))' < "${model}/config.yaml")
     [ -f "${calibration_scp}" ] || die "--calibration_scp is needed: ${model}/config.yaml does not say it"
 fi
-eval "run_words=(${run_args})"
 
-recipe_run() { ./run.sh "$@" ${run_words[@]+"${run_words[@]}"}; }
+recipe_run() { ./run.sh "$@" ${run_args_list[@]+"${run_args_list[@]}"}; }
 
 decode() { # decode MODEL: stages 12 and 13, unless they were done after the checkpoint was written
     [ ! "$1/${inference_tag}/.curve" -nt "$1/valid.acc.ave.pth" ] || return 0
@@ -49,7 +50,7 @@ convert() { # convert NAME OPTION...: one conversion, decoded, and fine-tuned if
     [ -d "${dir}" ] || python -m espnet_ext.bin.asr_convert --from "${model}" --output "${dir}" "${@:2}" > /dev/null
     decode "${dir}"
     converted+=("${dir}")
-    if [ "${finetune}" = all ] || [[ " ${finetune} " = *" ${name} "* ]]; then
+    if [ "${finetune}" = all ] || [[ " ${finetune_list[*]-} " = *" ${name} "* ]]; then
         log "${name}: fine-tuning"
         tuned="${dir}_tuned"
         mkdir -p "${tuned}"
@@ -64,14 +65,14 @@ convert() { # convert NAME OPTION...: one conversion, decoded, and fine-tuned if
 trap 'exit 130' INT
 decode "${model}"
 aware=(--calibration_scp "${calibration_scp}" --num_utts "${num_utts}")
-for rank in ${ranks}; do
+for rank in ${ranks_list[@]+"${ranks_list[@]}"}; do
     convert "mla_${rank}_plain" --attention mla --attention_conf "kv_lora_rank=${rank}"
     convert "mla_${rank}_aware" --attention mla --attention_conf "kv_lora_rank=${rank}" "${aware[@]}"
 done
-for kb in ${budgets}; do
+for kb in ${budgets_list[@]+"${budgets_list[@]}"}; do
     convert "mla_${kb}kb_aware" --attention mla --budget_kb "${kb}" "${aware[@]}"
 done
-for heads in ${groups}; do
+for heads in ${groups_list[@]+"${groups_list[@]}"}; do
     convert "gqa_${heads}" --attention gqa --attention_conf "n_kv_head=${heads}"
     convert "gqa_${heads}_similar" --attention gqa --attention_conf "n_kv_head=${heads}" --grouping similar "${aware[@]}"
 done

@@ -7,33 +7,23 @@ set -euo pipefail
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (${BASH_SOURCE[0]##*/}) $*" >&2; }
 die() { log "error: $*"; exit 1; }
 
-download=false      # get the splits that are not there, into LIBRISPEECH or, where that is empty, downloads
-url=                # base URLs of the archives, commas between (default: OpenSLR and its mirrors)
-checksums=          # file of lines "md5 bytes split" (default: those of the published archives)
-timeout=60          # seconds without a byte until a connection counts as broken
-check_counts=true   # refuse a split that has not as many utterances as LibriSpeech has
-check_audio=true    # decode every file
-nj=32               # worker processes, at most one per core
-usage="usage: $0 [--download true|false] [--url BASE,...] [--checksums FILE] [--timeout ${timeout}]"
-usage+=" [--check_counts true|false] [--check_audio true|false] [--nj ${nj}]"
-
-while [ $# -gt 0 ]; do
-    option=${1//-/_}
-    case "${option#__}" in
-        help) echo "${usage}"; exit 0 ;;
-        download | url | checksums | timeout | check_counts | check_audio | nj) ;;
-        *) die "unknown option $1; ${usage}" ;;
-    esac
-    [ $# -ge 2 ] || die "$1 needs a value; ${usage}"
-    printf -v "${option#__}" '%s' "$2"
-    shift 2
-done
+# begin options
+download=false      # boolean: get the splits that are not there, into LIBRISPEECH or, where that is empty, downloads
+url=                # text: base URLs of the archives, commas between (default: OpenSLR and its mirrors)
+checksums=          # path: file of lines "md5 bytes split" (default: those of the published archives)
+timeout=60          # positive: seconds without a byte until a connection counts as broken
+check_counts=true   # boolean: refuse a split that has not as many utterances as LibriSpeech has
+check_audio=true    # boolean: decode every file
+nj=32               # positive_int: worker processes, at most one per core
+# end options
 
 . ./path.sh
+assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
+eval "${assignments}"
+[ $# -eq 0 ] || die "'$1' is not an option"
 . ./db.sh
 
 splits=(train-clean-100 dev-clean dev-other test-clean test-other)
-[ "${download}" = true ] || [ "${download}" = false ] || die "--download is true or false, not '${download}'"
 if [ -z "${LIBRISPEECH:-}" ]; then
     LIBRISPEECH=downloads
     "${download}" || [ -d "${LIBRISPEECH}/LibriSpeech" ] ||

@@ -9,6 +9,9 @@ assignments=$(python -m espnet_ext.bin.parse_options "$0" "$@") || exit 1
 eval "${assignments}"
 [ $# -eq 0 ] || die "'$1' is not an option"
 
+quote="'"
+shell_word() { printf "'%s'" "${1//${quote}/${quote}\\${quote}${quote}}"; } # a word of an option that is a list
+
 recipe="${root}/egs2/${corpus}/asr1"
 [[ "${corpus}" != librispeech* ]] || recipe="${root}"
 [ -f "${recipe}/run.sh" ] || die "--corpus ${corpus}: no ${recipe}/run.sh"

@@ -1,16 +1,17 @@
 """Make Mini LibriSpeech: a small synthetic corpus, spoken by eSpeak NG, in LibriSpeech's layout."""
 
-import argparse
-
 from espnet_ext.data.mini_librispeech import make
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser, positive_int
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("out", help="directory that receives LibriSpeech/")
-    parser.add_argument("--nj", type=int, default=2, help="worker processes (default: %(default)s)")
+    parser.add_argument(
+        "--nj", type=positive_int, default=2, help="worker processes (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     print(f"{args.out}/LibriSpeech: {make(args.out, args.nj)}")
 

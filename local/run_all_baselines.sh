@@ -4,20 +4,20 @@
 set -euo pipefail
 
 # begin options
-encoders="conformer branchformer" # which encoders
-attentions="mha gqa mla linear" # which attentions
-corpus=librispeech_100         # librispeech_100 is the recipe of the repository's root, others are egs2/<corpus>/asr1
-conf_dir=                      # holds train_asr_<encoder>_<attention>.yaml (default: conf/tuning, or conf without one)
-expdir=exp                     # models
-dumpdir=dump                   # formatted data
-comparison=comparison          # tables, plots and report.html
-inference_config=conf/decode_asr.yaml # decoding of whole recordings
-streaming_config=              # decoding of streams (default: greedy CTC search)
-profile_config=                # what is measured (default: the recipe's conf/profile.yaml, or the repository's)
-jobs=1                         # models trained and evaluated at once
-nj=2                           # processes that decode streams, per model
-device=cpu                     # cpu or cuda, for streams and measurements
-run_args=                      # more options of run.sh, e.g. "--ngpu 2 --asr_args '--max_epoch 30'"
+encoders="conformer branchformer" # name*: which encoders
+attentions="mha gqa mla linear" # name*: which attentions
+corpus=librispeech_100         # name: librispeech_100 is the recipe of the repository's root, others are egs2/<corpus>/asr1
+conf_dir=                      # path: holds train_asr_<encoder>_<attention>.yaml (default: conf/tuning, or conf without one)
+expdir=exp                     # path: models
+dumpdir=dump                   # path: formatted data
+comparison=comparison          # path: tables, plots and report.html
+inference_config=conf/decode_asr.yaml # path: decoding of whole recordings
+streaming_config=              # path: decoding of streams (default: greedy CTC search)
+profile_config=                # path: what is measured (default: the recipe's conf/profile.yaml, or the repository's)
+jobs=1                         # positive_int: models trained and evaluated at once
+nj=2                           # positive_int: processes that decode streams, per model
+device=cpu                     # device: cpu or cuda, for streams and measurements
+run_args=                      # text*: more options of run.sh, e.g. "--ngpu 2 --asr_args '--max_epoch 30'"
 # end options
 
 . "$(dirname "${BASH_SOURCE[0]}")/in_recipe.sh"
@@ -26,8 +26,6 @@ if [ -z "${conf_dir}" ]; then
     conf_dir=conf/tuning
     [ -d "${conf_dir}" ] || conf_dir=conf
 fi
-eval "run_words=(${run_args})"
-[ "${jobs}" -ge 1 ] || die "--jobs ${jobs}: must be at least 1"
 logdir="${expdir}/run_all"
 mkdir -p "${logdir}"
 rm -f "${logdir}"/*.failed
@@ -35,7 +33,7 @@ rm -f "${logdir}"/*.failed
 minutes() { echo "$(((${1} + 30) / 60)) min"; }
 
 run_stages() { # run_stages CONFIG OPTION...
-    ./run.sh --asr_config "$1" --expdir "${expdir}" --dumpdir "${dumpdir}" "${@:2}" ${run_words[@]+"${run_words[@]}"}
+    ./run.sh --asr_config "$1" --expdir "${expdir}" --dumpdir "${dumpdir}" "${@:2}" ${run_args_list[@]+"${run_args_list[@]}"}
 }
 
 run_model() { # run_model CONFIG LOG: train and evaluate one model
@@ -46,7 +44,7 @@ run_model() { # run_model CONFIG LOG: train and evaluate one model
     local model
     model=$(sed -n 's/.*Stage 11: training of //p' "$2" | tail -n 1)
     [ -n "${model}" ] || { echo "stage 11 did not run"; return 1; }
-    "${root}/local/evaluate_all.sh" --corpus "${corpus}" --models "${model}" --expdir "${expdir}" \
+    "${root}/local/evaluate_all.sh" --corpus "${corpus}" --models "$(shell_word "${model}")" --expdir "${expdir}" \
         --dumpdir "${dumpdir}" --inference_config "${inference_config}" --streaming_config "${streaming_config}" \
         --profile_config "${profile_config}" --nj "${nj}" --device "${device}" --run_args "${run_args}" 2>&1 \
         | while IFS= read -r line; do
@@ -88,14 +86,12 @@ trap 'trap - EXIT; for group in $(jobs -p); do kill -- -"${group}" 2> /dev/null 
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# shellcheck disable=SC2206  # the options are words
-names=(${encoders}) kinds=(${attentions})
-total=$((${#names[@]} * ${#kinds[@]})) number=0 begun=${SECONDS}
+total=$((${#encoders_list[@]} * ${#attentions_list[@]})) number=0 begun=${SECONDS}
 : > "${logdir}/.ended"
 : > "${logdir}/.seconds"
 touch "${logdir}/.begun"
-for encoder in "${names[@]}"; do
-    for attention in "${kinds[@]}"; do
+for encoder in ${encoders_list[@]+"${encoders_list[@]}"}; do
+    for attention in ${attentions_list[@]+"${attentions_list[@]}"}; do
         while [ "$(jobs -rp | wc -l)" -ge "${jobs}" ]; do wait -n; done
         number=$((number + 1))
         log "[${number}/${total}] ${encoder} ${attention}, log: ${recipe}/${logdir}/${encoder}_${attention}.log"

@@ -113,6 +113,17 @@ DAMAGED = {
     "other meta": (GOOD | {"meta.yaml": "- 1"}, "its meta.yaml is of another form", ""),
     "no model": (GOOD | {"m.pth": None}, "lacks m.pth", ""),
     "outside": (GOOD | {"../x": "y"}, "../x would be written elsewhere", ""),
+    "odd key": (
+        GOOD
+        | {
+            "meta.yaml": yaml.safe_dump(
+                META | {"files": META["files"] | {"x; touch pwned #": "m.pth"}}
+            )
+        },
+        "'x; touch pwned #' in files of its meta.yaml is no argument",
+        "known are asr_model_file, lm_file",
+    ),
+    "odd name": (GOOD | {"a\nb": "y"}, "'a\\nb' is no file name", ""),
     "absolute": (GOOD | {"/tmp/x": "y"}, "/tmp/x would be written elsewhere", ""),
 }
 

@@ -4,19 +4,19 @@ ESPnet's own command, and for token sequences a second shape file with the vocab
 (``length,n_tokens``), which is what ``batch_type: numel`` counts.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from espnet2.bin.aggregate_stats_dirs import aggregate_stats_dirs
 
 from espnet_ext.errors import cli, refuse_not_finite
+from espnet_ext.options import Parser
 
 
 @cli
 def main(argv=None):
     """Aggregate the directories in ``argv``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--input_dir", action="append", required=True, help="one per job")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--skip_sum_stats", action="store_true", help="there are no features")

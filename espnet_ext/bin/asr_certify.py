@@ -7,7 +7,6 @@ The two are equal if the texts are and the errors in float64 are rounding;
 with caches in another dtype, errors in float32 are what counts. Exit status 1 if not equal.
 """
 
-import argparse
 import math
 import os
 
@@ -24,17 +23,22 @@ from espnet_ext.inference import (
     model_options,
     packet_samples,
 )
+from espnet_ext.options import Parser, count, packet_length
 from espnet_ext.results import to_json
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Options of this command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add_model_options(parser)
     parser.add_argument("--wav_scp", required=True, help="recordings to certify on")
-    parser.add_argument("--num_utts", type=int, default=10, help="how many of them, 0 for all")
+    parser.add_argument("--num_utts", type=count, default=10, help="how many of them, 0 for all")
     parser.add_argument(
-        "--packet_ms", type=float, nargs="+", default=[10, 70, 640], help="packet lengths to try"
+        "--packet_ms",
+        type=packet_length,
+        nargs="+",
+        default=[10, 70, 640],
+        help="packet lengths to try",
     )
     parser.add_argument("--output", required=True, help="the JSON file to write")
     return parser
@@ -45,8 +49,6 @@ def main(argv=None):
     """Run the command line."""
     args = get_parser().parse_args(argv)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if args.num_utts < 0:
-        raise UserError(f"--num_utts: must be 0 (all) or more, got {args.num_utts}")
     speech2text = StreamingSpeech2Text(**model_options(args))
     wavs = list(read_scp(args.wav_scp).items())
     wavs = wavs[: args.num_utts] if args.num_utts else wavs

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser
 from espnet_ext.report.compare import Comparison
 from espnet_ext.report.page import report_html
 from espnet_ext.report.plots import PLOTS
@@ -20,11 +21,9 @@ from espnet_ext.report.tables import comparison_csv, summary_report
 BASELINES = Path(__file__).parents[2] / "conf" / "published_baselines.yaml"
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Options of this command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--expdir", default="exp", help="directory of the models [%(default)s]")
     parser.add_argument("--output", default="comparison", help="[%(default)s]")
     parser.add_argument(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser
 from espnet_ext.report.conversion import curve, curve_csv, curve_plot, curve_section
 from espnet_ext.report.page import page
 
@@ -16,9 +17,7 @@ from espnet_ext.report.page import page
 @cli
 def main(argv=None):
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="directories of conversions, tuned or not")
     parser.add_argument("--source", required=True, help="directory of the model converted")
     parser.add_argument("--inference_tag", required=True, help="directory of the decoding in each")

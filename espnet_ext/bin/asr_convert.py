@@ -12,13 +12,12 @@ import argparse
 import yaml
 
 from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser, positive, positive_int
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Options of this command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", required=True, help="directory of the model")
     parser.add_argument("--output", required=True, help="directory to write, not there yet")
     parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
@@ -35,7 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--budget_kb",
-        type=float,
+        type=positive,
         help="mla: KB (1024 bytes) of 1000 frames in float32, shared among the layers where each "
         "rank saves most, in place of kv_lora_rank",
     )
@@ -49,7 +48,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--calibration_scp", help="gqa, mla: wav.scp whose recordings the new weights fit best"
     )
     parser.add_argument(
-        "--num_utts", type=int, default=50, help="how many of them [%(default)s]"
+        "--num_utts", type=positive_int, default=50, help="how many of them [%(default)s]"
     )
     parser.add_argument("--decoder_attention", help="gqa or mla [the decoder stays as it is]")
     parser.add_argument("--decoder_attention_conf", nargs="+", default=[], metavar="KEY=VALUE")
@@ -96,8 +95,6 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     if not args.attention and not args.decoder_attention:
         raise UserError("give --attention or --decoder_attention: there is nothing to convert")
-    if args.num_utts < 1:
-        raise UserError(f"--num_utts: must be at least 1, got {args.num_utts}")
     from espnet_ext.convert.model import Request, convert_model
 
     names = (args.attention or "").split(",")

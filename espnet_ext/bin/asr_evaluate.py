@@ -10,15 +10,14 @@ import argparse
 import sys
 
 from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser, device, positive_int
 from espnet_ext.report.evaluate import evaluate
 from espnet_ext.report.schema import text
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Options of this command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("expdir", nargs="+", help="model directories")
     parser.add_argument(
         "--inference_tag",
@@ -30,8 +29,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--streaming_config", help="decoding options of streams; greedy without it")
     parser.add_argument("--profile_config", help="what is measured, e.g. conf/profile.yaml")
     parser.add_argument("--dumpdir", default="dump", help="formatted data [%(default)s]")
-    parser.add_argument("--nj", type=int, default=1, help="processes that decode [%(default)s]")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
+    parser.add_argument(
+        "--nj", type=positive_int, default=1, help="processes that decode [%(default)s]"
+    )
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
     return parser
 
 

@@ -17,7 +17,6 @@ from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
 from espnet2.torch_utils.device_funcs import is_out_of_memory_error, release_accelerator_memory
-from espnet2.utils.types import str2bool
 from torch.nn.utils.rnn import pad_sequence
 
 import espnet_ext  # noqa: F401
@@ -25,6 +24,7 @@ from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.errors import UserError, about, cli
 from espnet_ext.long_audio import LongAudio
+from espnet_ext.options import boolean, data_triple, declare, non_negative
 from espnet_ext.utterance import (
     check_finite,
     check_number,
@@ -46,14 +46,15 @@ def get_parser():
         if action.help and "%(" not in action.help:
             action.help = action.help.replace("%", "%%")
     parser.add_argument(
-        "--kv_cache", type=str2bool, default=True, help="cache keys and values in beam search"
+        "--kv_cache", type=boolean, default=True, help="cache keys and values in beam search"
     )
     parser.add_argument(
         "--max_segment",
-        type=float,
+        type=non_negative,
         default=40,
         help="seconds; longer recordings are searched in pieces that end in pauses, 0: never",
     )
+    declare(parser)
     return parser
 
 
@@ -242,6 +243,7 @@ asr_inference.get_parser = get_parser
 asr_inference.inference = inference
 asr_inference.Speech2Text = Speech2Text
 asr_inference.ASRTask = DecodingTask
+asr_inference.str2triple_str = data_triple  # a path may hold commas
 main = cli(asr_inference.main)
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Each recording is fed in packets; hypotheses are written as ESPnet's ``asr_infer
 OUTPUT_DIR/{n}best_recog/{token,token_int,score,text}.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -22,36 +21,34 @@ from espnet_ext.errors import UserError, about, cli
 from espnet_ext.inference import (
     StreamingSpeech2Text,
     add_model_options,
+    add_search_options,
     model_options,
     packet_samples,
 )
+from espnet_ext.options import Parser, boolean, count, probability
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Options of this command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add_model_options(parser)
     parser.add_argument("--config", help="YAML file of options; the command line goes first")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--ngpu", type=int, default=0, help="0 for CPU [%(default)s]")
+    parser.add_argument("--ngpu", type=count, default=0, help="0 for CPU [%(default)s]")
     parser.add_argument("--data_path_and_name_and_type", required=True, help="WAV_SCP,speech,sound")
     parser.add_argument("--key_file", help="recordings to decode, one id per line [all]")
-    parser.add_argument("--packet_ms", type=float, default=100, help="packet length [%(default)s]")
-    parser.add_argument("--search", default="greedy", help="greedy or beam [%(default)s]")
-    parser.add_argument("--beam_size", type=int, default=10, help="hypotheses [%(default)s]")
-    parser.add_argument("--ctc_weight", type=float, default=0.3, help="in rescoring [%(default)s]")
-    parser.add_argument("--rescore", type=_boolean, default=False, help="attention rescoring")
+    add_search_options(parser)
     parser.add_argument(
-        "--offline", type=_boolean, default=False, help="the chunk-masked offline pass instead"
+        "--ctc_weight", type=probability, default=0.3, help="in rescoring [%(default)s]"
     )
-    parser.add_argument("--log_level", default="INFO")
+    parser.add_argument("--rescore", type=boolean, default=False, help="attention rescoring")
+    parser.add_argument(
+        "--offline", type=boolean, default=False, help="the chunk-masked offline pass instead"
+    )
+    parser.add_argument(
+        "--log_level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO"
+    )
     return parser
-
-
-def _boolean(text):
-    if str(text).lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be true or false, got {text}")
-    return str(text).lower() == "true"
 
 
 def _with_config(parser, argv):
@@ -59,12 +56,7 @@ def _with_config(parser, argv):
     known, _ = parser.parse_known_args(argv)
     if known.config:
         with open(known.config, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
-        options = {action.dest for action in parser._actions}
-        for key in values:
-            if key not in options:
-                raise UserError(f"{known.config}: unknown option {key}")
-        parser.set_defaults(**values)
+            parser.take_defaults(yaml.safe_load(file) or {}, known.config)
     return parser.parse_args(argv)
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli, no_checkpoint
+from espnet_ext.options import Parser, path
 from espnet_ext.profiling.config import read_yaml
 
 #: what makes the parameters, and so cannot change
@@ -60,15 +61,13 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
 @cli
 def main(argv=None):
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--init_from", required=True, type=Path, help="directory of the model")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--init_from", required=True, type=path, help="directory of the model")
     parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
-    parser.add_argument("--config", required=True, type=Path, help="e.g. conf/finetune_asr.yaml")
+    parser.add_argument("--config", required=True, type=path, help="e.g. conf/finetune_asr.yaml")
     parser.add_argument("--output", required=True, help="YAML to write")
     args = parser.parse_args(argv)
-    config = merged(args.init_from, args.config, args.inference_asr_model)
+    config = merged(Path(args.init_from), Path(args.config), args.inference_asr_model)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     write_atomic(args.output, text.encode())
 

@@ -1,14 +1,13 @@
 """Pack a trained model, its config and what decoding needs in one archive, in ESPnet's format."""
 
-import argparse
-
 from espnet_ext import packing
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--asr_train_config", required=True, help="config.yaml of the training")
     parser.add_argument("--asr_model_file", required=True, help="such as valid.acc.ave.pth")
     parser.add_argument("--lm_train_config", help="config.yaml of the language model")

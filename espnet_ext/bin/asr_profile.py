@@ -13,43 +13,43 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser, context, device, positive_int
 from espnet_ext.profiling.config import KINDS, describe, read_model_config, read_yaml
 from espnet_ext.results import to_json
 
 MIB = 2**20
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Options of this command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", required=True, help="YAML of conf/ or of a run")
     parser.add_argument("--measure", choices=("cache", "all"), default="cache")
     parser.add_argument("--asr_model_file", help="checkpoint of the one --config")
     parser.add_argument(
         "--profile_config", help="YAML of the options below, e.g. conf/profile.yaml"
     )
-    parser.add_argument("--frames", type=int, default=1000, help="encoder frames [%(default)s]")
-    parser.add_argument("--chunk_size", type=int, default=16, help="where a config has none")
-    parser.add_argument("--left_contexts", type=int, nargs="+", default=[64], help="-1 is all")
-    parser.add_argument("--vocab_size", type=int, default=5000, help="tokens [%(default)s]")
-    parser.add_argument("--num_utts", type=int, default=20, help="recordings timed [%(default)s]")
-    parser.add_argument("--decoder_tokens", type=int, default=100, help="for the decoder's ledger")
+    parser.add_argument(
+        "--frames", type=positive_int, default=1000, help="encoder frames [%(default)s]"
+    )
+    parser.add_argument(
+        "--chunk_size", type=positive_int, default=16, help="where a config has none"
+    )
+    parser.add_argument("--left_contexts", type=context, nargs="+", default=[64], help="-1 is all")
+    parser.add_argument(
+        "--vocab_size", type=positive_int, default=5000, help="tokens [%(default)s]"
+    )
+    parser.add_argument(
+        "--num_utts", type=positive_int, default=20, help="recordings timed [%(default)s]"
+    )
+    parser.add_argument(
+        "--decoder_tokens", type=positive_int, default=100, help="for the decoder's ledger"
+    )
     parser.add_argument("--wav_scp", help="recordings to time; noise without it")
     parser.add_argument("--inference_config", help="YAML of decoding options")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
     parser.add_argument("--output", help="file for the measurements, one JSON object per line")
     return parser
-
-
-def read_profile_config(path) -> dict:
-    """Options of ``get_parser`` from a YAML file."""
-    values = read_yaml(path)
-    known = {action.dest for action in get_parser()._actions}
-    if unknown := sorted(values.keys() - known):
-        raise UserError(f"{path}: unknown option {unknown[0]}")
-    return values
 
 
 def print_table(rows: list[tuple[str, dict, dict]]) -> None:
@@ -106,13 +106,8 @@ def parse(argv):
     parser = get_parser()
     args = parser.parse_args(argv)
     if args.profile_config:
-        parser.set_defaults(**read_profile_config(args.profile_config))
+        parser.take_defaults(read_yaml(args.profile_config), args.profile_config)
         args = parser.parse_args(argv)
-    for name in ("frames", "chunk_size", "num_utts", "decoder_tokens"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}: must be at least 1, got {getattr(args, name)}")
-    if min(args.left_contexts) < -1:
-        raise UserError(f"--left_contexts: must be -1 or more, got {min(args.left_contexts)}")
     if args.vocab_size < 4:
         raise UserError(f"--vocab_size: must be at least 4, got {args.vocab_size}")
     if args.asr_model_file and len(args.config) > 1:

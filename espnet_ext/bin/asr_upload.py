@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser, repository
 
 CARD = """---
 tags: [espnet, audio, automatic-speech-recognition]
@@ -33,10 +34,8 @@ An ESPnet2 model that needs `espnet_ext`:
 @cli
 def main(argv=None):
     """Upload the archive in ``argv``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repo", required=True, help="OWNER/NAME")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repo", type=repository, required=True, help="OWNER/NAME")
     parser.add_argument("archive", help=".zip of stage 14")
     args = parser.parse_args(argv)
     if not get_token():
@@ -45,8 +44,12 @@ def main(argv=None):
     try:
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(args.archive) as archive:
             archive.extractall(folder)
-            results = "".join(path.read_text() for path in Path(folder).rglob("RESULTS.md"))
-            Path(folder, "README.md").write_text(CARD.format(repo=args.repo, results=results))
+            results = "".join(
+                path.read_text(encoding="utf-8", errors="replace")
+                for path in Path(folder).rglob("RESULTS.md")
+            )
+            card = CARD.format(repo=args.repo, results=results)
+            Path(folder, "README.md").write_text(card, encoding="utf-8")
             api.create_repo(args.repo, exist_ok=True)
             api.upload_folder(repo_id=args.repo, folder_path=folder)
     except (HfHubHTTPError, HFValidationError, HTTPError) as error:

@@ -1,6 +1,5 @@
 """Does this machine work? One line per check, exit status 1 if any fails."""
 
-import argparse
 import importlib.metadata
 import platform
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_RATE = 16000
@@ -161,7 +161,7 @@ def main(argv=None):
     Args:
         argv: Command-line arguments.
     """
-    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    Parser(description=__doc__).parse_args(argv)
     import torch
 
     from espnet_ext.attention import ATTENTIONS

@@ -1,14 +1,13 @@
 """Merge data directories into one."""
 
-import argparse
-
 from espnet_ext.data import kaldi
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("output", metavar="OUT")
     parser.add_argument("inputs", metavar="IN", nargs="+")
     args = parser.parse_args(argv)

@@ -1,14 +1,13 @@
 """Download LibriSpeech's splits, check them and extract them to DIR/LibriSpeech."""
 
-import argparse
-
 from espnet_ext.data import download, librispeech
 from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser, positive
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--url",
         default=",".join(librispeech.MIRRORS),
@@ -22,7 +21,7 @@ def main(argv=None):
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=positive,
         default=60,
         help="seconds without a byte until a connection counts as broken (default: %(default)s)",
     )
@@ -33,8 +32,6 @@ def main(argv=None):
     wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
     if wrong:
         raise UserError(f"--url {wrong[0]!r}: give http://... or https://..., commas between")
-    if args.timeout <= 0:
-        raise UserError(f"--timeout {args.timeout:g}: give seconds above 0")
     known = librispeech.ARCHIVES
     if args.checksums:
         known = download.read_checksums(args.checksums)

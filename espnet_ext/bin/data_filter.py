@@ -1,39 +1,39 @@
 """Keep the utterances whose length is between two bounds and whose text is not empty."""
 
-import argparse
 import sys
 
 from espnet_ext.data import kaldi
 from espnet_ext.data.audio import parse_rate
 from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser, non_negative, positive, rate
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
-        "--fs", default="16k", help="sampling rate of the audio (default: %(default)s)"
+        "--fs", type=rate, default="16k", help="sampling rate of the audio (default: %(default)s)"
     )
     parser.add_argument(
         "--min_wav_duration",
-        type=float,
+        type=non_negative,
         default=0.1,
         help="seconds, excluded (default: %(default)s)",
     )
     parser.add_argument(
         "--max_wav_duration",
-        type=float,
+        type=positive,
         default=20,
         help="seconds, excluded (default: %(default)s)",
     )
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)
-    rate = parse_rate(args.fs)
+    hertz = parse_rate(args.fs)
     tables = kaldi.read_data_dir(args.input)
     try:
         kept, dropped = kaldi.filter_by_length(
-            tables, args.min_wav_duration * rate, args.max_wav_duration * rate
+            tables, args.min_wav_duration * hertz, args.max_wav_duration * hertz
         )
     except UserError as error:
         raise UserError(f"{args.input}: {error}") from error

@@ -1,22 +1,27 @@
 """Bring audio to one rate and one channel; FLAC and WAV that are so already stay in place."""
 
-import argparse
 import sys
 
 from espnet_ext.data import audio
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser, positive_int, rate
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
-        "--fs", default="16k", help="sampling rate, as in 16k or 8000 (default: %(default)s)"
+        "--fs",
+        type=rate,
+        default="16k",
+        help="sampling rate, as in 16k or 8000 (default: %(default)s)",
     )
     parser.add_argument(
         "--audio_format", default="flac", help="flac or wav, for what is converted (default: flac)"
     )
-    parser.add_argument("--nj", type=int, default=1, help="worker processes (default: %(default)s)")
+    parser.add_argument(
+        "--nj", type=positive_int, default=1, help="worker processes (default: %(default)s)"
+    )
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)

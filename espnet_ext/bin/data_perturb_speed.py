@@ -1,14 +1,13 @@
 """Describe a data directory at another speed (utt2speed); data_format writes the audio."""
 
-import argparse
-
 from espnet_ext.data import kaldi
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--factor", required=True, help="such as 0.9; above 1 is faster")
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT")

@@ -1,14 +1,13 @@
 """Make the digit-string data directories of the FSDD recipe."""
 
-import argparse
-
 from espnet_ext.data.fsdd import prepare
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("source", help="FSDD directory or .tar.gz archive")
     parser.add_argument("out", help="directory that receives train/, dev/ and test/")
     args = parser.parse_args(argv)

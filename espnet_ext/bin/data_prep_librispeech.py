@@ -1,16 +1,16 @@
 """Turn a split of LibriSpeech, such as LibriSpeech/dev-clean, into a data directory."""
 
-import argparse
 import sys
 
 from espnet_ext.data import kaldi, librispeech
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser, boolean, positive_int
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    truth = {"choices": ("true", "false"), "default": "true"}
+    parser = Parser(description=__doc__)
+    truth = {"type": boolean, "default": True}
     parser.add_argument(
         "--check_counts", **truth, help="refuse a split that is not complete (default: true)"
     )
@@ -19,13 +19,13 @@ def main(argv=None):
         **truth,
         help="decode every file; refuse other than 16 kHz mono (default: true)",
     )
-    parser.add_argument("--nj", type=int, default=1, help="worker processes (default: %(default)s)")
+    parser.add_argument(
+        "--nj", type=positive_int, default=1, help="worker processes (default: %(default)s)"
+    )
     parser.add_argument("split", metavar="SPLIT", help="directory; SPEAKERS.TXT is beside it")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)
-    tables = librispeech.prepare(
-        args.split, args.check_counts == "true", args.check_audio == "true", args.nj
-    )
+    tables = librispeech.prepare(args.split, args.check_counts, args.check_audio, args.nj)
     kaldi.write_data_dir(args.output, tables)
     print(f"{args.output}: {len(tables['text'])} utterances", file=sys.stderr)
 

@@ -1,15 +1,14 @@
 """Split a file by lines into at most NUM parts, PREFIX.1.SUFFIX and so on; prints how many."""
 
-import argparse
-
 from espnet_ext.data import kaldi
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser, positive_int
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num", type=int, required=True, help="parts wanted")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--num", type=positive_int, required=True, help="parts wanted")
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("prefix", metavar="PREFIX")
     parser.add_argument("suffix", metavar="SUFFIX")

@@ -7,13 +7,12 @@ from pathlib import Path
 from espnet_ext.data import tokens
 from espnet_ext.data.kaldi import read_lines, write_atomic
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser, positive_int, probability
 
 
 @cli
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "--token_type", choices=("bpe", "char", "word"), default="bpe", help="kind of token"
     )
@@ -28,7 +27,7 @@ def main(argv=None):
         "--nlsyms_txt", metavar="FILE", help="symbols that count as one character, one per line"
     )
     bpe = parser.add_argument_group("for bpe; writes bpe.model, bpe.vocab and train.txt too")
-    bpe.add_argument("--nbpe", type=int, default=30, help="number of tokens")
+    bpe.add_argument("--nbpe", type=positive_int, default=30, help="number of tokens")
     bpe.add_argument(
         "--bpemode",
         choices=("unigram", "bpe"),
@@ -39,10 +38,13 @@ def main(argv=None):
         "--bpe_nlsyms", metavar="A,B", help="symbols that are never split, separated by commas"
     )
     bpe.add_argument(
-        "--bpe_char_cover", type=float, default=1.0, help="fraction of characters covered"
+        "--bpe_char_cover", type=probability, default=1.0, help="fraction of characters covered"
     )
     bpe.add_argument(
-        "--bpe_input_sentence_size", type=int, default=100_000_000, help="sentences used at most"
+        "--bpe_input_sentence_size",
+        type=positive_int,
+        default=100_000_000,
+        help="sentences used at most",
     )
     args = parser.parse_args(argv)
     texts, files = tokens.read_texts(args.text), {}

@@ -2,29 +2,94 @@
 
     options=$(python -m espnet_ext.bin.parse_options SCRIPT "$@") && eval "$options"
 
-The options of SCRIPT are its lines ``name=default  # help`` between ``# begin options`` and
-``# end options``. ``--some-name`` and ``--some_name`` are the same. An option whose default is true
-or false, or a number, takes nothing else. Other words become the script's positional arguments.
+The options of SCRIPT are its lines ``name=default  # kind: help`` between ``# begin options`` and
+``# end options``. A kind is a type of ``espnet_ext.options``, the values there are, as in
+``bpe|char``, or one of these with a star: a list, whose words may be quoted as in a shell. An
+option whose default is empty may be empty. ``--some-name`` and ``--some_name`` are the same.
+
+What is printed is data, quoted for bash: ``name=value`` for the options given, an array
+``name_list=(...)`` for every list, and the other words as positional arguments.
 """
 
-import difflib
+import argparse
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_ext import options
 from espnet_ext.errors import UserError, cli
 
-OPTION = re.compile(r"(?P<name>[a-z]\w*)=(?P<default>\"[^\"]*\"|\S*)(?:\s+#\s*(?P<help>.*))?")
-NUMBER = re.compile(r"\d+(\.\d+)?")
+OPTION = re.compile(
+    r"(?P<name>[a-z]\w*)=(?P<default>\"[^\"]*\"|\S*)\s+# (?P<kind>\S+): (?P<help>.+)"
+)
 BLOCK = re.compile(r"^# begin options$(.*?)^# end options$", re.MULTILINE | re.DOTALL)
 
 
+@dataclass(frozen=True)
+class Option:
+    """An option of a script.
+
+    Attributes:
+        default: Value when it is not given.
+        kind: What a value is, see the module.
+        help: What it is for; why, if only one value is known.
+    """
+
+    default: str
+    kind: str
+    help: str
+
+    @property
+    def is_list(self):
+        """Whether the value is a list of words."""
+        return self.kind.endswith("*")
+
+    def words(self, value):
+        """The words of a list."""
+        return [str(self._item(word)) for word in options.split(value)]
+
+    def value(self, word):
+        """The value as the script gets it.
+
+        Raises:
+            argparse.ArgumentTypeError: If it is of another kind.
+        """
+        if not word and not self.default:
+            return word
+        if self.is_list:
+            return re.sub(r"\s", " ", word) if self.words(word) else ""
+        return self._item(word)
+
+    def _item(self, word):
+        kind = self.kind.removesuffix("*")
+        parse = options.KINDS.get(kind)
+        try:
+            value = (parse or options.one_of(*kind.split("|")))(word)
+        except argparse.ArgumentTypeError as error:
+            if kind == "empty" or (parse is None and "|" not in kind):
+                raise argparse.ArgumentTypeError(f"{error}: {self.help}") from None
+            raise
+        if isinstance(value, float):
+            return word  # as it was written
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def declared_options(script):
-    """Return ``{name: (default, help)}`` in the order of the script's option block."""
-    block = BLOCK.search(Path(script).read_text(encoding="utf-8"))
-    matches = (OPTION.fullmatch(line.strip()) for line in block[1].splitlines())
-    return {m["name"]: (m["default"].strip('"'), m["help"] or "") for m in matches if m}
+    """Return ``{name: Option}`` in the order of the script's option block.
+
+    Raises:
+        ValueError: A line of the block is no option with a kind and a help text.
+    """
+    found = {}
+    for line in BLOCK.search(Path(script).read_text(encoding="utf-8"))[1].splitlines():
+        if line and not line.startswith("#"):
+            match = OPTION.fullmatch(line)
+            if match is None:
+                raise ValueError(f"{script}: is no 'name=default  # kind: help': {line}")
+            found[match["name"]] = Option(match["default"].strip('"'), match["kind"], match["help"])
+    return found
 
 
 def parse(known, argv):
@@ -49,17 +114,16 @@ def parse(known, argv):
         option, equals, value = word.partition("=")
         name = option[2:].replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise UserError(f"unknown option {option}: did you mean --{near[0]}?")
+            near = options.did_you_mean(name, known, "--") or ", --help lists them"
+            raise UserError(f"unknown option {option}{near}")
         if not equals:
             if not words:
                 raise UserError(f"option {option} needs a value")
             value = words.pop(0)
-        if known[name][0] in ("true", "false") and value not in ("true", "false"):
-            raise UserError(f"option {option} is true or false, not '{value}'")
-        if NUMBER.fullmatch(known[name][0]) and not NUMBER.fullmatch(value):
-            raise UserError(f"option {option} is a number, not '{value}'")
-        values[name] = value
+        try:
+            values[name] = known[name].value(value)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"option {option} {error}") from None
     return values, others
 
 
@@ -73,15 +137,18 @@ def main(argv=None):
         print(f"usage: {Path(script).name} [--option value]...", file=sys.stderr)
         # a recipe's run.sh hands its own options on before those of the user: its defaults
         given, _ = parse(known, [word for word in words if word not in ("-h", "--help")])
-        for name, (default, text) in known.items():
-            default = given.get(name, default)
-            text += f" (default: {default})" if default else ""
+        for name, option in known.items():
+            default = given.get(name, option.default)
+            text = option.help + (f" (default: {default})" if default else "")
             print(f"  --{name:24} {text}", file=sys.stderr)
         print("exit 0")
         return
     values, others = parse(known, words)
-    for name, value in values.items():
-        print(f"{name}={shlex.quote(value)}")
+    for name, option in known.items():
+        if name in values:
+            print(f"{name}={shlex.quote(values[name])}")
+        if option.is_list:
+            print(f"{name}_list=({shlex.join(option.words(values.get(name, option.default)))})")
     print(shlex.join(["set", "--", *others]))
 
 

@@ -4,9 +4,10 @@
     run_jobs --backend slurm [--config FILE] [--max-jobs-run K] [--gpu N] [--mem M] [--time T]
         [--num_threads N] [--num_nodes N] [--name NAME] [JOB=1:N] LOG command [argument]...
 
-``JOB`` is replaced by the job's number in LOG and in the command. The command is run as it stands,
-not through a shell. On this machine, other ``--name value`` pairs are ignored; for Slurm, the file
-``conf/slurm.conf`` says what each means. The exit status is 0 when every job succeeded, else 1.
+``JOB``, or what is put in its place, becomes the job's number in LOG and in the command, except as
+a part of a longer word such as JOBS. The command is run as it stands, not through a shell. On this
+machine, other ``--name value`` pairs are ignored; for Slurm, the file ``conf/slurm.conf`` says what
+each means. The exit status is 0 when every job succeeded, else 1.
 """
 
 import contextlib

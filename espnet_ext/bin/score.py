@@ -1,19 +1,19 @@
 """Score decoded text: CER and WER, and TER when the tokens are BPE pieces."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from espnet_ext.data.kaldi import normal_space, read_scp
 from espnet_ext.data.tokens import text_warnings
 from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser
 from espnet_ext.scoring import UNITS, score, tokenizer, write_score
 
 
 @cli
 def main(argv=None):
     """Write ``OUTPUT/score_{cer,wer,ter}`` for the arguments in ``argv``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--ref", required=True, help="Kaldi-style text file of the references")
     parser.add_argument("--hyp", required=True, help="Kaldi-style text file of the hypotheses")
     parser.add_argument("--utt2spk", help="speakers for the tables (default: one speaker)")

@@ -1,15 +1,14 @@
 """Gather the scores below a model's directory in its RESULTS.md, and print the word error rates."""
 
-import argparse
-
 from espnet_ext.errors import cli
+from espnet_ext.options import Parser
 from espnet_ext.scoring import write_results
 
 
 @cli
 def main(argv=None):
     """Write ``EXPDIR/RESULTS.md`` for the arguments in ``argv``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("expdir", help="model directory, e.g. exp/asr_train_asr_raw_en_bpe5000_sp")
     print(write_results(parser.parse_args(argv).expdir), end="")
 

@@ -17,9 +17,11 @@ from espnet_ext.errors import UserError, about, cli
 from espnet_ext.inference import (
     StreamingSpeech2Text,
     add_model_options,
+    add_search_options,
     model_options,
     packet_samples,
 )
+from espnet_ext.options import Parser
 
 SHOWN = 60
 
@@ -27,14 +29,10 @@ SHOWN = 60
 @cli
 def main(argv=None):
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="FILE|-")
     add_model_options(parser)
-    parser.add_argument("--packet_ms", type=float, default=100, help="packet length [%(default)s]")
-    parser.add_argument("--search", default="greedy", help="greedy or beam [%(default)s]")
-    parser.add_argument("--beam_size", type=int, default=10, help="hypotheses [%(default)s]")
+    add_search_options(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     speech2text = StreamingSpeech2Text(

@@ -1,11 +1,13 @@
 """What a recipe asks of a job runner: ``[--opt value]... [JOB=1:N] LOG command...``."""
 
 import re
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 
 from espnet_ext.errors import UserError
+from espnet_ext.options import count
 
-ARRAY = re.compile(r"([A-Za-z_]\w*)=(\d+)(?::(\d+))?")
+ARRAY = re.compile(r"([A-Za-z_]\w*)=([0-9]{1,9})(?::([0-9]{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,8 @@ class JobRequest:
 
     Attributes:
         log: Path of the log file; holds ``variable`` when the request is an array.
-        command: Program and arguments; ``variable`` in any of them becomes the job number.
+        command: Program and arguments; ``variable`` in any of them becomes the job number, where no
+            letter or digit is beside it.
         variable: Name that stands for the job number (``None`` for a single command).
         first: First job number.
         last: Last job number, included.
@@ -30,8 +33,9 @@ class JobRequest:
 
     def jobs(self):
         """Return ``(number, log, command)`` of every job, the number put in place."""
+        words = [self.parts(word) for word in self.command]
         return [
-            (n, self._fill(self.log, n), [self._fill(word, n) for word in self.command])
+            (n, str(n).join(self.parts(self.log)), [str(n).join(parts) for parts in words])
             for n in range(self.first, self.last + 1)
         ]
 
@@ -46,12 +50,16 @@ class JobRequest:
             UserError: If the value is not a whole number of at least 0.
         """
         text = self.options.get(option, str(default))
-        if not text.isdigit():
-            raise UserError(f"--{option} takes a number, not '{text}'")
-        return int(text)
+        try:
+            return count(text)
+        except ArgumentTypeError as error:
+            raise UserError(f"--{option} {error}") from None
 
-    def _fill(self, word, number):
-        return word.replace(self.variable, str(number)) if self.variable else word
+    def parts(self, word):
+        """Return what is left of a word between the places of the job number."""
+        if self.variable is None:
+            return [word]
+        return re.split(f"(?<![A-Za-z0-9]){self.variable}(?![A-Za-z0-9])", word)
 
 
 def parse_request(argv):
@@ -82,6 +90,7 @@ def parse_request(argv):
         words.pop(0)
     if len(words) < 2:
         raise UserError("usage: [--option value]... [JOB=1:N] LOG command [argument]...")
-    if variable and variable not in words[0]:
+    request = JobRequest(words[0], tuple(words[1:]), variable, first, last, options)
+    if variable and len(request.parts(request.log)) == 1:
         raise UserError(f"log '{words[0]}' must hold {variable}, or all jobs write the same file")
-    return JobRequest(words[0], tuple(words[1:]), variable, first, last, options)
+    return request

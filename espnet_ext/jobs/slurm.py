@@ -176,10 +176,9 @@ class _Array:
 
     def submit(self, numbers):
         """Submit jobs by their numbers."""
-        log = self.request.log.replace("%", "%%")
+        log = "%a".join(part.replace("%", "%%") for part in self.request.parts(self.request.log))
         words = [*self.words, "--parsable", "--open-mode=append"]
         if self.request.variable:
-            log = log.replace(self.request.variable, "%a")
             limit = f"%{self.throttle}" if self.throttle else ""
             words.append(f"--array={','.join(map(str, numbers))}{limit}")
         done = self._call(*words, f"--output={log}", str(self.script))
@@ -270,9 +269,7 @@ class _Array:
 
     def _quote(self, word):
         """Quote a word for bash, the job variable becoming ``$n``."""
-        if not self.request.variable:
-            return shlex.quote(word)
-        return '"$n"'.join(shlex.quote(part) for part in word.split(self.request.variable))
+        return '"$n"'.join(shlex.quote(part) for part in self.request.parts(word))
 
     def _status(self, number):
         return Path(f"{self.status}.{number}" if self.request.variable else self.status)

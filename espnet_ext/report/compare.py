@@ -4,7 +4,7 @@ from pathlib import Path
 
 from espnet_ext.errors import UserError
 from espnet_ext.profiling.config import read_yaml
-from espnet_ext.report.schema import NAME, read
+from espnet_ext.report.schema import NAME, read, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
 
 #: KB per stream of the equal-byte view
@@ -181,6 +181,6 @@ def _cache_kind(model):
 
 def row_name(row) -> str:
     """Encoder, attention, the directory where several have both, and the lossless input cache."""
-    variant = f", {row['variant']}" if "variant" in row else ""
+    variant = f", {text(row['variant'])}" if "variant" in row else ""
     cache = " (input cache)" if row.get("cache_kind") == "input" else ""
-    return f"{row['encoder']} {row['attention']}{variant}{cache}"
+    return f"{text(row['encoder'])} {text(row['attention'])}{variant}{cache}"

@@ -1,15 +1,13 @@
 """What each rank and each group costs: a model and its conversions, zero-shot and fine-tuned."""
 
-import csv
-import io
 from pathlib import Path
 
 from espnet_ext.convert.model import load, mha_config, recordings
 from espnet_ext.errors import UserError, about
 from espnet_ext.profiling.cache import measure_cache
 from espnet_ext.profiling.config import read_model_config
-from espnet_ext.report.plots import COLOURS, MARKERS, png, pyplot
-from espnet_ext.report.schema import rounded, text
+from espnet_ext.report.plots import COLOURS, MARKERS, plain_numbers, png, pyplot
+from espnet_ext.report.schema import csv_text, rounded, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
 from espnet_ext.report.tables import DRAWN, Section
 from espnet_ext.results import read_json
@@ -39,8 +37,7 @@ NOTE = (
     "stream of 1000 encoder frames, all layers, read off its tensors, in float32. Change: mean "
     "square difference of encoder outputs from the source's over their mean square, on 50 "
     "recordings of each test set; a fine-tuned model may well change. Difference: WER minus that "
-    "of the model converted, paired bootstrap, 95% interval, two-sided p, each for itself. "
-    + DRAWN
+    "of the model converted, paired bootstrap, 95% interval, two-sided p, each for itself. " + DRAWN
 )
 
 
@@ -160,11 +157,7 @@ def _method(conf, origin):
 
 def curve_csv(rows: list[dict]) -> str:
     """The rows as CSV, empty cells where a value is missing."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(COLUMNS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: text(v, missing="") for k, v in row.items()} for row in rows)
-    return out.getvalue()
+    return csv_text(COLUMNS, rows)
 
 
 def curve_section(rows: list[dict]) -> Section:
@@ -211,13 +204,13 @@ def curve_plot(rows: list[dict], test_set: str) -> bytes:
                 capsize=3,
             )
         panel.set_xscale("log", base=2)
-        panel.xaxis.set_major_formatter(lambda kb, _: f"{kb:g}")
+        plain_numbers(panel.xaxis)
         panel.set_title(f"{test_set}, {training}; 95% interval, {source['drawn']} drawn")
         panel.set_xlabel("attention cache, KB per 1000 frames")
         panel.grid(alpha=0.3)
     if max(row["wer"] for row in rows) > 10:
         axes[0][0].set_yscale("symlog", linthresh=1)
-        axes[0][0].yaxis.set_major_formatter(lambda wer, _: f"{wer:g}")
+        plain_numbers(axes[0][0].yaxis)
     axes[0][0].set_ylim(bottom=0)
     axes[0][0].set_ylabel("WER, %")
     axes[0][0].legend(fontsize="small")

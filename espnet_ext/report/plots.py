@@ -8,7 +8,9 @@ from espnet_ext.profiling.config import KINDS
 from espnet_ext.report.compare import row_name
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 from matplotlib import pyplot  # noqa: E402
+from matplotlib.ticker import NullFormatter  # noqa: E402
 
 # lightness falls from entry to entry, so the order survives a copier
 COLOURS = ("#f0e442", "#56b4e9", "#009e73", "#d55e00", "#332288", "#999999", "#ddcc77", "#117733")
@@ -56,9 +58,16 @@ def _bars(axes, rows, values, styles, errors=None, digits=4):
     axes.margins(x=0.15)
 
 
+def plain_numbers(axis):
+    """Label a logarithmic axis without mathematics."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _log_if_wide(axes, values):
     if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_xscale("log")
+        plain_numbers(axes.xaxis)
 
 
 def cache_comparison(comparison) -> bytes:
@@ -126,8 +135,7 @@ def wer_vs_cache(comparison) -> bytes:
                 label=row_name(row),
             )
         values = [row["kv_cache_kb"] for row in rows if name in row["wer"]]
-        if max(values) > 10 * min(values):
-            axes.set_xscale("log")
+        _log_if_wide(axes, values)
         drawn = "/".join(sorted({row["wer"][name]["drawn"] for row in rows if name in row["wer"]}))
         axes.set_title(f"{name}; 95% interval, {drawn} drawn")
         axes.set_xlabel("attention cache, KB")

@@ -4,11 +4,13 @@ docs/report.md describes the keys. Numbers are rounded once, when the file is wr
 prints them as the file does.
 """
 
+import csv
+import io
 import json
 import math
 from pathlib import Path
 
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, printable
 from espnet_ext.profiling.config import KINDS
 from espnet_ext.results import read_json
 
@@ -40,12 +42,35 @@ def rounded(value, decimals):
 
 
 def text(value, missing="missing") -> str:
-    """A value as every table shows it; ``missing`` stands for None."""
+    """A value as every table shows it, in one line; ``missing`` stands for None."""
     if value is None:
         return missing
     if isinstance(value, float) and not math.isfinite(value):
         return "not a number"
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return printable(value).replace("\n", "\\n")
+    return json.dumps(value)
+
+
+def csv_text(columns, lines) -> str:
+    """A CSV table that a spreadsheet shows as it is.
+
+    Args:
+        columns: Keys of the lines, the header.
+        lines: Mappings; what is None or not there is an empty cell.
+
+    A text that begins as a formula does gets an apostrophe in front; numbers stay numbers.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([_csv_cell(column) for column in columns])
+    writer.writerows([_csv_cell(line.get(column)) for column in columns] for line in lines)
+    return out.getvalue()
+
+
+def _csv_cell(value):
+    formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r")
+    return ("'" if formula else "") + text(value, missing="")
 
 
 def read(path) -> dict:

@@ -1,13 +1,12 @@
 """The sections of a comparison: made once, written as CSV, as text and as a page."""
 
-import csv
-import io
 import textwrap
 from dataclasses import dataclass
 
+from espnet_ext.errors import printable
 from espnet_ext.profiling.config import KINDS
 from espnet_ext.report.compare import BUDGETS, Comparison, row_name
-from espnet_ext.report.schema import text
+from espnet_ext.report.schema import csv_text, text
 from espnet_ext.scoring.resampling import FEWEST_SPEAKERS
 
 #: what ``drawn`` says, for every table with an interval
@@ -103,11 +102,7 @@ def comparison_csv(comparison: Comparison) -> str:
         line = {"model": row["name"], "status": "published", "config": row["source"]}
         line |= {f"wer_{s}": row["wer"].get(s) for s in comparison.published_sets}
         lines.append(line)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: text(v, missing="") for k, v in line.items()} for line in lines)
-    return out.getvalue()
+    return csv_text(list(lines[0]), lines)
 
 
 def sections(comparison: Comparison) -> list[Section]:
@@ -377,4 +372,4 @@ def summary_report(comparison: Comparison) -> str:
         table.insert(1, ["-" * width for width in widths])
         lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
         parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return printable("\n".join(parts))

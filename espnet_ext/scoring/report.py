@@ -60,10 +60,7 @@ def write_results(expdir):
     sections = {}
     for unit in ("wer", "cer", "ter"):
         found = sorted(expdir.glob(f"**/score_{unit}/score.json"))
-        rows = {
-            str(path.parent.parent.relative_to(expdir)): read_numbers(path)
-            for path in found
-        }
+        rows = {str(path.parent.parent.relative_to(expdir)): read_numbers(path) for path in found}
         if rows:
             sections[unit] = f"### {unit.upper()}\n\n{_markdown(rows)}"
         if rows and unit == "wer":
@@ -84,15 +81,19 @@ def _row(summary, decimals=1):
 
 def _markdown(rows):
     lines = [TITLE, "|---" * 9 + "|"]
-    lines += [f"|{name}|{'|'.join(str(v) for v in _row(row))}|" for name, row in rows.items()]
+    lines += [f"|{_cell(n)}|{'|'.join(str(v) for v in _row(row))}|" for n, row in rows.items()]
     return "\n".join(lines) + "\n"
+
+
+def _cell(name):
+    return name.replace("\\", "\\\\").replace("|", "\\|")  # as Markdown reads it
 
 
 def _intervals(rows):
     lines = ["|dataset|Err|low|high|drawn|", "|---" * 5 + "|"]
     for name, row in rows.items():
         low, high = row["err_interval_95"]
-        lines.append(f"|{name}|{row['err']:.2f}|{low:.2f}|{high:.2f}|{row['drawn']}|")
+        lines.append(f"|{_cell(name)}|{row['err']:.2f}|{low:.2f}|{high:.2f}|{row['drawn']}|")
     return "\n".join(lines) + "\n"
 
 

@@ -372,7 +372,7 @@ download.extract(download.{archive!r}, "{folder / NAME}", "{folder / "LibriSpeec
     "options, said",
     [
         (["--url", "ftp://x"], "--url 'ftp://x': give http"),
-        (["--timeout", "0"], "--timeout 0: give seconds above 0"),
+        (["--timeout", "0"], "--timeout is a finite number above 0, not '0'"),
         (["--checksums", "none"], "none: cannot be read"),
         ([], "train-clean-360: unknown split; known are train-clean-100 dev-clean"),
     ],

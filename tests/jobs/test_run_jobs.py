@@ -39,6 +39,21 @@ def test_array_puts_the_number_into_log_and_command(tmp_path):
         assert ended.startswith("# Ended (code 0) at ")
 
 
+def test_number_is_put_into_no_longer_word(tmp_path):
+    words = ["JOBS/MYJOB/x.JOB.log", "echo", "JOBS/JOB JOB1 a_JOB_b JOB"]
+    done = run("JOB=1:2", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for number in "12":
+        log = (tmp_path / f"JOBS/MYJOB/x.{number}.log").read_text()
+        assert f"\nJOBS/{number} JOB1 a_{number}_b {number}\n" in log
+
+
+def test_another_word_leaves_the_first_alone(tmp_path):
+    done = run("JOB_=3:3", "JOB/x.JOB_.log", "echo", "JOB JOB_", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\nJOB 3\n" in (tmp_path / "JOB/x.3.log").read_text()
+
+
 def test_failing_jobs_are_named_and_the_others_still_run(tmp_path):
     script = "echo no such file JOB; touch ran.JOB; [ $((JOB % 2)) = 1 ]"
     done = run("--max-jobs-run", "1", "JOB=1:5", "x.JOB.log", "bash", "-c", script, cwd=tmp_path)
@@ -77,6 +92,7 @@ def test_max_jobs_run_limits_concurrency(tmp_path):
         (["JOB=0:3", "x.JOB.log", "true"], "1 <= A <= B"),
         (["JOB=3:1", "x.JOB.log", "true"], "1 <= A <= B"),
         (["JOB=1:3", "x.log", "true"], "must hold JOB"),
+        (["JOB=1:3", "JOBS/x.log", "true"], "must hold JOB"),
         (["x.log"], "usage"),
         (["--gpu"], "needs a value"),
     ],

@@ -64,10 +64,11 @@ def test_words_reach_the_command_as_they_are(environment, tmp_path):
     folder = tmp_path / "a folder"
     folder.mkdir()
     word = """ a  'b' "c" $x `y` %j JOB\\"""
-    words = ["JOB=4:4", "x.JOB.log", "python3", "-c", "import sys; print(sys.argv[1:])", word]
-    code, stderr = run(environment, folder, *words)
+    words = ["JOB=4:4", "x.JOB.log", "python3", "-c", "import sys; print(sys.argv[1:])"]
+    code, stderr = run(environment, folder, *words, word, "JOBS/x")
     assert code == 0, stderr
-    assert str([word.replace("JOB", "4")]) in (folder / "x.4.log").read_text().splitlines()
+    printed = (folder / "x.4.log").read_text().splitlines()
+    assert str([word.replace("JOB", "4"), "JOBS/x"]) in printed
 
 
 def test_single_command_without_a_number(environment, tmp_path):

@@ -1,4 +1,8 @@
-"""The recipe from stage 1 to 13 on the real utterances of mini_an4, in a copy of its directory."""
+"""The recipe from stage 1 to 13 on the real utterances of mini_an4, in a copy of its directory.
+
+The copy's path and the names have in them what a shell, YAML, a list of paths or a job runner would
+take for its own.
+"""
 
 import hashlib
 import json
@@ -20,14 +24,19 @@ from espnet_ext.errors import UserError
 
 CONFORMER = ["--asr_config", "conf/train_asr_conformer_mla.yaml", "--asr_args", "--max_epoch 8"]
 CONFORMER_EXP = "exp/asr_train_asr_conformer_mla_raw_en_bpe30_max_epoch8_sp"
+ODD = """it's "a" $HOME & JOB(1) #2, x"""
+TAG = "x out.log sh -c 'touch pwned' JOB_ #1"
 BRANCHFORMER = ["--asr-config", "conf/train_asr_branchformer_gqa.yaml", "--inference-nj", "1"]
-BRANCHFORMER_EXP = "exp/asr_train_asr_branchformer_gqa_raw_en_bpe30_sp"
+BRANCHFORMER += ["--asr-tag", TAG]
+BRANCHFORMER_EXP = f"exp/asr_{TAG}"
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """A copy of the recipe in a tree that is otherwise this repository, stages 1 to 10 done."""
-    recipe = copy_mini_an4(tmp_path_factory.mktemp("repository"))
+    root = tmp_path_factory.mktemp("repository") / ODD
+    root.mkdir()
+    recipe = copy_mini_an4(root)
     done = run(recipe, "--stop-stage", "10")
     assert done.returncode == 0, done.stdout + done.stderr
     return recipe
@@ -86,6 +95,7 @@ def test_recipe_trains_and_scores_a_branchformer_with_shared_statistics(recipe):
     assert statistics.stat().st_mtime_ns == before
     assert "|decode_asr_asr_model_valid.acc.ave/test|2|10|" in done.stdout
     assert (recipe / BRANCHFORMER_EXP / "RESULTS.md").exists()
+    assert not list(recipe.rglob("pwned*"))
 
 
 @pytest.mark.parametrize("stage", ["12", "14", "16"])
@@ -107,27 +117,28 @@ def test_recipe_fine_tunes_a_converted_model(recipe, monkeypatch):
     from espnet_ext.checkpoint import StrictASRTask
 
     monkeypatch.chdir(recipe)  # a config's paths are relative to the recipe
-    source = Path("exp/asr_mha")
+    source = Path("exp/asr_'m h a'")
     source.mkdir()
     config = yaml.safe_load(Path(CONFORMER_EXP, "config.yaml").read_text())
     config["encoder_conf"] |= {"attention": "mha", "attention_conf": {}}
     (source / "config.yaml").write_text(yaml.safe_dump(config))
     model, _ = StrictASRTask.build_model_from_file(source / "config.yaml")
     torch.save(model.state_dict(), source / "valid.acc.ave.pth")
-    arguments = ["--from", source, "--output", "exp/asr_mla8", "--attention", "mla"]
+    arguments = ["--from", source, "--output", "exp/asr_mla 8 'JOB'", "--attention", "mla"]
     asr_convert.main([*map(str, arguments), "--attention_conf", "kv_lora_rank=8"])
 
     statistics = recipe / "exp/asr_stats_raw_en_bpe30_sp/train/feats_stats.npz"
     before = statistics.stat().st_mtime_ns
     options = ["--finetune_config", "../../../conf/finetune_asr_distill.yaml"]
-    options += ["--init_from", "exp/asr_mla8", "--asr_args", "--max_epoch 1 --optim_conf lr=0.0"]
+    options += ["--init_from", "exp/asr_mla 8 'JOB'"]
+    options += ["--asr_args", "--max_epoch 1 --optim_conf lr=0.0"]
     done = run(recipe, *options, "--stage", "10", "--stop-stage", "13")
     assert done.returncode == 0, done.stdout + done.stderr
     assert statistics.stat().st_mtime_ns == before
-    tuned = recipe / "exp/asr_mla8_finetune_asr_distill_max_epoch1_optim_conflr0.0"
+    tuned = recipe / "exp/asr_mla 8 'JOB'_finetune_asr_distill_max_epoch1_optim_conflr0.0"
     assert "loss_distill_ctc=" in (tuned / "train.log").read_text()
     assert "|decode_asr_asr_model_valid.acc.ave/test|2|10|" in done.stdout
-    begun = torch.load("exp/asr_mla8/valid.acc.ave.pth")
+    begun = torch.load("exp/asr_mla 8 'JOB'/valid.acc.ave.pth")
     ended = torch.load(tuned / "valid.acc.ave.pth")
     for name in dict(model.named_parameters()).keys() & begun.keys():
         assert torch.equal(begun[name], ended[name]), name  # nothing was learnt at this rate
@@ -295,8 +306,8 @@ def test_recipe_killed_in_every_stage_ends_with_the_same_files(
         (7, exists("exp_lm/lm_train_*/checkpoint.pth"), lm),
         (8, exists("exp_lm/lm_train_*/perplexity_test/*.log"), lm),
         (10, exists("exp/asr_stats_*/logdir/stats.1.log"), []),  # shared by all models
-        (11, exists("exp/asr_train_*/checkpoint.pth"), asr),
-        (12, exists("exp/asr_train_*/decode_asr_*/test/logdir/*.log"), asr),
+        (11, exists("exp/asr_x*/checkpoint.pth"), asr),
+        (12, exists("exp/asr_x*/decode_asr_*/test/logdir/*.log"), asr),
         (13, begun(13), asr),
         (14, begun(14), asr),
     ]:

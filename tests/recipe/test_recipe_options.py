@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from espnet_ext.bin.parse_options import declared_options, parse
 from espnet_ext.errors import UserError
@@ -36,12 +37,12 @@ def refusal(*options):
 
 
 def test_defaults_are_those_of_espnet():
-    declared = {name: default for name, (default, _) in declared_options(ASR).items()}
+    declared = {name: option.default for name, option in declared_options(ASR).items()}
     assert ESPNET_DEFAULTS.items() <= declared.items()
 
 
 def test_every_option_has_a_help_text():
-    assert all(text for _, text in declared_options(ASR).values())
+    assert all(option.help for option in declared_options(ASR).values())
 
 
 @pytest.mark.parametrize("recipe", ["", "egs2/fsdd/asr1", "egs2/mini_an4/asr1"])
@@ -102,6 +103,115 @@ def test_wrong_option_is_refused(words, message):
 )
 def test_recipe_ends_a_wrong_option_in_one_line(words, message):
     assert message in refusal(*words, "--stop-stage", "0")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--stage", "1.5"], "--stage is a whole number of at least 0, not '1.5'"),
+        (["--nj", "0"], "--nj is a whole number of at least 1"),
+        (["--max_wav_duration", "nan"], "--max_wav_duration is a number, not 'nan'"),
+        (["--min_wav_duration", "1e999"], "--min_wav_duration is a finite number"),
+        (["--speed_perturb_factors", "0.9 nan"], "--speed_perturb_factors is a number"),
+        (["--bpe_char_cover", "2"], "--bpe_char_cover is a number from 0 to 1"),
+        (["--skip_stages", "1 x"], "--skip_stages is a number, not 'x'"),
+        (["--test_sets", "test_clean .."], "--test_sets is a name without '/'"),
+        (["--asr_tag", "../x"], "--asr_tag is a name without '/'"),
+        (["--inference_tag", "-x"], "--inference_tag is a name without '/'"),
+        (["--lang", ".hidden"], "--lang is a name without '/'"),
+        (["--train_set", "a\nb"], "--train_set is text without control characters"),
+        (["--expdir", ""], "--expdir is a path, not empty"),
+        (["--asr_args", "--a 'b"], "--asr_args has a quote without its end"),
+        (["--hf_repo", "me"], "--hf_repo is OWNER/NAME, not 'me'"),
+        (["--cleaner", "tacotron"], "--cleaner is none, not 'tacotron': text is trained on as it"),
+        (["--num_splits_asr", "4"], "--num_splits_asr is 1, not '4': training data is not split"),
+        (["--download_model", "x"], "--download_model is empty here, not 'x': unpack a packed"),
+    ],
+)
+def test_value_of_another_kind_is_refused(words, message):
+    with pytest.raises(UserError) as refused:
+        parse(declared_options(ASR), words)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_option_like_no_other_gets_no_suggestion():
+    with pytest.raises(UserError, match="^unknown option --xyzzy, --help lists them$"):
+        parse(declared_options(ASR), ["--xyzzy", "1"])
+
+
+def test_options_of_a_run_sh_of_espnet_are_taken():
+    """Those that its own asr.sh has as of 202511, with their defaults."""
+    given = """--cleaner none --g2p none --nlsyms_txt none --oov <unk> --blank <blank>
+        --sos_eos <sos/eos> --bpe_nlsyms= --use_word_lm false --word_vocab_size 10000
+        --num_splits_lm 1 --num_splits_asr 1 --use_ngram false --ngram_exp= --ngram_num 3
+        --inference_ngram 3gram.bin --use_k2 false --k2_ctc_decoding true --num_paths 1000
+        --use_nbest_rescoring true --nll_batch_size 100 --score_opts= --local_score_opts=
+        --k2_config ./conf/decode_asr_transformer_with_k2.yaml --download_model=
+        --ignore_init_mismatch false --use_maskctc false --asr_task asr --num_ref 1 --num_inf=
+        --post_process_local_data_opts= --auxiliary_data_tags= --skip_upload true
+        --multi_columns_input_wav_scp false --multi_columns_output_wav_scp false
+        --hugging_face_model_name_or_path= --sot_asr false --debug false"""
+    done = subprocess.run([ROOT / "run.sh", *given.split(), "--stop_stage", "0"], text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0 and "Finished." in done.stdout, done.stderr
+
+
+def test_lists_reach_the_script_as_words_and_nothing_is_run_or_expanded(tmp_path):
+    """Also the default of a list, and a number as bash reads it."""
+    values = ["--asr_args", """--a 'b c' "d'e" * $(touch x) `touch x` f\\ g"""]
+    command = f'eval "$(python -m espnet_ext.bin.parse_options "{ASR}" "$@")"; '
+    command += 'printf "%s\n" "${asr_args_list[@]}" "${#lm_args_list[@]}" "${nj}"'
+    done = subprocess.run(
+        ["bash", "-c", f'. "{ROOT}/path.sh"; {command}', "bash", *values, "--nj", "08"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    words = ["--a", "b c", "d'e", "*", "$(touch", "x)", "`touch", "x`", "f g"]
+    assert done.stdout.splitlines() == [*words, "0", "8"], done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["--ctc_weight", "nan"], ["--beam_size", "0"], ["--penalty", "inf"]]
+)
+def test_decoding_options_of_espnet_are_checked_as_well(words, capsys):
+    from espnet_ext.bin.asr_inference import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["--output_dir", "x", "--data_path_and_name_and_type", "a,speech,sound", *words])
+    line = capsys.readouterr().err.splitlines()[-1]  # ESPnet says the command line first
+    assert ended.value.code == 1 and f"{words[0]} is a " in line and words[1] in line
+
+
+def train(tmp_path, *options):
+    """Build the model of a YAML with MLA, and of options over it."""
+    from espnet_ext.bin.asr_train import main
+
+    (tmp_path / "tokens.txt").write_text("<blank>\n<unk>\nA\n<sos/eos>\n")
+    words = ["--config", str(ROOT / "egs2/mini_an4/asr1/conf/train_asr_conformer_mla.yaml")]
+    words += ["--token_type", "word", "--token_list", str(tmp_path / "tokens.txt"), "--ngpu", "0"]
+    words += ["--output_dir", str(tmp_path / "a,b"), "--dry_run", "true"]
+    for part in ("train", "valid"):
+        for kind in ("a,b/wav.scp,speech,sound", "a,b/text,text,text"):
+            words += [f"--{part}_data_path_and_name_and_type", kind]
+    main([*words, *options])
+
+
+def test_another_attention_than_the_yaml_is_told_how_to_clear_its_options(tmp_path, capsys):
+    other = ["--encoder_conf", "attention=gqa"]
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path, *other)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 1
+    assert "attention_conf: gqa takes n_kv_head, cache, got kv_lora_rank: 16." in said
+    (advice,) = re.findall(r"--encoder_conf (attention_conf=\S+),", said)
+    assert "--encoder_conf attention_conf.KEY=VALUE" in said
+    other += ["--encoder_conf", advice, "--encoder_conf", "attention_conf.n_kv_head=2"]
+    train(tmp_path, *other)
+    config = yaml.safe_load((tmp_path / "a,b/config.yaml").read_text())
+    assert config["encoder_conf"]["attention_conf"] == {"n_kv_head": 2}
+    assert config["train_data_path_and_name_and_type"][0] == ["a,b/wav.scp", "speech", "sound"]
 
 
 def test_upload_needs_a_repository():

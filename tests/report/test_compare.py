@@ -12,6 +12,9 @@ import pytest
 from espnet_ext.bin.asr_compare import BASELINES, main
 from espnet_ext.errors import UserError
 from espnet_ext.report.compare import BUDGETS, Comparison
+from espnet_ext.report.page import report_html
+from espnet_ext.report.plots import PLOTS
+from espnet_ext.report.schema import csv_text
 from espnet_ext.report.statistics import paired_bootstrap
 from espnet_ext.report.tables import comparison_csv, summary_report
 
@@ -173,6 +176,29 @@ def test_models_of_one_attention_are_told_apart_by_their_directories(runs):
     names = [row["model"] for row in read_csv(comparison_csv(comparison))]
     assert len(set(names)) == len(names)
     assert "conformer mla, asr_converted" in names and "branchformer mla" in names
+
+
+def test_name_is_text_in_csv_page_and_plots(runs):
+    """No formula of a spreadsheet, no tag, no mathematics, and no order to a terminal."""
+    name = r"=1+1 <b>&" + r"$\frac$"
+    copied = shutil.copytree(runs / "asr_train_asr_conformer_mla_raw_word", runs / name)
+    path = copied / "evaluation_results.json"
+    changed = json.loads(path.read_text()) | {"model": name, "device": "-x\x1b[2J\n"}
+    path.write_text(json.dumps(changed))
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS)
+    text = comparison_csv(comparison)
+    (row,) = [row for row in read_csv(text) if name in row["model"]]
+    assert row["directory"] == f"'{name}" and row["device"] == r"'-x\x1b[2J\n"
+    cells = [cell for line in read_csv(text) for cell in line.values()]
+    assert not any(cell.startswith(("=", "+", "@")) for cell in cells)
+    plots = {name: draw(comparison) for name, draw in PLOTS.items()}  # mathematics would not parse
+    page = report_html(comparison, plots)
+    assert "<b>" not in page and f"conformer mla, {name}" in Tables(page).tables[0][4]
+    assert "\x1b" not in page + summary_report(comparison) + text
+
+
+def test_number_below_zero_is_no_formula():
+    assert csv_text(["a", "-b"], [{"a": -1.5, "-b": "-1.5"}]) == "a,'-b\n-1.5,'-1.5\n"
 
 
 def test_nothing_evaluated_is_one_clear_line(tmp_path, capsys):

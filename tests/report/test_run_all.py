@@ -60,9 +60,12 @@ def run(recipe, script, *options):
     )
 
 
+ARGS = """--asr_args "--a $(touch pwned) b\""""
+
+
 def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
     options = ["--encoders", "conformer", "--attentions", "mha gqa nope mla", "--jobs", "2"]
-    done = run(recipe, "run_all_baselines.sh", *options, "--run_args", "--asr_args '--a b'")
+    done = run(recipe, "run_all_baselines.sh", *options, "--run_args", ARGS)
     assert done.returncode == 1, done.stdout + done.stderr
     ends = done.stdout.splitlines()[-2:]
     assert "FAILED: conformer gqa: no luck" in ends[0]
@@ -81,7 +84,8 @@ def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
         "conformer mla": "measured",
     }
     calls = (recipe / "calls").read_text().splitlines()
-    assert all(call.endswith("--asr_args --a b") for call in calls)
+    assert all(call.endswith("--asr_args --a $(touch pwned) b") for call in calls)
+    assert not list(recipe.rglob("pwned"))
     assert sum("--skip_train true" in call for call in calls) == 2
 
     measured = recipe / "exp/asr_train_asr_conformer_mla_raw_word/profile.json"

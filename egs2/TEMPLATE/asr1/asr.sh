@@ -10,72 +10,110 @@ command_line=("$0" "$@")
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)"
 
 # begin options
-stage=1                        # first stage to run
-stop_stage=10000               # last stage to run
-skip_stages=                   # stages left out, e.g. "2 10"
-skip_data_prep=false           # leave out stages 1 to 5
-skip_train=false               # leave out stages 2 and 4 to 11
-skip_eval=false                # leave out stages 12, 13 and 16
-skip_packing=true              # leave out stage 14
-skip_upload_hf=true            # leave out stage 15
-eval_valid_set=false           # decode the validation set too
-ngpu=1                         # GPUs per node in training; 0 is the CPU
-num_nodes=1                    # nodes in training
-nj=32                          # parallel jobs in data preparation and statistics
-inference_nj=32                # parallel jobs in decoding
-gpu_inference=false            # decode on GPUs, one per job
-dumpdir=dump                   # formatted data
-expdir=exp                     # models and results
-python=python3                 # interpreter of the jobs
-train_set=                     # name of the training set, as local/data.sh calls it
-valid_set=                     # name of the validation set
-test_sets=                     # names of the test sets
-local_data_opts=               # options of local/data.sh
-speed_perturb_factors=         # e.g. "0.9 1.0 1.1"
-feats_type=raw                 # kind of features: the waveform
-audio_format=flac              # format of audio that has to be converted: flac or wav (.ark is dropped)
-fs=16k                         # sampling rate
-min_wav_duration=0.1           # seconds; shorter training utterances are left out
-max_wav_duration=20            # seconds; longer training utterances are left out
-lang=noinfo                    # language, part of directory names
-token_type=bpe                 # bpe, char or word
-nbpe=30                        # number of BPE tokens
-bpemode=unigram                # unigram or bpe
-bpe_train_text=                # text of the tokens (default: that of the training set)
-bpe_input_sentence_size=100000000 # sentences used to train BPE
-bpe_char_cover=1.0             # share of the characters that BPE covers
-use_lm=true                    # train a language model and decode with it
-lm_tag=                        # name of the language model's directory
-lm_exp=                        # directory of the language model
-lm_stats_dir=                  # directory of its statistics
-lm_config=                     # its YAML
-lm_args=                       # more options of its training, e.g. "--max_epoch 10"
-lm_train_text=                 # its training text (default: that of the training set)
-lm_dev_text=                   # its validation text (default: that of the validation set)
-lm_test_text=                  # text of the perplexity (default: that of the first test set)
-lm_fold_length=150             # tokens per folded sequence
-use_ngram=false                # n-gram language model: not available
-asr_tag=                       # name of the model's directory
-asr_exp=                       # directory of the model
-asr_stats_dir=                 # directory of the statistics
-asr_config=                    # YAML of the model and its training
-asr_args=                      # more options of the training, e.g. "--max_epoch 10"
-pretrained_model=              # checkpoint to start from: file[:source[:target[:excluded]]]
-init_from=                     # directory of a trained or converted model to fine-tune, in place of --asr_config
-finetune_config=               # YAML of its schedule (default: conf/finetune_asr.yaml of the repository)
-feats_normalize=global_mvn     # global_mvn, utterance_mvn or none
-asr_speech_fold_length=80000   # samples per folded sequence
-asr_text_fold_length=150       # tokens per folded sequence
-batch_size=1                   # utterances decoded at once
-use_streaming=false            # decode as streams, with the options of asr_inference_streaming
-inference_tag=                 # name of the decoding's directory
-inference_config=              # YAML of the decoding
-inference_args=                # more options of the decoding, e.g. "--beam_size 5"
-inference_lm=valid.loss.ave.pth # language model checkpoint used in decoding
-inference_asr_model=valid.acc.ave.pth # checkpoint used in decoding
-local_score_opts=              # options of local/score.sh
-hf_repo=                       # OWNER/NAME on the hub, for stage 15
-profile_config=                # what stage 16 measures (default: the recipe's conf/profile.yaml, or the repository's)
+stage=1                        # count: first stage to run
+stop_stage=10000               # count: last stage to run
+skip_stages=                   # count*: stages left out, e.g. "2 10"
+skip_data_prep=false           # boolean: leave out stages 1 to 5
+skip_train=false               # boolean: leave out stages 2 and 4 to 11
+skip_eval=false                # boolean: leave out stages 12, 13 and 16
+skip_packing=true              # boolean: leave out stage 14
+skip_upload_hf=true            # boolean: leave out stage 15
+eval_valid_set=false           # boolean: decode the validation set too
+ngpu=1                         # count: GPUs per node in training; 0 is the CPU
+num_nodes=1                    # positive_int: nodes in training
+nj=32                          # positive_int: parallel jobs in data preparation and statistics
+inference_nj=32                # positive_int: parallel jobs in decoding
+gpu_inference=false            # boolean: decode on GPUs, one per job
+dumpdir=dump                   # path: formatted data
+expdir=exp                     # path: models and results
+python=python3                 # path: interpreter of the jobs
+train_set=                     # name: name of the training set, as local/data.sh calls it
+valid_set=                     # name: name of the validation set
+test_sets=                     # name*: names of the test sets
+local_data_opts=               # text*: options of local/data.sh
+speed_perturb_factors=         # positive*: e.g. "0.9 1.0 1.1"
+feats_type=raw                 # raw: features are computed from the waveform, in training
+audio_format=flac              # flac|wav|flac.ark|wav.ark: format of audio that has to be converted; .ark is dropped
+fs=16k                         # rate: sampling rate
+min_wav_duration=0.1           # non_negative: seconds; shorter training utterances are left out
+max_wav_duration=20            # positive: seconds; longer training utterances are left out
+lang=noinfo                    # name: language, part of directory names
+token_type=bpe                 # bpe|char|word: bpe, char or word
+nbpe=30                        # positive_int: number of BPE tokens
+bpemode=unigram                # unigram|bpe: unigram or bpe
+bpe_train_text=                # path*: text of the tokens (default: that of the training set)
+bpe_input_sentence_size=100000000 # positive_int: sentences used to train BPE
+bpe_nlsyms=                    # text: symbols that BPE never splits, commas between
+bpe_char_cover=1.0             # probability: share of the characters that BPE covers
+use_lm=true                    # boolean: train a language model and decode with it
+lm_tag=                        # name: name of the language model's directory
+lm_exp=                        # path: directory of the language model
+lm_stats_dir=                  # path: directory of its statistics
+lm_config=                     # path: its YAML
+lm_args=                       # text*: more options of its training, e.g. "--max_epoch 10"
+lm_train_text=                 # path*: its training text (default: that of the training set)
+lm_dev_text=                   # path: its validation text (default: that of the validation set)
+lm_test_text=                  # path: text of the perplexity (default: that of the first test set)
+lm_fold_length=150             # positive_int: tokens per folded sequence
+use_ngram=false                # false: n-grams need KenLM, which is not used; take --use_lm true
+asr_tag=                       # name: name of the model's directory
+asr_exp=                       # path: directory of the model
+asr_stats_dir=                 # path: directory of the statistics
+asr_config=                    # path: YAML of the model and its training
+asr_args=                      # text*: more options of the training, e.g. "--max_epoch 10"
+pretrained_model=              # path: checkpoint to start from: file[:source[:target[:excluded]]]
+init_from=                     # path: directory of a trained or converted model to fine-tune, in place of --asr_config
+finetune_config=               # path: YAML of its schedule (default: conf/finetune_asr.yaml of the repository)
+feats_normalize=global_mvn     # global_mvn|utterance_mvn|none: global_mvn, utterance_mvn or none
+asr_speech_fold_length=80000   # positive_int: samples per folded sequence
+asr_text_fold_length=150       # positive_int: tokens per folded sequence
+batch_size=1                   # positive_int: utterances decoded at once
+use_streaming=false            # boolean: decode as streams, with the options of asr_inference_streaming
+inference_tag=                 # name: name of the decoding's directory
+inference_config=              # path: YAML of the decoding
+inference_args=                # text*: more options of the decoding, e.g. "--beam_size 5"
+inference_lm=valid.loss.ave.pth # name: language model checkpoint used in decoding
+inference_asr_model=valid.acc.ave.pth # name: checkpoint used in decoding
+local_score_opts=              # text*: options of local/score.sh
+hf_repo=                       # repository: OWNER/NAME on the hub, for stage 15
+profile_config=                # path: what stage 16 measures (default: the recipe's conf/profile.yaml, or the repository's)
+# Options of ESPnet's own asr.sh that a run.sh written for it may give: each has the one value that asks for nothing.
+cleaner=none                   # none: text is trained on as it is written; clean it in local/data.sh
+g2p=none                       # none: there are no phones; --token_type is bpe, char or word
+nlsyms_txt=none                # none: no symbols are left out of characters and scores; remove them in local/data.sh
+oov="<unk>"                    # <unk>: the names of the special tokens are fixed
+blank="<blank>"                # <blank>: the names of the special tokens are fixed
+sos_eos="<sos/eos>"            # <sos/eos>: the names of the special tokens are fixed
+hugging_face_model_name_or_path= # empty: tokens are made from the corpus
+asr_task=asr                   # asr: only single-speaker recognition is trained
+num_ref=1                      # 1: only single-speaker recognition is trained
+num_inf=                       # 1: only single-speaker recognition is trained
+sot_asr=false                  # false: only single-speaker recognition is trained
+ref_text_files_str=text        # text: an utterance has one transcript
+ref_text_names_str=text        # text: an utterance has one transcript
+multi_columns_input_wav_scp=false # false: audio has one channel; join the channels in local/data.sh
+multi_columns_output_wav_scp=false # false: audio has one channel; join the channels in local/data.sh
+post_process_local_data_opts=  # empty: local/data.sh runs once, with --local_data_opts
+auxiliary_data_tags=           # empty: only speech and text are read
+num_splits_asr=1               # 1: training data is not split
+num_splits_lm=1                # 1: training data is not split
+ignore_init_mismatch=false     # false: a checkpoint that does not fit is refused; name its parts in --pretrained_model
+use_word_lm=false              # false: the language model has the tokens of the recogniser
+word_vocab_size=10000          # 10000: the language model has the tokens of the recogniser
+ngram_exp=                     # empty: n-grams need KenLM, which is not used
+ngram_num=3                    # 3: n-grams need KenLM, which is not used
+inference_ngram=3gram.bin      # 3gram.bin: n-grams need KenLM, which is not used
+use_maskctc=false              # false: decoding is a beam search
+use_k2=false                   # false: k2 is not used
+k2_ctc_decoding=true           # true: k2 is not used
+k2_config=./conf/decode_asr_transformer_with_k2.yaml # ./conf/decode_asr_transformer_with_k2.yaml: k2 is not used
+use_nbest_rescoring=true       # true: k2 is not used
+num_paths=1000                 # 1000: k2 is not used
+nll_batch_size=100             # 100: k2 is not used
+download_model=                # empty: unpack a packed model with asr_unpack, and decode with --asr_exp
+skip_upload=true               # true: uploads go to the hub, with --skip_upload_hf false
+score_opts=                    # empty: sclite is not used
+debug=false                    # false: run a command of a log by itself
 # end options
 
 . ./path.sh
@@ -86,18 +124,18 @@ eval "${assignments}"
 
 [ -n "${train_set}" ] && [ -n "${valid_set}" ] && [ -n "${test_sets}" ] \
     || die "--train_set, --valid_set and --test_sets are needed"
-[ "${feats_type}" = raw ] || die "--feats_type ${feats_type}: only raw is known"
-[ "${use_ngram}" = false ] || die "--use_ngram true: n-grams need KenLM, which is not used; take --use_lm true"
 [ "${num_nodes}" -eq 1 ] || [ "${cmd_backend}" != local ] || die "--num_nodes ${num_nodes} needs a cluster, see cmd.sh"
 [ -z "${init_from}" ] || asr_config="${finetune_config:=${root}/conf/finetune_asr.yaml}"
-for file in ${asr_config} ${lm_config} ${inference_config}; do
-    [ -f "${file}" ] || die "no such file: ${file}"
+for file in "${asr_config}" "${lm_config}" "${inference_config}"; do
+    [ -z "${file}" ] || [ -f "${file}" ] || die "no such file: ${file}"
 done
+[[ "${init_from}" != *:* ]] || die "--init_from ${init_from}: ESPnet ends a checkpoint's path at a colon; make a link without"
 
 with_parent=                   # what ends a command when this script is killed; not on every system
 ! command -v setpriv > /dev/null || with_parent="setpriv --pdeathsig KILL"
 
 # Which stages to run.
+skip_stages="${skip_stages_list[*]-}"
 ! "${skip_data_prep}" || skip_stages+=" 1 2 3 4 5"
 ! "${skip_train}" || skip_stages+=" 2 4 5 6 7 8 9 10 11"
 ! "${skip_eval}" || skip_stages+=" 12 13 16"
@@ -139,8 +177,15 @@ lines() { wc -l < "$1"; }
 least() { printf '%s\n' "$@" | sort -n | head -n 1; }
 as_name() { # the part of a directory's name that stands for extra options
     local name="${1//--/_}"
-    echo "${name//[ |=\/]/}"
+    printf '%s' "${name//[ |=\/]/}"
 }
+quote="'"
+shell_word() { printf "'%s'" "${1//${quote}/${quote}\\${quote}${quote}}"; } # a word of a line that is split as a shell's
+yaml_text() { printf "'%s'" "${1//${quote}/${quote}${quote}}"; } # the value of KEY=YAML
+
+# What stands for the number of a job in logs and commands: a word that no path and no option of this run has in it.
+job=JOB
+while [[ "${root} ${command_line[*]}" = *"${job}"* ]]; do job+=_; done
 
 trained() { # trained DIR CHECKPOINT OPTION STAGE: stops unless it is there, naming those that are
     local file there=
@@ -172,13 +217,12 @@ bpe)
     bpemodel="${token_dir}/bpe.model"
     ;;
 char | word) token_dir+="/${token_type}" ;;
-*) die "--token_type is bpe, char or word, not '${token_type}'" ;;
 esac
 token_list="${token_dir}/tokens.txt"
-bpe_train_text="${bpe_train_text:-${train_dir}/text}"
-lm_train_text="${lm_train_text:-${train_dir}/text}"
+[ -n "${bpe_train_text}" ] || bpe_train_text_list=("${train_dir}/text")
+[ -n "${lm_train_text}" ] || lm_train_text_list=("${train_dir}/text")
 lm_dev_text="${lm_dev_text:-${valid_dir}/text}"
-lm_test_text="${lm_test_text:-${data_feats}/${test_sets%% *}/text}"
+lm_test_text="${lm_test_text:-${data_feats}/${test_sets_list[0]}/text}"
 
 lm_name="${lang_name}_${token_name}"
 lm_tag="${lm_tag:-$(basename "${lm_config:-train}" .yaml)${lm_name}$(as_name "${lm_args}")}"
@@ -205,19 +249,18 @@ if [ -z "${inference_tag}" ]; then
     inference_tag+="_asr_model_${inference_asr_model%.*}"
 fi
 inference_dir="${asr_exp}/${inference_tag}"
-eval_sets="${test_sets}"
-! "${eval_valid_set}" || eval_sets="org/${valid_set} ${test_sets}"
+eval_sets=("${test_sets_list[@]}")
+! "${eval_valid_set}" || eval_sets=("org/${valid_set}" "${test_sets_list[@]}")
 
 if wanted 1; then
     log "Stage 1: data"
     state=(data/.done "${local_data_opts}" local/data.sh)
     [ ! -f db.sh ] || state+=(db.sh)
-    for dset in "${original_train_set}" "${valid_set}" ${test_sets}; do
+    for dset in "${original_train_set}" "${valid_set}" "${test_sets_list[@]}"; do
         state+=("data/${dset}"/{wav.scp,text,utt2spk})
     done
     if ! finished "${state[@]}"; then
-        # shellcheck disable=SC2086  # the options are words
-        local/data.sh ${local_data_opts}
+        local/data.sh ${local_data_opts_list[@]+"${local_data_opts_list[@]}"}
         finish "${state[@]}"
     fi
 fi
@@ -229,7 +272,7 @@ if wanted 2; then
     state+=("${source_dir}"/{wav.scp,text,utt2spk} "data/${train_set}"/{wav.scp,text,utt2spk})
     if ! finished "${state[@]}"; then
         parts=()
-        for factor in ${speed_perturb_factors}; do
+        for factor in "${speed_perturb_factors_list[@]}"; do
             if [ "${factor}" = 1 ] || [ "${factor}" = 1.0 ]; then
                 parts+=("${source_dir}")
             else
@@ -244,7 +287,7 @@ fi
 
 if wanted 3; then
     log "Stage 3: audio at ${fs}"
-    for dset in "org/${train_set}" "org/${valid_set}" ${test_sets}; do
+    for dset in "org/${train_set}" "org/${valid_set}" "${test_sets_list[@]}"; do
         from="data/${dset#org/}" to="${data_feats}/${dset}"
         state=("${to}/.done" "${fs} ${audio_format}" "${from}"/{wav.scp,text,utt2spk})
         state+=("${to}"/{wav.scp,text,utt2spk,utt2num_samples})
@@ -273,14 +316,13 @@ if wanted 5; then
     log "Stage 5: ${token_name} tokens"
     token_opts=(--token_type "${token_type}" --nbpe "${nbpe}" --bpemode "${bpemode}")
     token_opts+=(--bpe_input_sentence_size "${bpe_input_sentence_size}" --bpe_char_cover "${bpe_char_cover}")
-    # shellcheck disable=SC2206  # several files may be given
-    texts=(${bpe_train_text})
+    [ -z "${bpe_nlsyms}" ] || token_opts+=(--bpe_nlsyms "${bpe_nlsyms}")
     transcripts=("${train_dir}/text" "${valid_dir}/text")
-    state=("${token_dir}/.done" "${token_opts[*]}" "${texts[@]}" "${transcripts[@]}" "${token_list}")
+    state=("${token_dir}/.done" "${token_opts[*]}" "${bpe_train_text_list[@]}" "${transcripts[@]}" "${token_list}")
     [ "${bpemodel}" = none ] || state+=("${bpemodel}")
     if ! finished "${state[@]}"; then
-        tool data_tokens "${token_opts[@]}" --text "${texts[@]}" --transcripts "${transcripts[@]}" \
-            --output "${token_dir}"
+        tool data_tokens "${token_opts[@]}" --text "${bpe_train_text_list[@]}" \
+            --transcripts "${transcripts[@]}" --output "${token_dir}"
         finish "${state[@]}"
     fi
 fi
@@ -299,10 +341,10 @@ collect_stats() {
     rm -rf "${dir}/logdir"
     tool data_split --num "${n}" "${train_keys}" "${dir}/logdir/train" scp > /dev/null
     tool data_split --num "${n}" "${valid_keys}" "${dir}/logdir/valid" scp > /dev/null
-    ${train_cmd} --max-jobs-run "${nj}" JOB=1:"${n}" "${dir}/logdir/stats.JOB.log" \
+    ${train_cmd} --max-jobs-run "${nj}" "${job}=1:${n}" "${dir}/logdir/stats.${job}.log" \
         "${python}" -m "espnet_ext.bin.${program}" --collect_stats true "${@:5}" --ngpu 0 \
-        --train_shape_file "${dir}/logdir/train.JOB.scp" --valid_shape_file "${dir}/logdir/valid.JOB.scp" \
-        --output_dir "${dir}/logdir/stats.JOB"
+        --train_shape_file "${dir}/logdir/train.${job}.scp" --valid_shape_file "${dir}/logdir/valid.${job}.scp" \
+        --output_dir "${dir}/logdir/stats.${job}"
     for part in $(seq "${n}"); do inputs+=(--input_dir "${dir}/logdir/stats.${part}"); done
     [ "${program}" != lm_train ] || inputs+=(--skip_sum_stats)
     tool aggregate_stats_dirs "${inputs[@]}" --output_dir "${dir}" \
@@ -314,20 +356,18 @@ train() {
     local dir="$1" program="$2"
     mkdir -p "${dir}"
     { printf '%q ' "${command_line[@]}" && echo; } > "${dir}/run.sh"
-    tool launch --cmd "${cuda_cmd} --name $(basename "${dir}")" --log "${dir}/train.log" --ngpu "${ngpu}" \
+    tool launch --cmd "${cuda_cmd} --name $(shell_word "$(basename "${dir}")")" --log "${dir}/train.log" --ngpu "${ngpu}" \
         --num_nodes "${num_nodes}" --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
         "${python}" -m "espnet_ext.bin.${program}" "${@:3}" --resume true --output_dir "${dir}"
 }
 
 if wanted 6; then
     log "Stage 6: statistics of the language model's text"
-    # shellcheck disable=SC2206  # several files may be given
-    texts=(${lm_train_text})
-    state=("${lm_stats_dir}/.done" "" "${texts[@]}" "${lm_dev_text}" "${token_list}" "${lm_train_file}")
+    state=("${lm_stats_dir}/.done" "" "${lm_train_text_list[@]}" "${lm_dev_text}" "${token_list}" "${lm_train_file}")
     state+=("${lm_stats_dir}"/{train,valid}/"text_shape.${token_type}")
     if ! finished "${state[@]}"; then
         mkdir -p "${lm_stats_dir}"
-        awk 'NF > 1' "${texts[@]}" > "${lm_train_file}"
+        cat -- "${lm_train_text_list[@]}" | awk 'NF > 1' > "${lm_train_file}"
         collect_stats "${lm_stats_dir}" lm_train "${lm_train_file}" "${lm_dev_text}" "${lm_opts[@]}"
         finish "${state[@]}"
     fi
@@ -335,13 +375,13 @@ fi
 
 if wanted 7; then
     log "Stage 7: language model"
-    state=("${lm_exp}/.done" "${lm_args}" "${lm_train_file}" "${lm_dev_text}" "${token_list}" ${lm_config})
+    state=("${lm_exp}/.done" "${lm_args}" "${lm_train_file}" "${lm_dev_text}" "${token_list}" ${lm_config:+"${lm_config}"})
     state+=("${lm_stats_dir}"/{train,valid}/"text_shape.${token_type}" "${lm_exp}"/{config.yaml,checkpoint.pth})
     if ! finished "${state[@]}"; then
-        # shellcheck disable=SC2086  # the options are words
         train "${lm_exp}" lm_train "${lm_opts[@]}" --fold_length "${lm_fold_length}" \
             --train_shape_file "${lm_stats_dir}/train/text_shape.${token_type}" \
-            --valid_shape_file "${lm_stats_dir}/valid/text_shape.${token_type}" ${lm_args}
+            --valid_shape_file "${lm_stats_dir}/valid/text_shape.${token_type}" \
+            ${lm_args_list[@]+"${lm_args_list[@]}"}
         finish "${state[@]}"
     fi
 fi
@@ -382,13 +422,12 @@ fi
 if wanted 10; then
     log "Stage 10: statistics of the training data"
     # Models share the statistics: only the part of a config that computes features counts.
-    frontend="$(awk '/^[^ #]/ {keep = /^frontend/} keep' ${asr_config:-/dev/null})"
-    frontend+="$(grep -oE -- '--frontend[^ ]* [^ ]+' <<< "${asr_args}" || true)"
+    frontend="$(awk '/^[^ #]/ {keep = /^frontend/} keep' < "${asr_config:-/dev/null}")"
+    frontend+="$(printf '%s\n' ${asr_args_list[@]+"${asr_args_list[@]}"} | grep -A 1 -- '^--frontend' || true)"
     state=("${asr_stats_dir}/.done" "${fs} ${frontend}" "${asr_data[@]}" "${token_list}" "${asr_stats[@]}")
     if ! finished "${state[@]}"; then
-        # shellcheck disable=SC2086  # the options are words
         collect_stats "${asr_stats_dir}" asr_train "${train_dir}/wav.scp" "${valid_dir}/wav.scp" \
-            "${asr_opts[@]}" ${asr_args}
+            "${asr_opts[@]}" ${asr_args_list[@]+"${asr_args_list[@]}"}
         finish "${state[@]}"
     fi
 fi
@@ -402,15 +441,14 @@ if wanted 11; then
     done
     train_opts+=(--normalize "${feats_normalize}")
     if [ "${feats_normalize}" = global_mvn ]; then
-        train_opts+=(--normalize_conf "stats_file=${asr_stats_dir}/train/feats_stats.npz")
+        train_opts+=(--normalize_conf "stats_file=$(yaml_text "${asr_stats_dir}/train/feats_stats.npz")")
     fi
     [ -z "${pretrained_model}" ] || train_opts+=(--init_param "${pretrained_model}")
-    state=("${asr_exp}/.done" "${asr_args} ${train_opts[*]}" ${asr_config} "${asr_data[@]}" "${token_list}")
+    state=("${asr_exp}/.done" "${asr_args} ${train_opts[*]}" ${asr_config:+"${asr_config}"} "${asr_data[@]}" "${token_list}")
     state+=(${pretrained_model:+"${pretrained_model%%:*}"})
     state+=("${asr_stats[@]}" "${asr_exp}"/{config.yaml,checkpoint.pth})
     if ! finished "${state[@]}"; then
-        # shellcheck disable=SC2086  # the options are words
-        train "${asr_exp}" asr_train "${asr_opts[@]}" "${train_opts[@]}" ${asr_args}
+        train "${asr_exp}" asr_train "${asr_opts[@]}" "${train_opts[@]}" ${asr_args_list[@]+"${asr_args_list[@]}"}
         finish "${state[@]}"
     fi
 fi
@@ -422,7 +460,7 @@ if wanted 12; then
     infer_opts+=(${inference_config:+--config "${inference_config}"})
     decoder=asr_inference
     if "${use_streaming}"; then decoder+=_streaming; else infer_opts+=(--batch_size "${batch_size}"); fi
-    models=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} ${inference_config})
+    models=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} ${inference_config:+"${inference_config}"})
     if "${use_lm}"; then
         trained "${lm_exp}" "${inference_lm}" --inference_lm 7
         infer_opts+=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
@@ -430,7 +468,7 @@ if wanted 12; then
     fi
     runner="${decode_cmd}" infer_ngpu=0
     ! "${gpu_inference}" || runner="${cuda_cmd}" infer_ngpu=1
-    for dset in ${eval_sets}; do
+    for dset in "${eval_sets[@]}"; do
         wavs="${data_feats}/${dset}/wav.scp" dir="${inference_dir}/${dset}"
         state=("${dir}/.done" "${decoder} ${inference_args} ${batch_size}" "${models[@]}" "${wavs}")
         state+=("${dir}"/{text,token,token_int,score})
@@ -438,12 +476,12 @@ if wanted 12; then
         if finished "${state[@]}"; then continue; fi
         rm -rf "${dir}"/*
         n=$(tool data_split --num "${inference_nj}" "${wavs}" "${dir}/logdir/keys" scp)
-        # shellcheck disable=SC2086  # the runner and the options are words
+        # shellcheck disable=SC2086  # the runner is words
         ${runner} --max-jobs-run "${inference_nj}" --gpu "${infer_ngpu}" \
-            JOB=1:"${n}" "${dir}/logdir/asr_inference.JOB.log" \
+            "${job}=1:${n}" "${dir}/logdir/asr_inference.${job}.log" \
             "${python}" -m "espnet_ext.bin.${decoder}" "${infer_opts[@]}" --ngpu "${infer_ngpu}" \
-            --data_path_and_name_and_type "${wavs},speech,sound" --key_file "${dir}/logdir/keys.JOB.scp" \
-            --output_dir "${dir}/logdir/output.JOB" ${inference_args}
+            --data_path_and_name_and_type "${wavs},speech,sound" --key_file "${dir}/logdir/keys.${job}.scp" \
+            --output_dir "${dir}/logdir/output.${job}" ${inference_args_list[@]+"${inference_args_list[@]}"}
         for file in token token_int score text; do
             for part in $(seq "${n}"); do cat "${dir}/logdir/output.${part}/1best_recog/${file}"; done \
                 | sort > "${dir}/${file}"
@@ -454,7 +492,7 @@ fi
 
 if wanted 13; then
     log "Stage 13: scoring"
-    for dset in ${eval_sets}; do
+    for dset in "${eval_sets[@]}"; do
         ref="${data_feats}/${dset}" dir="${inference_dir}/${dset}"
         state=("${dir}/.scored" "${token_type}" "${ref}/text" "${dir}/text" "${dir}"/score_{cer,wer}/score.json)
         [ "${stage}" -lt 12 ] || rm -f "${dir}/.scored"
@@ -464,8 +502,7 @@ if wanted 13; then
             --token_type "${token_type}" --bpemodel "${bpemodel}"
         finish "${state[@]}"
     done
-    # shellcheck disable=SC2086  # the options are words
-    [ ! -f local/score.sh ] || local/score.sh ${local_score_opts} "${asr_exp}"
+    [ ! -f local/score.sh ] || local/score.sh ${local_score_opts_list[@]+"${local_score_opts_list[@]}"} "${asr_exp}"
     tool score_results "${asr_exp}"
     log "All tables: ${asr_exp}/RESULTS.md"
 fi
@@ -476,7 +513,7 @@ if wanted 14; then
     trained "${asr_exp}" "${inference_asr_model}" --inference_asr_model 11
     pack_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
     pack_opts+=(--option "${token_list}" ${inference_config:+--option "${inference_config}"})
-    packed_files=("${asr_exp}"/{config.yaml,"${inference_asr_model}",RESULTS.md} ${inference_config})
+    packed_files=("${asr_exp}"/{config.yaml,"${inference_asr_model}",RESULTS.md} ${inference_config:+"${inference_config}"})
     [ "${feats_normalize}" != global_mvn ] || pack_opts+=(--option "${asr_stats_dir}/train/feats_stats.npz")
     [ "${bpemodel}" = none ] || pack_opts+=(--option "${bpemodel}")
     if "${use_lm}"; then
@@ -504,8 +541,8 @@ if wanted 16; then
         profile_config=conf/profile.yaml
         [ -f "${profile_config}" ] || profile_config="${root}/conf/profile.yaml"
     fi
-    wavs="${data_feats}/${test_sets%% *}/wav.scp"
-    measured=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} "${profile_config}" ${inference_config} "${wavs}")
+    wavs="${data_feats}/${test_sets_list[0]}/wav.scp"
+    measured=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} "${profile_config}" ${inference_config:+"${inference_config}"} "${wavs}")
     state=("${asr_exp}/.profiled" "" "${measured[@]}" "${asr_exp}/profile.json")
     if ! grep -q '^encoder: kv_' "${asr_exp}/config.yaml"; then
         log "nothing to measure: the encoder of ${asr_exp}/config.yaml is not of this package"

@@ -18,7 +18,7 @@ prepare() {
     sed -E 's/<\/?s>//g; s/^ *(.*[^ ]) *\(([^-]*)-([^-]*)-([^-]*)\)$/\3-\2-\4 \3 \2-\3-\4 \1/' | sort > "$1/.utterances"
     cut -d ' ' -f 1,2 "$1/.utterances" > "$1/utt2spk"
     cut -d ' ' -f 1,4- "$1/.utterances" > "$1/text"
-    awk -v folder="${an4}/wav/$2" '{print $1, folder "/" $2 "/" $3 ".sph"}' "$1/.utterances" > "$1/wav.scp"
+    folder="${an4}/wav/$2" awk '{print $1, ENVIRON["folder"] "/" $2 "/" $3 ".sph"}' "$1/.utterances" > "$1/wav.scp"
     awk '{list[$2] = list[$2] " " $1} END {for (s in list) print s list[s]}' "$1/.utterances" | sort > "$1/spk2utt"
     rm "$1/.utterances"
     python3 -m espnet_ext.bin.data_validate "$1"

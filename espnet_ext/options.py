@@ -1,0 +1,243 @@
+"""Types of options: what a value may be is declared with the option, in Python and in bash alike.
+
+A type turns a word into a value, or raises ``argparse.ArgumentTypeError`` with a sentence about the
+word, such as "is a number, not 'many'". ``KINDS`` names those that a script's option block may use.
+"""
+
+import argparse
+import difflib
+import math
+import re
+import shlex
+import unicodedata
+
+from espnet_ext.errors import UserError
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+WHOLE = re.compile(r"[+-]?[0-9]+")
+LARGEST = 2**31 - 1  # also for programs that count in 32 bits
+
+
+def _wrong(rule, word):
+    return argparse.ArgumentTypeError(f"is {rule}, not {word!r}")
+
+
+def _whole(least, rule):
+    def parse(word):
+        if not NUMBER.fullmatch(word):
+            raise _wrong("a number", word)
+        if not WHOLE.fullmatch(word) or not least <= int(word) <= LARGEST:
+            raise _wrong(rule, word)
+        return int(word)
+
+    return parse
+
+
+def _real(rule, holds):
+    def parse(word):
+        if not NUMBER.fullmatch(word):
+            raise _wrong("a number", word)
+        value = float(word)
+        if not math.isfinite(value) or not holds(value):
+            raise _wrong(rule, word)
+        return value
+
+    return parse
+
+
+positive_int = _whole(1, "a whole number of at least 1")
+count = _whole(0, "a whole number of at least 0")
+context = _whole(-1, "a whole number of at least -1, which is all")
+finite = _real("a finite number", lambda value: True)
+positive = _real("a finite number above 0", lambda value: value > 0)
+non_negative = _real("a finite number of at least 0", lambda value: value >= 0)
+packet_length = _real(
+    "a number of milliseconds above 0, 3600000 at most", lambda value: 0 < value <= 3_600_000
+)
+probability = _real("a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def boolean(word):
+    """``true`` or ``false``, also as Python writes them."""
+    if word.lower() not in ("true", "false"):
+        raise _wrong("true or false", word)
+    return word.lower() == "true"
+
+
+def text(word):
+    """Any characters but control characters, which no file format here can hold."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in word):
+        raise _wrong("text without control characters, in UTF-8", word)
+    return word
+
+
+def path(word):
+    """A file or directory; one that begins with a dash is not to be taken for an option."""
+    if not text(word):
+        raise argparse.ArgumentTypeError("is a path, not empty")
+    return f"./{word}" if word.startswith("-") else word
+
+
+def name(word):
+    """A name of data, models or files, which is one part of a path: whatever a file may be called.
+
+    Refused are ``/``, control characters and a leading ``-`` or ``.``, with it ``..``.
+    """
+    if not text(word) or "/" in word or word[0] in "-.":
+        raise _wrong("a name without '/' and without '-' or '.' in front", word)
+    return word
+
+
+def rate(word):
+    """A sampling rate such as 16000 or 16k, as text."""
+    from espnet_ext.data.audio import parse_rate
+
+    try:
+        parse_rate(word)
+    except UserError:
+        raise _wrong("a sampling rate in Hz or kHz, as in 16000 or 16k", word) from None
+    return word
+
+
+def device(word):
+    """A device as PyTorch names it."""
+    if not re.fullmatch("cpu|cuda(:[0-9]+)?", word):
+        raise _wrong("cpu, cuda or cuda:N", word)
+    return word
+
+
+def repository(word):
+    """OWNER/NAME on the hub."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", word, re.ASCII):
+        raise _wrong("OWNER/NAME", word)
+    return word
+
+
+def empty(word):
+    """Nothing: an option that other software has."""
+    if word:
+        raise _wrong("empty here", word)
+    return word
+
+
+def data_triple(word):
+    """ESPnet's PATH,NAME,TYPE, with a path that may hold commas."""
+    parts = text(word).rsplit(",", 2)
+    if len(parts) != 3 or not all(parts):
+        raise _wrong("PATH,NAME,TYPE", word)
+    return tuple(parts)
+
+
+def one_of(*values):
+    """A type whose values are these words; of one alone, the option's help says why."""
+
+    def parse(word):
+        if word not in values:
+            raise _wrong(" or ".join(filter(None, [", ".join(values[:-1]), values[-1]])), word)
+        return word
+
+    return parse
+
+
+#: of options of ESPnet's decoding, which are Python's own types there
+DECODING = {
+    "ngpu": count,
+    "num_workers": count,
+    "batch_size": positive_int,
+    "nbest": positive_int,
+    "beam_size": positive_int,
+    "ctc_weight": probability,
+    "ctc_window_margin": count,
+    "lm_weight": finite,
+    "ngram_weight": finite,
+    "penalty": finite,
+    "maxlenratio": finite,
+    "minlenratio": non_negative,
+}
+
+
+def declare(parser, types=DECODING):
+    """Give options of another package's parser types of this module, and errors in one line."""
+    parser.error = refuse
+    for action in parser._actions:
+        action.type = types.get(action.dest, action.type)
+
+
+def refuse(message):
+    """Raise what a parser has to say about a command line as ``UserError``."""
+    raise UserError(re.sub(r"^argument ([^:]*): (?=is |has )", r"\1 ", message))
+
+
+KINDS = {
+    kind.__name__: kind for kind in (boolean, text, path, name, rate, device, repository, empty)
+} | {
+    "positive_int": positive_int,
+    "count": count,
+    "positive": positive,
+    "non_negative": non_negative,
+    "probability": probability,
+}
+
+
+def split(words):
+    """Words of a list in one string; quotes group as in a shell, and nothing is expanded."""
+    try:
+        return shlex.split(words)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"has a quote without its end: {words!r}") from None
+
+
+def did_you_mean(word, known, prefix=""):
+    """Return ": did you mean ...?" where one of the known words is near, else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f": did you mean {prefix}{near[0]}?" if near else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose values are checked by the types of this module.
+
+    Without a type, an option is ``text``; Python's own types, which take nan and -5 as well, are
+    refused.
+    """
+
+    def parse_known_args(self, args=None, namespace=None):
+        """See ``argparse.ArgumentParser``."""
+        for action in self._actions:
+            if action.type in (int, float, complex, bool, str):
+                raise TypeError(f"{action.dest}: give it a type of espnet_ext.options")
+            if action.type is None and action.nargs != 0:
+                action.type = text
+        return super().parse_known_args(args, namespace)
+
+    def take_defaults(self, values, source):
+        """Make the values of a file the defaults, after the same checks as on the command line.
+
+        Args:
+            values: Mapping of option names to values.
+            source: Name of the file, for errors.
+
+        Raises:
+            UserError: An option is unknown or has an impossible value.
+        """
+        known = {action.dest: action for action in self._actions if action.nargs != 0}
+        checked = {}
+        for key, value in values.items():
+            if key not in known:
+                raise UserError(f"{source}: unknown option {key}{did_you_mean(str(key), known)}")
+            items = value if isinstance(value, list) else [value]
+            try:
+                found = [None if v is None else self._item(known[key], v) for v in items]
+            except argparse.ArgumentTypeError as error:
+                raise UserError(f"{source}: {key} {error}") from None
+            checked[key] = found if known[key].nargs else found[0]
+        self.set_defaults(**checked)
+
+    def _item(self, action, value):
+        word = str(value)
+        if action.choices is not None and word not in action.choices:
+            raise _wrong(", ".join(map(str, action.choices)), word)
+        return (action.type or text)(word)
+
+    def error(self, message):
+        """Raise ``UserError``, which ends a command line in one line."""
+        refuse(message)
