@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . ./path.sh
 export PYTHONPATH="${PWD}/tests:${PYTHONPATH}"
-exec python -m benchmarks.cuda "$@"
+exec python -m benchmarks.cuda_card "$@"

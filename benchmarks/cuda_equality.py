@@ -1,7 +1,7 @@
 """What a card says must be what the CPU says: every attention in every encoder, and the rest.
 
 The models are those of the tests, with weights large enough for an error to show. A check yields
-what was compared, in which precision, and the error; ``benchmarks/cuda.py`` runs them.
+what was compared, in which precision, and the error; ``benchmarks/cuda_card.py`` runs them.
 """
 
 import contextlib

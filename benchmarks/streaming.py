@@ -8,19 +8,24 @@ themselves saves over building keys and values from them.
 Each row alternates the two sides and reports the ratio of times per pair: median, and quartiles.
 
     OMP_NUM_THREADS=2 python benchmarks/streaming.py --threads 2
+
+``--wenet DIR`` adds rows against WeNet (eager and TorchScript) from a checkout of it, ``--old DIR``
+rows against another commit of this repository, in a process that takes turns with this one.
 """
 
 import argparse
 import math
+import os
 import statistics
+import subprocess
+import sys
+import time
 import warnings
 
 import torch
 from common import pair_times
 
-from espnet_ext.attention.base import attend, position_scores
 from espnet_ext.encoder import ConformerEncoder
-from espnet_ext.positions import relative_positions
 
 VARIANTS = {
     "mha": ("mha", {}),
@@ -32,27 +37,30 @@ VARIANTS = {
 }
 
 
-class ConcatenatingCache:
-    """Keys and values of the past in tensors that every step builds anew."""
+def reference_chunk(attention, x, cache):
+    """A step of multi-head attention that concatenates and re-projects, as the peers do.
 
-    def __init__(self, tensors, left_context):
-        self.tensors = tensors
-        self.left_context = left_context
+    Args:
+        attention: Whose weights are used.
+        x: Layer input (1, n, n_feat).
+        cache: Keys and values of the left context, (1, H, context, d) each, as it is at every step.
+    """
+    from espnet_ext.positions import relative_positions
 
-
-def reference_chunk(attention, x, cache, padding=None):
-    """A step of multi-head attention that concatenates and re-projects, as the peers do."""
     q_u, q_v = attention.query(x)
     record = attention.record(x)
-    seen = {name: torch.cat([cache.tensors[name], new], dim=2) for name, new in record.items()}
-    cache.tensors = {name: t[:, :, -cache.left_context :] for name, t in seen.items()}
+    seen = {name: torch.cat([cache[name], new], dim=2) for name, new in record.items()}
+    kept = {name: t[:, :, x.size(1) :] for name, t in seen.items()}
     n, keys = x.size(1), seen["k"].size(2)
     distances = torch.arange(keys - 1, -n, -1)
     embedded = relative_positions(distances, attention.n_feat, x.dtype)
-    p = attention.split_heads(attention.linear_pos(embedded)[None])[0]
-    bias = position_scores(q_v, p)
+    p = attention.split_heads(attention.linear_pos(embedded)[None])[0]  # (H, K+n-1, d)
+    products = torch.matmul(q_v, p.transpose(1, 2))
+    bias = products.flatten(-2)[..., n - 1 : n * (keys + n - 1) - 1]
+    bias = bias.unflatten(-1, (n, keys + n - 2))[..., :keys]
     scores = (torch.matmul(q_u, seen["k"].transpose(-2, -1)) + bias) / math.sqrt(attention.d_k)
     context = torch.matmul(torch.softmax(scores, dim=-1), seen["v"])
+    cache.update(kept)
     return attention.linear_out(attention.merge_heads(context))
 
 
@@ -65,7 +73,8 @@ def make_encoder(variant, args):
         output_size=args.width,
         attention_heads=args.heads,
         num_blocks=args.layers,
-        linear_units=4 * args.width,
+        linear_units=args.units,
+        cnn_module_kernel=args.kernel,
         macaron_style=True,
         causal=True,
         chunk_size=args.chunk,
@@ -82,7 +91,7 @@ def filled_state(encoder, context):
         if hasattr(cache, "buffers"):
             for buffer in cache.buffers.values():
                 buffer.normal_()
-            cache.length, cache.head = context, context % cache.capacity
+            cache.lengths, cache.heads = (context,), (context % cache.capacity,)
         else:
             cache.s.normal_().abs_()
             cache.z.normal_().abs_()
@@ -105,8 +114,10 @@ def encoder_rows(args):
     """Whole encoders: multi-head attention against the peers' way, the others against it."""
     mha = make_encoder("mha", args)
     packet = torch.randn(1, 4 * args.chunk, 80)
+    mha.lay_out_weights()
     for variant in args.variants:
         encoder = mha if variant == "mha" else make_encoder(variant, args)
+        encoder.lay_out_weights()
         for context in args.contexts:
             state = filled_state(encoder, context)
 
@@ -116,13 +127,13 @@ def encoder_rows(args):
             if variant == "mha":
                 peer = make_encoder("mha", args)
                 peer.load_state_dict(mha.state_dict())
+                peer.lay_out_weights()
                 peer_state = filled_state(peer, context)
                 for layer, layer_state in zip(peer.encoders, peer_state.layers, strict=True):
-                    att = layer.self_attn
-                    att.forward_chunk = lambda *inputs, att=att: reference_chunk(att, *inputs)
-                    buffers = layer_state.attention.buffers
-                    layer_state.attention = ConcatenatingCache(
-                        {name: b[:, :, :context].clone() for name, b in buffers.items()}, context
+                    att, buffers = layer.self_attn, layer_state.attention.buffers
+                    kept = {name: b[:, :, :context].clone() for name, b in buffers.items()}
+                    att.forward_chunk = lambda x, _, att=att, kept=kept: reference_chunk(
+                        att, x, kept
                     )
                 other, other_state, name = peer, peer_state, "mha / the peers' way"
             else:
@@ -132,6 +143,65 @@ def encoder_rows(args):
                 encoder.forward_chunk(packet, state)
 
             print(row(name, context, pair_times(step, other_step, args.repeats)), flush=True)
+
+
+def stepping(args, variant, context):
+    """Function that makes one step of an encoder whose left context is full."""
+    encoder = make_encoder(variant, args)
+    if hasattr(encoder, "lay_out_weights"):  # an older commit has none
+        encoder.lay_out_weights()
+    packet = torch.randn(1, 4 * args.chunk, 80)
+    state = encoder.init_state(left_context=context)
+    for _ in range(context // args.chunk + 3):
+        _, state = encoder.forward_chunk(packet, state)
+    return lambda: encoder.forward_chunk(packet, state)
+
+
+def serve(args):
+    """Make one step for each line read, and answer with its seconds."""
+    step = stepping(args, args.variants[0], args.contexts[0])
+    for _ in sys.stdin:
+        begun = time.perf_counter()
+        step()
+        print(time.perf_counter() - begun, flush=True)
+
+
+def old_rows(args):
+    """This commit against the one checked out in ``args.old``, in turns."""
+    for variant in args.variants:
+        for context in args.contexts:
+            words = sys.argv[1:] + ["--serve", "--variants", variant, "--contexts", str(context)]
+            env = os.environ | {"PYTHONPATH": os.path.abspath(args.old)}
+            with subprocess.Popen(
+                [sys.executable, __file__, *words],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
+            ) as child:  # fmt: skip
+                step, times = stepping(args, variant, context), []
+
+                def other(child=child):
+                    child.stdin.write("\n")
+                    child.stdin.flush()
+                    return float(child.stdout.readline())
+
+                for _ in range(args.repeats + 2):
+                    begun = time.perf_counter()
+                    step()
+                    times.append((time.perf_counter() - begun, other()))
+                child.stdin.close()
+            print(row(f"{variant} / before", context, times[2:]), flush=True)
+
+
+def wenet_rows(args):
+    """Multi-head attention against WeNet."""
+    from wenet_step import steps
+
+    for context in args.contexts:
+        ours = stepping(args, "mha", context)
+        for name, theirs in steps(args.wenet, args, context).items():
+            for _ in range(4):
+                theirs()  # TorchScript specialises in its first runs
+            pairs = pair_times(ours, theirs, args.repeats)
+            print(row(f"mha / WeNet, {name}", context, pairs), flush=True)
 
 
 def layer_rows(args):
@@ -148,6 +218,8 @@ def layer_rows(args):
             keys = context + args.chunk
             cached = torch.randn(1, keys, width)
             bias = torch.randn(1, args.heads, args.chunk, keys)
+
+            from espnet_ext.attention.base import attend
 
             def absorbed(att=attention, cached=cached, bias=bias, q_u=q_u, weights=weights):
                 att._attend_absorbed(q_u, cached, *weights, bias, att.d_k**-0.5)
@@ -173,13 +245,24 @@ def main(argv=None):
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--units", type=int, default=2048)
+    parser.add_argument("--kernel", type=int, default=15)
+    parser.add_argument("--old", metavar="DIR", help="a checkout of another commit")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--wenet", metavar="DIR", help="a checkout of WeNet, to be measured beside")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
+    if args.serve:
+        return serve(args)
     head = "| step | left context | ms | ms of the other | ratio |\n|---|---|---|---|---|"
     print(f"torch {torch.__version__}, {args.threads} threads, chunks of {args.chunk} frames")
     print(f"\n{args.layers}-layer Conformer, {args.width}-d, {args.heads} heads\n\n{head}")
     encoder_rows(args)
+    if args.old:
+        old_rows(args)
+    if args.wenet:
+        wenet_rows(args)
     print(f"\nCore of one attention layer\n\n{head}")
     layer_rows(args)
 

@@ -237,6 +237,7 @@ class StreamingSpeech2Text:
             state = self.model.encoder.init_state(**self.options)
         except ValueError as error:
             raise UserError(f"{asr_train_config}: {error}") from None
+        self.model.encoder.lay_out_weights()
         self.chunk_size, self.left_context = state.chunk_size, state.left_context
         self.fs = int(self.model.frontend.logmel.mel_options["sr"])
         self.search, self.beam_size = search, beam_size

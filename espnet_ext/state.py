@@ -201,7 +201,7 @@ class ConvolutionState:
     """The past of one causal convolution.
 
     Attributes:
-        past: Its last inputs (B, channels, kernel_size - 1), zeros before the stream began.
+        past: Its last inputs (B, kernel_size - 1, channels), zeros before the stream began.
     """
 
     past: torch.Tensor

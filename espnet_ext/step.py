@@ -52,7 +52,7 @@ class Window:
             self.real = torch.arange(n, device=device) < real[:, None]
 
     def newest(self, x, width):
-        """Copy of the last ``width`` real inputs (B, channels, width) of (B, channels, width+n)."""
+        """Copy of the last ``width`` real inputs (B, width, channels) of (B, width+n, channels)."""
         return _newest(x, width, self._counts)
 
     def write(self, ring, frames):
@@ -104,7 +104,7 @@ class RaggedWindow:
         self._order = (capacity - 1 - age)[:, None, None]  # (B, 1, 1, S)
 
     def newest(self, x, width):
-        """Copy of the last ``width`` real inputs (B, channels, width) of (B, channels, width+n)."""
+        """Copy of the last ``width`` real inputs (B, width, channels) of (B, width+n, channels)."""
         return _newest(x, width, self._counts)
 
     def write(self, ring, frames):
@@ -132,9 +132,9 @@ def _hidden(age, lengths, real, n):
 
 def _newest(x, width, counts):
     if counts is None:
-        return x[..., x.size(-1) - width :].clone()
-    index = (counts[:, None] + torch.arange(width, device=x.device))[:, None]  # (B, 1, width)
-    return x.gather(-1, index.expand(-1, x.size(1), -1))
+        return x[:, x.size(1) - width :].clone()
+    index = (counts[:, None] + torch.arange(width, device=x.device))[..., None]  # (B, width, 1)
+    return x.gather(1, index.expand(-1, -1, x.size(2)))
 
 
 def _low(scores):
@@ -215,10 +215,10 @@ class InputsOfPast:
         self.state, self.window = state, window
 
     def extend(self, x: torch.Tensor) -> torch.Tensor:
-        """Inputs of a chunk (B, channels, n) behind those of the past (B, channels, k-1+n)."""
+        """Inputs of a chunk (B, n, channels) behind those of the past: (B, k-1+n, channels)."""
         past = self.state.past
-        x = torch.cat([past, x.to(past.dtype)], dim=-1)
-        self.state = ConvolutionState(self.window.newest(x, past.size(-1)))
+        x = torch.cat([past, x.to(past.dtype)], dim=1)
+        self.state = ConvolutionState(self.window.newest(x, past.size(1)))
         return x
 
     def after(self) -> ConvolutionState:

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import cuda, cuda_equality
+from benchmarks import cuda_card as cuda
+from benchmarks import cuda_equality
 from copies import ROOT, copy_mini_an4, run
 from espnet_ext.attention import ATTENTIONS
 from espnet_ext.profiling.config import build_encoder, read_model_config

@@ -1,5 +1,6 @@
 """ESPnet's Conformer (Gulati et al. 2020) with a choice of attention, offline and streaming."""
 
+import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as ESPnetConformerEncoder
 
 from espnet_ext.encoder.streaming import StreamingEncoder
@@ -27,11 +28,12 @@ class ConformerEncoder(StreamingEncoder, ESPnetConformerEncoder):
     @staticmethod
     def layer_chunk(layer, x, past):
         if layer.feed_forward_macaron is not None:
-            x = x + layer.ff_scale * layer.feed_forward_macaron(layer.norm_ff_macaron(x))
+            y = layer.feed_forward_macaron(layer.norm_ff_macaron(x))
+            x = torch.add(x, y, alpha=layer.ff_scale)
         x = x + layer.self_attn.forward_chunk(layer.norm_mha(x), past.attention)
         if layer.conv_module is not None:
             x = x + layer.conv_module.forward_chunk(
                 layer.norm_conv(x), past.convolution["conv_module"]
             )
-        x = x + layer.ff_scale * layer.feed_forward(layer.norm_ff(x))
+        x = torch.add(x, layer.feed_forward(layer.norm_ff(x)), alpha=layer.ff_scale)
         return x if layer.conv_module is None else layer.norm_final(x)

@@ -129,9 +129,10 @@ class CausalConv1d(DepthwiseConv1d):
 
     def init_state(self, batch_size: int, device) -> ConvolutionState:
         """The past of a stream that has not begun: zeros, as the offline padding."""
-        shape = (batch_size, self.in_channels, self.kernel_size[0] - 1)
+        shape = (batch_size, self.kernel_size[0] - 1, self.in_channels)
         return ConvolutionState(torch.zeros(shape, dtype=self.weight.dtype, device=device))
 
     def forward_chunk(self, x, past):
         """One chunk (B, channels, n) -> (B, channels, n), which also sees the past."""
-        return self.convolve(past.extend(x), 0)
+        x = past.extend(x.transpose(1, 2))  # (B, k-1+n, channels), as the convolution reads it
+        return self.convolve(x.transpose(1, 2), 0)

@@ -25,7 +25,8 @@ class EBranchformerEncoder(StreamingEncoder, ESPnetEBranchformerEncoder):
     @staticmethod
     def layer_chunk(layer, x, past):
         if layer.feed_forward_macaron is not None:
-            x = x + layer.ff_scale * layer.feed_forward_macaron(layer.norm_ff_macaron(x))
+            y = layer.feed_forward_macaron(layer.norm_ff_macaron(x))
+            x = torch.add(x, y, alpha=layer.ff_scale)
         attended = layer.attn.forward_chunk(layer.norm_mha(x), past.attention)
         gated = layer.cgmlp.forward_chunk(layer.norm_mlp(x), past.convolution["cgmlp"])
         both = torch.cat([attended, gated], dim=-1)  # (B, n, 2 * n_feat)
@@ -34,5 +35,5 @@ class EBranchformerEncoder(StreamingEncoder, ESPnetEBranchformerEncoder):
         ).transpose(1, 2)
         x = x + layer.merge_proj(both + fused)
         if layer.feed_forward is not None:
-            x = x + layer.ff_scale * layer.feed_forward(layer.norm_ff(x))
+            x = torch.add(x, layer.feed_forward(layer.norm_ff(x)), alpha=layer.ff_scale)
         return layer.norm_final(x)

@@ -103,12 +103,13 @@ def test_state_bytes_equal_the_formula(variant, left):
             assert layer.attn.cache_values(kept) == values
     assert state.frames == 4 * 11  # the last chunk waits for the frames the convolutions look at
     # cgMLP: 24 channels, merge: 64 channels, kernels 7 and 5; pending features: 16 * 12 - 16 * 11
-    assert state.ledger() == {
+    own = {
         "attention": 2 * 4 * values,
         "convolution": 2 * 4 * (24 * 6 + 64 * 4),
         "subsampling": 4 * 16 * INPUT_SIZE,
     }
-    assert state.nbytes == sum(state.ledger().values())
+    assert state.ledger() == own | {"positions": state.positions.nbytes}
+    assert state.nbytes == sum(own.values())
     assert state.nbytes <= state.capacity_bytes
 
 
@@ -125,7 +126,7 @@ def test_state_bytes_equal_storage():
             storages[obj.untyped_storage().data_ptr()] = obj.untyped_storage().nbytes()
         elif isinstance(obj, dict):
             [visit(v) for v in obj.values()]
-        elif isinstance(obj, list):
+        elif isinstance(obj, (list, tuple)):
             [visit(v) for v in obj]
         elif hasattr(obj, "__dataclass_fields__"):
             [visit(getattr(obj, name)) for name in obj.__dataclass_fields__]

@@ -473,8 +473,8 @@ def in_process(name, seconds, args):
     """Run one part in a process of its own; returns what it printed and whether it failed."""
     if seconds < 1:
         return "Skipped: no time left.\n", False
-    command = [sys.executable, "-m", "benchmarks.cuda", "--part", name, "--device", args.device]
-    command += ["--tiny"] * args.tiny
+    command = [sys.executable, "-m", "benchmarks.cuda_card", "--part", name]
+    command += ["--device", args.device] + ["--tiny"] * args.tiny
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         text, _ = process.communicate(timeout=seconds)

@@ -1,0 +1,70 @@
+"""WeNet's streaming step, eager and as TorchScript, from a checkout of its repository.
+
+Its encoder is built at the size of ours and fed at a held offset. What its import needs and a
+current PyTorch or a bare machine lacks is put in place here.
+"""
+
+import sys
+import types
+from pathlib import Path
+
+import torch
+
+
+def load(checkout: str):
+    """WeNet's ``ConformerEncoder`` of a checkout."""
+    package = types.ModuleType("wenet")
+    package.__path__ = [str(Path(checkout) / "wenet")]
+    sys.modules.setdefault("wenet", package)
+    if "whisper" not in sys.modules:
+        whisper, tokenizer = types.ModuleType("whisper"), types.ModuleType("whisper.tokenizer")
+        tokenizer.LANGUAGES = {}
+        sys.modules |= {"whisper": whisper, "whisper.tokenizer": tokenizer}
+    import typing
+
+    for name in ("List", "Optional", "Tuple", "Union"):
+        if not hasattr(torch.nn.modules.conv, name):
+            setattr(torch.nn.modules.conv, name, getattr(typing, name))
+    from wenet.models.transformer.encoder import ConformerEncoder
+
+    return ConformerEncoder
+
+
+class _Step(torch.nn.Module):
+    """A module whose forward pass, which alone becomes TorchScript, is the streaming step."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, xs, offset: int, size: int, att_cache, cnn_cache):
+        return self.encoder.forward_chunk(xs, offset, size, att_cache, cnn_cache)
+
+
+def steps(checkout: str, args, context: int) -> dict:
+    """Functions that make one step at a left context: ``eager`` and ``TorchScript``."""
+    torch.manual_seed(0)
+    encoder = load(checkout)(
+        80,
+        output_size=args.width,
+        attention_heads=args.heads,
+        num_blocks=args.layers,
+        linear_units=args.units,
+        cnn_module_kernel=args.kernel,
+        macaron_style=True,
+        causal=True,
+    ).eval()
+    d_k = args.width // args.heads
+    att = torch.randn(args.layers, args.heads, context, 2 * d_k)
+    cnn = torch.randn(args.layers, 1, args.width, args.kernel - 1)
+    # the frames that one chunk looks at: WeNet is fed what overlaps anew
+    feats = torch.randn(1, 4 * (args.chunk - 1) + 7, 80)
+    found = {}
+    whole = _Step(encoder)
+    for name, module in (("eager", whole), ("TorchScript", torch.jit.script(whole))):
+
+        def step(module=module):
+            module(feats, context, context, att, cnn)
+
+        found[name] = step
+    return found
