@@ -172,7 +172,7 @@ def test_checkpoint_that_holds_no_numbers_is_refused_by_every_command(model_dir,
     for main, argv in commands.items():
         status, out, err = run(capsys, main, *model, tmp_path / "nan.pth", *argv)
         assert status == 1 and not out
-        assert "nan.pth" in err and "not numbers" in err and "Traceback" not in err
+        assert "nan.pth" in err and "not a number" in err and "Traceback" not in err
     assert not (tmp_path / "e.json").exists()
 
 
