@@ -8,6 +8,7 @@ from platform import python_version
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError
+from espnet_ext.jobs.markers import BESIDE
 
 COLUMNS = ("corr", "sub", "del", "ins", "err", "s_err")
 TITLE = "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|"
@@ -53,6 +54,7 @@ def write_results(expdir):
         rows = {
             str(path.parent.parent.relative_to(expdir)): json.loads(path.read_text("utf-8"))
             for path in found
+            if BESIDE not in path.parts
         }
         if rows:
             sections[unit] = f"### {unit.upper()}\n\n{_markdown(rows)}"
