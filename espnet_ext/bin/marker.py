@@ -1,8 +1,9 @@
 """Markers of finished results, for asr.sh.
 
+Commands:
     marker check [--again] MARKER OPTIONS INPUT... -- OUTPUT...
-        Print nothing if the result is up to date, else the work, which "write" takes when it is done.
-        With --again nothing counts as up to date.
+        Print nothing if the result is up to date, else the work, for "write" when it is done. With
+        --again nothing counts as up to date.
     marker write MARKER WORK
     marker changed MARKER [INPUT]...
         Print an input, of all or of those given, that has changed since.

@@ -119,7 +119,8 @@ def read(marker):
         content = json.loads(Path(marker).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("outputs"), dict) else None
+    known = isinstance(content, dict) and isinstance(content.get("outputs"), dict)
+    return content if known else None
 
 
 def difference(old, new):
@@ -199,6 +200,7 @@ def swap(directory):
             os.rename(directory, aside)
             os.rename(new, directory)
     except OSError as error:
+        settle(directory)
         raise UserError(f"{directory}: cannot be replaced ({error.strerror})") from error
     for old in (new, aside):
         shutil.rmtree(old, ignore_errors=True)

@@ -335,6 +335,8 @@ train() {
     tool launch --cmd "${cuda_cmd} --name $(basename "${dir}")" --log "${dir}/train.log" --ngpu "${ngpu}" \
         --num_nodes "${num_nodes}" --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
         "${python}" -m "espnet_ext.bin.${program}" "${@:3}" --resume true --output_dir "${dir}"
+    sed -n 's/.*WARNING: \(averages .* of the .* best epochs\)/\1/p' "${dir}/train.log" | sort -u \
+        | while IFS= read -r line; do log "${dir} ${line}" >&2; done
 }
 
 lm_shapes=({train,valid}/"text_shape.${token_type}")
