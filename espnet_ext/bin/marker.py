@@ -7,7 +7,7 @@ Commands:
     marker write MARKER WORK
     marker changed MARKER [INPUT]...
         Print an input, of all or of those given, that has changed since.
-    marker swap DIR
+    marker replace DIR
         Put .new/DIR in the place of DIR.
 """
 
@@ -49,8 +49,8 @@ def main(argv=None):
         markers.write(words[0], json.loads(words[1]))
     elif command == "changed" and words:
         print(markers.changed(words[0], words[1:]))
-    elif command == "swap" and len(words) == 1:
-        markers.swap(words[0])
+    elif command == "replace" and len(words) == 1:
+        markers.replace(words[0])
     elif command in ("-h", "--help"):
         print(__doc__)
     else:

@@ -1,27 +1,23 @@
-"""Finished results: what they were made from, and how a new one takes the place of an old one.
+"""Finished results: what they were made from, and where a new one is made beside an old one.
 
 A marker is a JSON file beside a result: the options of the work, and the fingerprints of what it
 read, taken before it began, and of what it wrote. The result is up to date while all of them fit.
 """
 
-import ctypes
-import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 from espnet_ext.data.kaldi import TABLES, write_atomic
 from espnet_ext.errors import UserError
+from espnet_ext.swap import settle, swap
 
 MISSING = "missing"
 BEGUN = ".begun"  # marker of a training that has begun
 BESIDE = ".new"  # holds results that are not whole yet
 WORDS = re.compile(r"[\s\[\]{}\"',=:]+")  # between the words of YAML and of options
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
-UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # to this system, or to this file system
 
 
 def fingerprint(path):
@@ -139,7 +135,7 @@ def up_to_date(marker, work):
         work: What ``prepare`` says now.
     """
     marker = Path(marker)
-    settle(marker.parent)
+    settle(beside(marker.parent), marker.parent)
     known = read(marker)
     return (
         known is not None
@@ -161,7 +157,7 @@ def changed(marker, paths=()):
         longer there cannot be compared, and counts as unchanged.
     """
     marker = Path(marker)
-    settle(marker.parent)
+    settle(beside(marker.parent), marker.parent)
     known = read(marker)
     if known is None:
         return ""
@@ -180,49 +176,13 @@ def beside(directory):
     return directory.parent / BESIDE / directory.name
 
 
-def swap(directory):
+def replace(directory):
     """Put the new result that was made beside a directory in its place, and remove the old one.
-
-    One system call exchanges the two. Where the file system cannot do that, the old one is moved
-    aside first; ``settle`` puts it back after a kill between the two halves.
 
     Args:
         directory: The directory; the new result is in ``beside(directory)``.
     """
-    directory, new = Path(directory), beside(directory)
-    aside = new.with_name(f"{new.name}.old")
-    settle(directory)
-    try:
-        if not directory.exists():
-            os.rename(new, directory)
-        elif not _exchange(new, directory):
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(directory, aside)
-            os.rename(new, directory)
-    except OSError as error:
-        settle(directory)
-        raise UserError(f"{directory}: cannot be replaced ({error.strerror})") from error
-    for old in (new, aside):
-        shutil.rmtree(old, ignore_errors=True)
+    new = beside(directory)
+    swap(new, directory)
     if not any(new.parent.iterdir()):
         new.parent.rmdir()
-
-
-def settle(directory):
-    """Put an old result back that a killed ``swap`` had moved aside."""
-    directory = Path(directory)
-    aside = beside(directory).with_name(f"{directory.name}.old")
-    if not directory.exists() and aside.exists():
-        os.rename(aside, directory)
-
-
-def _exchange(one, other):
-    """Exchange two directories at once; False where that is not possible."""
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):  # no Linux
-        return False
-    done = rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
-    if done != 0 and (code := ctypes.get_errno()) not in UNKNOWN:
-        raise OSError(code, os.strerror(code))
-    return done == 0

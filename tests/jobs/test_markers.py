@@ -1,9 +1,11 @@
 """Markers that see every change of what a result was made from, and swaps that lose no result."""
 
 import os
+import shutil
 
 import pytest
 
+from espnet_ext import swap as swaps
 from espnet_ext.bin import marker as command
 from espnet_ext.data import kaldi
 from espnet_ext.errors import UserError
@@ -138,7 +140,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "moved"])
 @pytest.mark.parametrize("call", range(5))
-def test_swap_that_is_killed_leaves_the_old_or_the_new_result(tmp_path, monkeypatch, call, exchange):
+def test_killed_swap_leaves_the_old_or_the_new_result(tmp_path, monkeypatch, call, exchange):
     directory = tmp_path / "org" / "dev"
     new = markers.beside(directory)
     for folder, content in ((directory, "old"), (new, "new")):
@@ -159,22 +161,22 @@ def test_swap_that_is_killed_leaves_the_old_or_the_new_result(tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         if not exchange:
-            patch.setattr(markers, "_exchange", lambda *_: False)
-        patch.setattr(markers, "_exchange", counted(markers._exchange))
-        patch.setattr(markers.os, "rename", counted(os.rename))
-        patch.setattr(markers.shutil, "rmtree", counted(markers.shutil.rmtree))
+            patch.setattr(swaps, "_exchange", lambda *_: False)
+        patch.setattr(swaps, "_exchange", counted(swaps._exchange))
+        patch.setattr(swaps.os, "rename", counted(os.rename))
+        patch.setattr(swaps.shutil, "rmtree", counted(shutil.rmtree))
         try:
-            markers.swap(directory)
+            markers.replace(directory)
             ended = True
         except Killed:
             ended = False
-    markers.settle(directory)
+    swaps.settle(new, directory)
     held = {(directory / name).read_text() for name in ("text", "score", "logdir/log")}
     assert len(held) == 1 and (not ended or held == {"new"})
     assert not ended or not new.parent.exists()
     if held == {"new"}:
         return
-    markers.swap(directory)  # the new result has not been lost either
+    markers.replace(directory)  # the new result has not been lost either
     assert (directory / "text").read_text() == "new" and not new.parent.exists()
 
 
@@ -182,8 +184,8 @@ def test_swap_needs_no_old_result(tmp_path):
     new = markers.beside(tmp_path / "test")
     new.mkdir(parents=True)
     (new / "text").write_text("new")
-    markers.swap(tmp_path / "test")
+    markers.replace(tmp_path / "test")
     assert (tmp_path / "test" / "text").read_text() == "new"
     with pytest.raises(UserError, match="test: cannot be replaced"):
-        markers.swap(tmp_path / "test")
+        markers.replace(tmp_path / "test")
     assert (tmp_path / "test" / "text").read_text() == "new"

@@ -141,7 +141,7 @@ begin_beside() { # begin_beside DIR: the lock of DIR, which this run has, goes w
     mkdir -p "${new}"
     ln "$1/.lock" "${new}/.lock" 2> /dev/null || true
 }
-replace() { tool marker swap "$1"; } # replace DIR
+replace() { tool marker replace "$1"; } # replace DIR
 # The lock is the kernel's and goes with the processes that hold it. 75 is "held"; a file system may have no locks.
 claim() { # claim DIR
     local code=0
