@@ -26,15 +26,13 @@ def check(words):
     end = paths.index("--")
     work = markers.prepare(options, paths[:end], paths[end + 1 :])
     begun = Path(marker).with_name(markers.BEGUN)
-    if Path(marker).name == ".done" and begun.is_file():
-        found = markers.difference(json.loads(begun.read_text(encoding="utf-8")), work)
-        if found:
-            print(
-                f"warning: {begun.parent}: its training began before {found} changed, and goes on "
-                "from its last epoch; to train from the start, give another directory or remove "
-                "this one",
-                file=sys.stderr,
-            )
+    first = markers.read(begun) if Path(marker).name == ".done" else None
+    if first and (found := markers.difference(first, work)):
+        print(
+            f"warning: {begun.parent}: its training began before {found} changed, and goes on from "
+            "its last epoch; to train from the start, give another directory or remove this one",
+            file=sys.stderr,
+        )
     if again or not markers.up_to_date(marker, work):
         print(json.dumps(work))
 

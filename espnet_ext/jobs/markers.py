@@ -115,7 +115,7 @@ def read(marker):
         content = json.loads(Path(marker).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = isinstance(content, dict) and isinstance(content.get("outputs"), dict)
+    known = isinstance(content, dict) and content.keys() == {"options", "inputs", "outputs"}
     return content if known else None
 
 

@@ -361,6 +361,7 @@ if wanted 7; then
     state=("${lm_exp}/.done" "${lm_opts[*]} --fold_length ${lm_fold_length} ${lm_args}")
     state+=("${lm_train_file}" "${lm_dev_text}" "${token_files[@]}" ${lm_config:+"@${lm_config}"})
     state+=("${lm_shapes[@]/#/"${lm_stats_dir}/"}")
+    [ -f "${lm_exp}/${inference_lm}" ] || again=--again # averaged anew
     if ! finished "${state[@]}" -- config.yaml checkpoint.pth; then
         # shellcheck disable=SC2086  # the options are words
         train "${lm_exp}" lm_train "${lm_opts[@]}" --fold_length "${lm_fold_length}" \
@@ -368,6 +369,7 @@ if wanted 7; then
             --valid_shape_file "${lm_stats_dir}/valid/text_shape.${token_type}" ${lm_args}
         finish "${lm_exp}/.done"
     fi
+    again=
 fi
 
 if wanted 8; then
@@ -440,11 +442,13 @@ if wanted 11; then
     state=("${asr_exp}/.done" "${asr_opts[*]} ${train_opts[*]} ${asr_args}" ${asr_config:+"@${asr_config}"})
     state+=("${asr_data[@]}" "${token_files[@]}" "${asr_stats[@]/#/"${asr_stats_dir}/"}")
     state+=(${pretrained_model:+"${pretrained_model%%:*}"})
+    [ -f "${asr_exp}/${inference_asr_model}" ] || again=--again # averaged anew
     if ! finished "${state[@]}" -- config.yaml checkpoint.pth; then
         # shellcheck disable=SC2086  # the options are words
         train "${asr_exp}" asr_train "${asr_opts[@]}" "${train_opts[@]}" ${asr_args}
         finish "${asr_exp}/.done"
     fi
+    again=
 fi
 
 if wanted 12; then
