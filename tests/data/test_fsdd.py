@@ -191,7 +191,8 @@ def test_broken_recording_is_named_and_nothing_written(tmp_path, damage, message
     assert not (tmp_path / "data").exists()
 
 
-def test_prepared_again_nothing_changes_not_even_the_time_of_a_file(tmp_path):
+def test_prepared_again_nothing_changes_not_even_the_time_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(fsdd, "STRINGS", {"train": 3, "dev": 2, "test": 2})
     small_tree(tmp_path / "fsdd")
     out = tmp_path / "data"
     fsdd.prepare(tmp_path / "fsdd", out)

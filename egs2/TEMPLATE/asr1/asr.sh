@@ -125,7 +125,8 @@ finished() {
     return 1
 }
 finish() { tool marker write "$1" "${work}"; } # finish MARKER
-# refuse_old STAGE MARKER [INPUT...]: end if a result that is about to be read was made before its inputs changed
+# refuse_old STAGE MARKER [INPUT...]: end if a result that is about to be read was made before its inputs changed, or those
+# that are named; where none is, also if it was changed itself
 refuse_old() {
     local path
     ! wanted "$1" || return 0
@@ -265,7 +266,7 @@ if wanted 3; then
     log "Stage 3: audio at ${fs}"
     for dset in "${formatted[@]}"; do
         from="data/${dset#org/}" to="${data_feats}/${dset}"
-        refuse_old 2 "${from}/.done"
+        refuse_old 2 "${from}/.done" "data/${original_train_set}"
         if ! finished "${to}/.done" "${fs} ${audio_format}" "${from}" -- .; then
             tool data_format --fs "${fs}" --audio_format "${audio_format%.ark}" --nj "${nj}" "${from}" "${to}"
             finish "${to}/.done"
@@ -277,7 +278,7 @@ if wanted 4; then
     log "Stage 4: utterances of ${min_wav_duration} to ${max_wav_duration} s"
     for dset in "${trained_on[@]}"; do
         from="${data_feats}/org/${dset}" to="${data_feats}/${dset}"
-        refuse_old 3 "${from}/.done"
+        refuse_old 3 "${from}/.done" "data/${dset}"
         if ! finished "${to}/.done" "${fs} ${min_wav_duration} ${max_wav_duration}" "${from}" -- .; then
             tool data_filter --fs "${fs}" --min_wav_duration "${min_wav_duration}" \
                 --max_wav_duration "${max_wav_duration}" "${from}" "${to}"
@@ -411,7 +412,7 @@ fi
 
 if wanted 10; then
     log "Stage 10: statistics of the training data"
-    for dir in "${asr_data[@]}"; do refuse_old 4 "${dir}/.done"; done
+    for dset in "${trained_on[@]}"; do refuse_old 4 "${data_feats}/${dset}/.done" "${data_feats}/org/${dset}"; done
     # Models share the statistics: only the part of a config that computes features counts.
     keys="(frontend|preprocessor|speech_volume_normalize)"
     frontend="$(awk -v keys="^${keys}" '/^[^ #-]/ {keep = $0 ~ keys} keep' "${asr_config:-/dev/null}")"
