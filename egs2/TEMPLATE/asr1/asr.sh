@@ -125,8 +125,8 @@ finished() {
     return 1
 }
 finish() { tool marker write "$1" "${work}"; } # finish MARKER
-# refuse_old STAGE MARKER [INPUT...]: end if a result that is about to be read was made before its inputs changed, or those
-# that are named; where none is, also if it was changed itself
+# refuse_old STAGE MARKER [INPUT...]: end if a result that is about to be read was made before its inputs changed, or
+# those that are named; where none is, also if it was changed itself
 refuse_old() {
     local path
     ! wanted "$1" || return 0
