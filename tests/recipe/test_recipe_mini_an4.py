@@ -308,7 +308,7 @@ def test_recipe_killed_in_every_stage_ends_with_the_same_files(
 
     # logs, times and what holds them; markers hold checksums of files that name their directory
     volatile = re.compile(
-        r"\.log$|^events|^checkpoint|^run\.sh$|^\.sources$|lock$|^\.done$|^\.scored$"
+        r"\.log$|^events|^checkpoint|^run\.sh$|^\.sources$|lock$|^\.done$|^\.scored$|^\.begun$"
     )
     names = ["data", "dump", "exp_lm"]
     model = f"{BRANCHFORMER_EXP}/decode_asr_asr_model_valid.acc.ave"
