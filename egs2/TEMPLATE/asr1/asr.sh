@@ -125,6 +125,7 @@ finished() {
     return 1
 }
 finish() { tool marker write "$1" "${work}"; } # finish MARKER
+
 # refuse_old STAGE MARKER [INPUT...]: end if a result that is about to be read was made before its inputs changed, or
 # those that are named; where none is, also if it was changed itself
 refuse_old() {
@@ -133,6 +134,7 @@ refuse_old() {
     path=$(tool marker changed "${@:2}") || exit 1
     [ -z "${path}" ] || die "$(dirname "$2") was made before ${path} changed: run from stage $1"
 }
+
 # A new result is made in $(beside DIR) while the old one stays; then replace DIR, at once and with its marker.
 beside() { echo "$(dirname "$1")/.new/$(basename "$1")"; }
 begin_beside() { # begin_beside DIR: the lock of DIR, which this run has, goes with it
@@ -143,6 +145,7 @@ begin_beside() { # begin_beside DIR: the lock of DIR, which this run has, goes w
     ln "$1/.lock" "${new}/.lock" 2> /dev/null || true
 }
 replace() { tool marker replace "$1"; } # replace DIR
+
 # The lock is the kernel's and goes with the processes that hold it. 75 is "held"; a file system may have no locks.
 claim() { # claim DIR
     local code=0
@@ -152,6 +155,7 @@ claim() { # claim DIR
     [ "${code}" -ne 75 ] || die "another run works in $1 ($(<"$1/.lock")): wait for it or stop it"
     echo "process $$ on ${HOSTNAME}" > "$1/.lock"
 }
+
 tool() { ${with_parent} "${python}" -m "espnet_ext.bin.$1" "${@:2}"; }
 lines() { wc -l < "$1"; }
 least() { printf '%s\n' "$@" | sort -n | head -n 1; }
@@ -166,6 +170,7 @@ original_train_set="${train_set}"
 data_feats="${dumpdir}/${feats_type}"
 train_dir="${data_feats}/${train_set}"
 valid_dir="${data_feats}/${valid_set}"
+
 # Test sets are never filtered: one that is the training or validation set too is the formatted set, org/NAME.
 formatted=("org/${train_set}")
 [ "${valid_set}" = "${train_set}" ] || formatted+=("org/${valid_set}")
