@@ -57,8 +57,8 @@ class Evaluation:
         path = self.expdir / name
         made_from = [self.checkpoint, self.config_path]
         made_from += [Path(source) for source in sources if source and Path(source).is_file()]
-        newest = max(source.stat().st_mtime for source in made_from)
-        return path.is_file() and path.stat().st_mtime >= newest
+        newest = max(source.stat().st_mtime_ns for source in made_from)
+        return path.is_file() and path.stat().st_mtime_ns >= newest
 
     def data(self, name):
         """A test set's directory."""
