@@ -62,8 +62,9 @@ def _digest(text):
 
 def _named_files(text):
     """Files that options or a YAML name, e.g. the weights that a training starts from."""
-    lines = text.split("\n")  # an option is one, so a name may have blanks in it
-    words = {*WORDS.split(text), *lines, *(line.partition("=")[2] for line in lines)}
+    words = set(WORDS.split(text))
+    for line in text.split("\n"):  # one word of the options, so a name may have blanks in it
+        words |= {part.partition(":")[0] for part in (line, line.partition("=")[2])}
     return {word for word in words if "." in word and os.path.isfile(word)}
 
 

@@ -305,7 +305,7 @@ def test_one_sample_that_is_no_sound_is_refused_where_nothing_needs_conversion(
     words = {"wav.scp": {"u": str(path)}, "text": {"u": "A"}, "utt2spk": {"u": "s"}}
     sf.write(path, samples, RATE, format=container, subtype=subtype)
     kaldi.write_data_dir(tmp_path / "org", words)
-    audio.format_data_dir(tmp_path / "org", tmp_path / "out", RATE)
+    audio.format_data_dir(tmp_path / "org", tmp_path / "sound", RATE)
     samples[-2] = bad
     sf.write(path, samples, RATE, format=container, subtype=subtype)
     with pytest.raises(UserError, match=rf"^u: {path}: .*not numbers.*at 0.500 s"):

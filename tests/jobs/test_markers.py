@@ -88,11 +88,14 @@ def _work(arguments, capsys):
 def test_options_and_the_files_that_they_or_a_yaml_name_count(data):
     (data / "teacher.pth").write_text("1")
     (data / "start.pth").write_text("1")
+    (data / "the bias.npz").write_text("1")
     (data / "train.yaml").write_text("model_conf:\n  teacher: teacher.pth\nlr: {a: [0.1]}\n")
-    options, inputs = "--init_param start.pth:encoder:encoder --lr 0.1", ["data", "@train.yaml"]
+    words = ["--init_param", "start.pth:encoder:encoder", "--lr", "0.1"]
+    words += ["--init_param", "the bias.npz:ctc"]
+    options, inputs = "\n".join(words), ["data", "@train.yaml"]
     finish(inputs, options)
-    assert not fits(inputs, options + " --max_epoch 2")
-    for name in ("start.pth", "teacher.pth", "train.yaml"):
+    assert not fits(inputs, options + "\n--max_epoch\n2")
+    for name in ("start.pth", "the bias.npz", "teacher.pth", "train.yaml"):
         finish(inputs, options)
         (data / name).write_text("2")
         assert not fits(inputs, options) and markers.changed("out/.done") == name
