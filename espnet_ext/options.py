@@ -72,10 +72,10 @@ def text(word):
 
 
 def path(word):
-    """A file or directory; one that begins with a dash is not to be taken for an option."""
+    """A file or directory; one that begins with a dash is no option, with @ no list of them."""
     if not text(word):
         raise argparse.ArgumentTypeError("is a path, not empty")
-    return f"./{word}" if word.startswith("-") else word
+    return f"./{word}" if word[0] in "-@" else word
 
 
 def name(word):

@@ -36,18 +36,25 @@ fi
 
 recipe_run() { ./run.sh "$@" ${run_args_list[@]+"${run_args_list[@]}"}; }
 
-decode() { # decode MODEL: stages 12 and 13, unless they were done after the checkpoint was written
-    [ ! "$1/${inference_tag}/.curve" -nt "$1/valid.acc.ave.pth" ] || return 0
-    recipe_run --stage 12 --stop_stage 13 --asr_exp "$1" --inference_config "${inference_config}" \
-        --inference_tag "${inference_tag}" > "$1/decode.log" 2>&1 || die "decoding of $1 failed, see $1/decode.log"
-    touch "$1/${inference_tag}/.curve"
+decode() { # decode MODEL: stages 12 and 13, which keep what is up to date
+    recipe_run --stop_stage 13 --skip_data_prep true --skip_train true --asr_exp "$1" \
+        --inference_config "${inference_config}" --inference_tag "${inference_tag}" > "$1/decode.log" 2>&1 \
+        || die "decoding of $1 failed, see $1/decode.log"
 }
 
 converted=()
 convert() { # convert NAME OPTION...: one conversion, decoded, and fine-tuned if that is asked for
-    local name="$1" dir="${expdir}/asr_$1" tuned
+    local name="$1" dir="${expdir}/asr_$1" tuned changed work
     log "${name}"
-    [ -d "${dir}" ] || python -m espnet_ext.bin.asr_convert --from "${model}" --output "${dir}" "${@:2}" > /dev/null
+    if [ -d "${dir}" ]; then
+        changed=$(python -m espnet_ext.bin.marker changed "${dir}/.done")
+        [ -z "${changed}" ] || die "${dir} was converted before ${changed} changed: remove it and run again"
+    else
+        work=$(python -m espnet_ext.bin.marker check "${dir}/.done" "$(printf '%s\n' "${@:2}")" \
+            "${model}"/{config.yaml,valid.acc.ave.pth} -- config.yaml conversion.json valid.acc.ave.pth)
+        python -m espnet_ext.bin.asr_convert --from "${model}" --output "${dir}" "${@:2}" > /dev/null
+        python -m espnet_ext.bin.marker write "${dir}/.done" "${work}"
+    fi
     decode "${dir}"
     converted+=("${dir}")
     if [ "${finetune}" = all ] || [[ " ${finetune_list[*]-} " = *" ${name} "* ]]; then

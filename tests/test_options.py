@@ -73,7 +73,8 @@ def test_booleans_reach_bash_as_its_commands():
 
 
 def test_path_with_a_dash_in_front_is_no_option():
-    assert options.path("-x/y") == "./-x/y" and options.path("../a b") == "../a b"
+    assert options.path("-x/y") == "./-x/y" and options.path("@x") == "./@x"
+    assert options.path("../a b") == "../a b"
 
 
 def test_data_triple_splits_off_the_last_two():

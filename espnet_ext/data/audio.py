@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import hashlib
 import io
 import multiprocessing
 import os
@@ -219,6 +220,7 @@ class _Job(NamedTuple):
     end: float | None
     speed: Fraction
     target: Path
+    written: Path  # the target, or what takes its place when all are done
     rate: int  # Hz
     audio_format: str
 
@@ -249,11 +251,11 @@ def _format(job):
             ) and audio.format in IN_PLACE:
                 check(audio)  # what is wrong is found here, not in training
                 return _Done(job.source, last)
-            if not job.target.exists():
+            if not job.written.exists():
                 samples = read(audio, first, last - first).mean(axis=1)
                 samples = resample(samples, job.speed * audio.samplerate / job.rate)
-                kaldi.write_atomic(job.target, encode(samples, job.rate, job.audio_format))
-            return _Done(str(job.target), sf.info(job.target).frames, audio.channels)
+                kaldi.write_atomic(job.written, encode(samples, job.rate, job.audio_format))
+            return _Done(str(job.target), sf.info(job.written).frames, audio.channels)
     except DiskFull:
         raise  # every other file would say so too
     except UserError as error:
@@ -270,15 +272,42 @@ def _signature(job):
     return f"{job.rate} {job.speed} {job.start} {job.end} {version} {job.source}"
 
 
-def _drop_outdated(out, jobs):
-    """Remove converted files of an earlier run whose source or settings have changed since."""
-    record = out / ".sources"
+def _keep_outdated(record, jobs):
+    """Have files whose source or settings have changed converted beside those that are there.
+
+    Args:
+        record: File with the signatures of what is there; those of files to come are added.
+        jobs: List of jobs.
+
+    Returns:
+        (jobs, signatures): the jobs with the place that each writes to, and what the record holds
+        when these have taken theirs.
+    """
     new = {job.target.name: _signature(job) for job in jobs}
     old = kaldi.read_scp(record) if record.exists() else {}
-    for name in old.keys() | new.keys():
-        if old.get(name) != new.get(name):
-            kaldi.remove(out / "data" / name)
-    kaldi.write_scp(record, new)
+    placed = []
+    for job in jobs:
+        name = job.target.name
+        if old.get(name) != new[name] and job.target.exists():
+            version = hashlib.blake2b(f"{name} {new[name]}".encode(), digest_size=16).hexdigest()
+            job = job._replace(written=job.target.with_name(f".{version}{job.target.suffix}"))
+        else:
+            old[name] = new[name]
+        placed.append(job)
+    kaldi.write_scp(record, old)
+    return placed, new
+
+
+def _replace_outdated(out, jobs, used):
+    """Let new files take the place of old ones, and remove what is not used."""
+    kaldi.remove(out / "wav.scp")  # lengths and audio do not fit until it is written anew
+    for job in jobs:
+        if job.written != job.target and str(job.target) in used:
+            os.replace(job.written, job.target)
+    folder = out / "data"
+    for path in folder.iterdir() if folder.exists() else ():
+        if str(path) not in used:
+            kaldi.remove(path)
 
 
 def format_data_dir(source, out, rate, audio_format="flac", nj=1):
@@ -299,7 +328,8 @@ def format_data_dir(source, out, rate, audio_format="flac", nj=1):
         Dict ``{"in place": n, "converted": n, "mixed to mono": n}``.
 
     Raises:
-        UserError: A table is wrong or a file cannot be read; ``<out>`` has no ``wav.scp`` then.
+        UserError: A table is wrong or a file cannot be read; ``<out>`` is as it was then, but for
+            files that the next run need not convert.
     """
     source, out = Path(source), Path(out)
     if out.resolve() == source.resolve():
@@ -319,11 +349,9 @@ def format_data_dir(source, out, rate, audio_format="flac", nj=1):
         recording, start, end = kaldi.parse_segment(tables, utt)
         speed = speeds[tables["utt2speed"][utt] if "utt2speed" in tables else "1.0"]
         target = out / "data" / f"{quote(utt, safe='')}.{audio_format}"
-        jobs.append(
-            _Job(utt, tables["wav.scp"][recording], start, end, speed, target, rate, audio_format)
-        )
-    kaldi.remove(out / "wav.scp")
-    _drop_outdated(out, jobs)
+        wav = tables["wav.scp"][recording]
+        jobs.append(_Job(utt, wav, start, end, speed, target, target, rate, audio_format))
+    jobs, signatures = _keep_outdated(out / ".sources", jobs)
     done = {
         job.utt: result for job, result in zip(jobs, parallel_map(_format, jobs, nj), strict=True)
     }
@@ -333,6 +361,8 @@ def format_data_dir(source, out, rate, audio_format="flac", nj=1):
     formatted["wav.scp"] = {utt: result.path for utt, result in done.items()}
     formatted["utt2num_samples"] = {utt: str(result.num_samples) for utt, result in done.items()}
     formatted |= {"feats_type": {"raw": ""}, "audio_format": {audio_format: ""}}
+    _replace_outdated(out, jobs, set(formatted["wav.scp"].values()))
+    kaldi.write_scp(out / ".sources", signatures)
     kaldi.write_data_dir(out, formatted)
     converted = sum(
         result.path == str(job.target) for job, result in zip(jobs, done.values(), strict=True)

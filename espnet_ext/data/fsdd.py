@@ -156,7 +156,6 @@ def prepare(source, out):
     report = {}
     for name in STRINGS:
         folder = Path(out) / name
-        remove(folder / "wav.scp")  # without it the directory does not pass for whole
         tables = {"text": {}, "utt2spk": {}, "wav.scp": {}}
         seconds = 0.0
         for utt, speaker, text, samples in make_strings(recordings, name):
@@ -164,7 +163,9 @@ def prepare(source, out):
             # Level 0 predicts with integers alone, so no processor's rounding gets into the file.
             flac = io.BytesIO()
             sf.write(flac, samples, SAMPLE_RATE, "PCM_16", format="FLAC", compression_level=0)
-            write_atomic(path, flac.getvalue())
+            if not path.exists() or path.read_bytes() != flac.getvalue():
+                remove(folder / "wav.scp")  # without it the directory does not pass for whole
+                write_atomic(path, flac.getvalue())
             tables["text"][utt] = text
             tables["utt2spk"][utt] = speaker
             tables["wav.scp"][utt] = str(path)

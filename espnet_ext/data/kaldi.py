@@ -45,14 +45,40 @@ def write_atomic(path, content):
         DiskFull: There is no space left.
         UserError: The directory is not writable, ...
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    write_together({path: content})
+
+
+def write_together(contents, seal=None):
+    """Write files; none is replaced before all the new ones are on the disk.
+
+    Args:
+        contents: Dict ``{path: bytes}``, or ``{path: None}`` for a file to remove; they are
+            replaced and removed in this order. Missing directories are made.
+        seal: The last of them, which says that the others belong together; it is removed before
+            the first is replaced.
+
+    Raises:
+        DiskFull: There is no space left; every file is as it was.
+        UserError: A directory is not writable, ...
+    """
+    temporary = {}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        for path, content in contents.items():
+            if content is not None:
+                target = Path(path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary[path] = target.with_name(f".{target.name}.tmp")
+                temporary[path].write_bytes(content)
+        if seal is not None:
+            remove(seal)
+        for path, content in contents.items():
+            if content is None:
+                remove(path)
+            else:
+                os.replace(temporary[path], path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        for file in temporary.values():
+            file.unlink(missing_ok=True)
         if disk_full(error):
             raise DiskFull(f"{path}: {NO_SPACE}") from error
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
@@ -135,6 +161,11 @@ def write_scp(path, table):
     Raises:
         UserError: An id or a value would not be read back as it is, or the file cannot be written.
     """
+    write_atomic(path, _scp(path, table))
+
+
+def _scp(path, table):
+    """The bytes of a table; see ``write_scp``."""
     for key, value in table.items():
         if key.split() != [key]:
             raise UserError(f"{path}: the id {key!r} is empty or has a space in it")
@@ -143,14 +174,11 @@ def write_scp(path, table):
                 f"{path}: the value {value!r} of {key} has a space at an end, or a line end"
             )
     try:  # code points sort as their UTF-8 bytes do
-        content = "".join(f"{key} {table[key]}".rstrip() + "\n" for key in sorted(table)).encode(
-            "utf-8"
-        )
+        return "".join(f"{key} {table[key]}".rstrip() + "\n" for key in sorted(table)).encode()
     except UnicodeEncodeError as error:
         raise UserError(
             f"{path}: {error.object[error.start - 40 : error.end]!r} is not UTF-8 text"
         ) from error
-    write_atomic(path, content)
 
 
 def spk2utt(utt2spk):
@@ -270,23 +298,21 @@ def read_data_dir(path):
 
 
 def write_data_dir(path, tables):
-    """Write the tables of a data directory; tables of an earlier run are removed.
+    """Write the tables of a data directory; those of an earlier run stay until all are written.
 
     Args:
         path: Directory to write into; other files in it stay.
         tables: Dict ``{table: {id: value}}``; ``spk2utt`` is made from ``utt2spk``.
 
     Raises:
-        UserError: The tables do not agree (nothing is written then) or cannot be written.
+        UserError: The tables do not agree or cannot be written; the directory is as it was then.
     """
     path = Path(path)
     refuse(find_problems(path, tables := tables | {"spk2utt": spk2utt(tables.get("utt2spk", {}))}))
-    for name in reversed(TABLES):  # wav.scp first: without it the directory does not pass for whole
-        if name == "wav.scp" or name not in tables:
-            remove(path / name)
-    for name in TABLES:
-        if name in tables:
-            write_scp(path / name, tables[name])
+    contents = {
+        path / name: _scp(path / name, tables[name]) if name in tables else None for name in TABLES
+    }
+    write_together(contents, seal=path / "wav.scp")
 
 
 def validate(path):

@@ -23,6 +23,7 @@ from scipy.signal import firwin, resample_poly
 from espnet_ext.data.audio import parallel_map
 from espnet_ext.data.librispeech import SAMPLE_RATE
 from espnet_ext.errors import UserError
+from espnet_ext.swap import settle, swap
 
 SEED = 2022
 WORDS = {
@@ -343,6 +344,7 @@ def make(out, nj=1):
     utterances = plan()
     identity = hashlib.sha256(f"{utterances} {espeak_version()}".encode()).hexdigest()
     readme = corpus / "README.TXT"
+    settle(part, corpus)
     if corpus.exists():
         lines = readme.read_text().splitlines() if readme.exists() else [""]
         if lines[0] != README:
@@ -359,7 +361,5 @@ def make(out, nj=1):
     summary = ", ".join(f"{split} {length:.1f} min" for split, length in minutes.items())
     summary = f"{len(utterances)} utterances: {summary}; SHA-256 {digest.hexdigest()}"
     (part / "README.TXT").write_text(f"{README}\n{identity}\n{summary}\n")
-    if corpus.exists():
-        shutil.rmtree(corpus)
-    part.rename(corpus)
+    swap(part, corpus)
     return summary

@@ -59,7 +59,10 @@ def run_local(request):
     if gpu := request.count("gpu", 0):
         devices = visible_gpus()
         if len(devices) < gpu:
-            raise UserError(f"a job needs {gpu} GPU(s), {len(devices)} found: use --ngpu 0 for CPU")
+            raise UserError(
+                f"a job needs {gpu} GPU(s), {len(devices)} found: on the CPU, train with --ngpu 0 "
+                "and decode with --gpu_inference false"
+            )
         groups = [",".join(devices[i : i + gpu]) for i in range(0, len(devices) - gpu + 1, gpu)]
         slots = groups[: len(slots)]
 

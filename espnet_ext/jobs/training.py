@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from espnet2.main_funcs import average_nbest_models as averaging
+from espnet2.train import trainer
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer
 
@@ -40,6 +41,7 @@ def guard_training(task, module_name):
     task.trainer = ResumingTrainer
     torch.save = _atomic(torch.save)
     averaging.safe_torch_load = _sound(averaging.safe_torch_load)
+    trainer.average_nbest_models = average_kept
     if module_name == "__mp_main__":
         die_with_parent(signal.SIGKILL)
 
@@ -301,6 +303,65 @@ def complete_epoch(checkpoint, options):
         link = checkpoint.with_name(name)
         link.unlink(missing_ok=True)
         link.symlink_to(f"{epoch}epoch.pth")
+
+
+class _Kept(Reporter):
+    """A reporter that knows the values of some epochs only."""
+
+    def __init__(self, reporter, epochs):
+        super().__init__()
+        self.load_state_dict(reporter.state_dict())
+        self.epochs = epochs
+
+    def sort_epochs_and_values(self, *criterion):
+        """Sort the epochs; see ``Reporter.sort_epochs_and_values``."""
+        pairs = super().sort_epochs_and_values(*criterion)
+        return [pair for pair in pairs if pair[0] in self.epochs]
+
+
+def average_kept(*, output_dir, reporter, best_model_criterion, nbest, **more):
+    """Average the best epochs as ESPnet does, of those whose models are there.
+
+    A training that goes on with a larger ``keep_nbest_models`` wants epochs whose models were
+    removed while it was smaller.
+
+    Args:
+        output_dir: Directory of the model.
+        reporter: Values of every epoch.
+        best_model_criterion: ``(phase, key, mode)`` of each average.
+        nbest: Numbers of epochs to average.
+        **more: Other options of ESPnet's ``average_nbest_models``.
+
+    Raises:
+        UserError: If there is no model of the best epochs at all.
+    """
+    for criterion in best_model_criterion:
+        if not reporter.has(*criterion[:2]):
+            continue
+        epochs = reporter.sort_epochs(*criterion)
+        numbers = [n for n in nbest if n <= len(epochs)] or [1]  # ESPnet's rule
+        best = epochs[: max(numbers)]
+        there = [epoch for epoch in best if (output_dir / f"{epoch}epoch.pth").exists()]
+        if len(there) < len(best):
+            name = ".".join(criterion[:2])
+            if not there:
+                raise UserError(
+                    f"{output_dir}: none of the {len(best)} best epochs by {name} is there to "
+                    "average: keep_nbest_models cannot be raised any more, train with "
+                    "another --asr_tag"
+                )
+            logging.warning(
+                f"averages {len(there)} of the {len(best)} best epochs by {name}, "
+                f"{', '.join(map(str, there))}: the others were removed while keep_nbest_models "
+                "was smaller"
+            )
+        averaging.average_nbest_models(
+            output_dir=output_dir,
+            reporter=_Kept(reporter, there),
+            best_model_criterion=[criterion],
+            nbest=sorted({min(n, len(there)) for n in numbers}),
+            **more,
+        )
 
 
 def _lock(folder):

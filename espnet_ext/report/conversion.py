@@ -4,6 +4,7 @@ from pathlib import Path
 
 from espnet_ext.convert.model import load, mha_config, recordings
 from espnet_ext.errors import UserError, about
+from espnet_ext.jobs.markers import BESIDE
 from espnet_ext.profiling.cache import measure_cache
 from espnet_ext.profiling.config import read_model_config
 from espnet_ext.report.plots import COLOURS, MARKERS, plain_numbers, png, pyplot
@@ -113,10 +114,11 @@ def _change(encoded, original):
 
 def _scores(expdir, inference_tag):
     """Test set -> its score."""
-    found = sorted((expdir / inference_tag).glob("*/score_wer"))
+    decoded = expdir / inference_tag
+    found = [path for path in sorted(decoded.glob("**/score_wer")) if BESIDE not in path.parts]
     if not found:
         raise UserError(f"{expdir}: nothing is scored in {inference_tag}: run stages 12 and 13")
-    return {path.parent.name: path for path in found}
+    return {str(path.parent.relative_to(decoded)): path for path in found}
 
 
 def _origin(expdir, source):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import read_scp, write_atomic, write_scp
 from espnet_ext.errors import UserError, about, no_checkpoint
+from espnet_ext.jobs.markers import BESIDE
 from espnet_ext.profiling import config as profiling
 from espnet_ext.profiling.config import read_model_config
 from espnet_ext.profiling.process import commit
@@ -36,8 +37,11 @@ class Evaluation:
         if not self.checkpoint.is_file():
             raise no_checkpoint(self.checkpoint)
         self.config = read_model_config(self.config_path)
-        scores = (self.expdir / args.inference_tag).glob("*/score_wer/score.json")
-        self.sets = sorted(path.parent.parent.name for path in scores)
+        decoded = self.expdir / args.inference_tag
+        found = (path.parent.parent for path in decoded.glob("**/score_wer/score.json"))
+        self.sets = sorted(  # org/dev is a set too
+            str(path.relative_to(decoded)) for path in found if BESIDE not in path.parts
+        )
         if not self.sets:
             raise UserError(
                 f"{expdir}: nothing is scored in {args.inference_tag}: run stages 12 and 13"
@@ -49,15 +53,18 @@ class Evaluation:
         return bool(self.config["encoder_conf"].get("causal"))
 
     def _fresh(self, name, *sources):
-        """Whether a file was made from the present checkpoint, and from other files as they are."""
+        """Whether a file was made from the present model, and from other files as they are."""
         path = self.expdir / name
-        made_from = [self.checkpoint, *(Path(source) for source in sources if source)]
-        newest = max(source.stat().st_mtime for source in made_from)
-        return path.is_file() and path.stat().st_mtime >= newest
+        made_from = [self.checkpoint, self.config_path]
+        made_from += [Path(source) for source in sources if source and Path(source).is_file()]
+        newest = max(source.stat().st_mtime_ns for source in made_from)
+        return path.is_file() and path.stat().st_mtime_ns >= newest
 
-    def _profiled(self):
+    def _profiled(self, wavs):
         """Whether ``profile.json`` is fresh, and its keys mean what they mean now."""
-        if not self._fresh("profile.json", self.args.profile_config):
+        if not self._fresh(
+            "profile.json", self.args.profile_config, self.args.inference_config, wavs
+        ):
             return False
         return self.profile().get("version") == profiling.VERSION
 
@@ -75,19 +82,24 @@ class Evaluation:
         options += ["--asr_model_file", str(self.checkpoint), "--device", self.args.device]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.args.nj, mp_context=context) as workers:
-            if not self._profiled():
+            wavs = self.data(self.sets[0]) / "wav.scp"
+            if not self._profiled(wavs):
                 workers.submit(_profile, self._profile_arguments()).result()
             announce(self.results())
             if not self.causal:
                 return
             jobs = []
-            if not self._fresh("equivalence.json"):
+            if not self._fresh("equivalence.json", wavs):
                 jobs.append(workers.submit(_certify, [*options, *self._certify_arguments()]))
             undone = [
                 (tag, name, stream)
                 for tag, stream in self.streams().items()
                 for name in self.sets
-                if not self._fresh(f"{tag}/{name}/score_wer/score.json")
+                if not self._fresh(
+                    f"{tag}/{name}/score_wer/score.json",
+                    self.args.streaming_config,
+                    *(self.data(name) / table for table in ("wav.scp", "text")),
+                )
             ]
             for tag, name, stream in undone:
                 for arguments in self._decode_arguments(tag, name, stream):

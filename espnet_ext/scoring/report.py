@@ -7,6 +7,7 @@ from platform import python_version
 
 from espnet_ext.data.kaldi import write_atomic, write_scp
 from espnet_ext.errors import UserError
+from espnet_ext.jobs.markers import BESIDE
 from espnet_ext.results import read_json, to_json
 from espnet_ext.scoring.resampling import nesting
 
@@ -60,7 +61,11 @@ def write_results(expdir):
     sections = {}
     for unit in ("wer", "cer", "ter"):
         found = sorted(expdir.glob(f"**/score_{unit}/score.json"))
-        rows = {str(path.parent.parent.relative_to(expdir)): read_numbers(path) for path in found}
+        rows = {
+            str(path.parent.parent.relative_to(expdir)): read_numbers(path)
+            for path in found
+            if BESIDE not in path.parts
+        }
         if rows:
             sections[unit] = f"### {unit.upper()}\n\n{_markdown(rows)}"
         if rows and unit == "wer":

@@ -23,7 +23,7 @@ RUN = """#!/usr/bin/env bash
 set -euo pipefail
 echo "$*" >> calls
 while [ $# -gt 1 ]; do declare "${1#--}=$2"; shift 2; done
-exec python stand_in.py "${stage}" "${asr_exp}" "${inference_tag:-}" "${init_from:-}"
+exec python stand_in.py "${stage:-12}" "${asr_exp}" "${inference_tag:-}" "${init_from:-}"
 """
 STAND_IN = """
 import shutil, sys, yaml

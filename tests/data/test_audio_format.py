@@ -183,6 +183,36 @@ def test_second_run_keeps_converted_files_and_a_changed_source_renews_its_own(tm
     assert list((out / "data").iterdir()) == []
 
 
+def test_run_that_fails_leaves_the_earlier_result_whole_and_the_next_one_goes_on(tmp_path):
+    source, out = perturbed(tmp_path), tmp_path / "out"
+    run_format(source, out)
+    before = snapshot(out)
+    for number in range(3):
+        sf.write(tmp_path / "org" / f"{number}.flac", tone(0.3, hertz=900), RATE)
+    last = tmp_path / "org" / "2.flac"
+    cut(last)
+    with pytest.raises(UserError, match=r"2.flac: corrupt"):
+        audio.format_data_dir(source, out, RATE)
+    assert kaldi.validate(out) == []
+    after = snapshot(out)
+    for name in before.keys() - {type(last)(".sources")}:
+        assert after[name] == before[name]
+
+    made = {p: p.stat().st_ino for p in (out / "data").glob(".*")}
+    assert len(made) == 2  # of the two that could be read
+    sf.write(last, tone(0.3, hertz=900), RATE)
+    tables = run_format(source, out)
+    assert set(tables["utt2num_samples"].values()) == {"4364"}
+    files = sorted((out / "data").iterdir())
+    assert [p.name for p in files] == [f"sp1.1-u00{n}.flac" for n in range(3)]
+    assert set(made.values()) < {p.stat().st_ino for p in files}
+    whole = tmp_path / "whole"
+    run_format(source, whole)
+    assert [p.read_bytes() for p in files] == [
+        p.read_bytes() for p in sorted((whole / "data").iterdir())
+    ]
+
+
 def test_killed_parallel_run_leaves_no_worker_and_the_next_run_completes_it(tmp_path):
     source, out = perturbed(tmp_path, audio.CHUNK + 8), tmp_path / "out"
     whole = run_format(source, tmp_path / "whole")
@@ -275,7 +305,7 @@ def test_one_sample_that_is_no_sound_is_refused_where_nothing_needs_conversion(
     words = {"wav.scp": {"u": str(path)}, "text": {"u": "A"}, "utt2spk": {"u": "s"}}
     sf.write(path, samples, RATE, format=container, subtype=subtype)
     kaldi.write_data_dir(tmp_path / "org", words)
-    audio.format_data_dir(tmp_path / "org", tmp_path / "out", RATE)
+    audio.format_data_dir(tmp_path / "org", tmp_path / "sound", RATE)
     samples[-2] = bad
     sf.write(path, samples, RATE, format=container, subtype=subtype)
     with pytest.raises(UserError, match=rf"^u: {path}: .*not numbers.*at 0.500 s"):

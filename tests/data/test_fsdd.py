@@ -191,6 +191,18 @@ def test_broken_recording_is_named_and_nothing_written(tmp_path, damage, message
     assert not (tmp_path / "data").exists()
 
 
+def test_prepared_again_nothing_changes_not_even_the_time_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(fsdd, "STRINGS", {"train": 3, "dev": 2, "test": 2})
+    small_tree(tmp_path / "fsdd")
+    out = tmp_path / "data"
+    fsdd.prepare(tmp_path / "fsdd", out)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.flac")}
+    content = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    fsdd.prepare(tmp_path / "fsdd", out)
+    assert before and {p: p.stat().st_mtime_ns for p in out.rglob("*.flac")} == before
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == content
+
+
 @pytest.mark.parametrize("kind", ["absent", "empty directory", "text file", "cut archive"])
 def test_wrong_source_says_so_in_one_line(tmp_path, capsys, kind):
     source = tmp_path / "source"

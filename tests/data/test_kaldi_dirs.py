@@ -295,3 +295,20 @@ def test_full_disk_is_named_and_leaves_no_file(tmp_path):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"{path}: cannot be written (File too large)" in run.stderr
     assert list(path.parent.iterdir()) == []
+
+
+def test_full_disk_leaves_a_directory_as_it_was(tmp_path):
+    path = make_dir(tmp_path / "d")
+    before = contents(path)
+    code = (
+        "import resource, signal; from espnet_ext.data.kaldi import read_data_dir, write_data_dir;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500));"
+        f"tables = read_data_dir({str(path)!r});"
+        "tables['wav.scp'] = {utt: 'x' * 400 for utt in tables['wav.scp']};"  # written last
+        "tables['text'] = {utt: 'OTHER' for utt in tables['text']};"
+        f"write_data_dir({str(path)!r}, tables)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"{path / 'wav.scp'}: cannot be written (File too large)" in run.stderr
+    assert contents(path) == before

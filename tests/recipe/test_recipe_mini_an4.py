@@ -80,10 +80,15 @@ def test_finished_recipe_run_again_leaves_every_file_as_it_was(recipe):
 def test_stage_12_asked_for_decodes_again_and_survives_being_killed(recipe):
     results = recipe / CONFORMER_EXP / "decode_asr_asr_model_valid.acc.ave/test"
     before = {name: (results / name).read_bytes() for name in ("text", "score_ter/result.txt")}
-    kill_when(recipe, lambda: not (results / "text").exists(), *CONFORMER, "--stage", "12")
-    done = run(recipe, *CONFORMER, "--stop-stage", "13")
+    begun = results.with_name(".new") / "test/logdir/asr_inference.1.log"
+    kill_when(recipe, begun.exists, *CONFORMER, "--stage", "12")
+    assert {name: (results / name).read_bytes() for name in before} == before
+    written = (results / "text").stat().st_mtime_ns
+    done = run(recipe, *CONFORMER, "--stage", "12", "--stop-stage", "13")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {name: (results / name).read_bytes() for name in before} == before
+    assert (results / "text").stat().st_mtime_ns > written
+    assert not results.with_name(".new").exists()
     assert [len(p.read_text().splitlines()) for p in results.glob("logdir/keys.*.scp")] == [1, 1]
 
 
@@ -304,10 +309,10 @@ def test_recipe_killed_in_every_stage_ends_with_the_same_files(
         (5, begun(5), asr),
         (6, exists("exp_lm/lm_stats_*/logdir/stats.1.log"), lm),
         (7, exists("exp_lm/lm_train_*/checkpoint.pth"), lm),
-        (8, exists("exp_lm/lm_train_*/perplexity_test/*.log"), lm),
+        (8, exists("exp_lm/lm_train_*/.new/perplexity_test/*.log"), lm),
         (10, exists("exp/asr_stats_*/logdir/stats.1.log"), []),  # shared by all models
         (11, exists("exp/asr_x*/checkpoint.pth"), asr),
-        (12, exists("exp/asr_x*/decode_asr_*/test/logdir/*.log"), asr),
+        (12, exists("exp/asr_x*/decode_asr_*/.new/test/logdir/*.log"), asr),
         (13, begun(13), asr),
         (14, begun(14), asr),
     ]:
@@ -318,7 +323,7 @@ def test_recipe_killed_in_every_stage_ends_with_the_same_files(
 
     # logs, times and what holds them; markers hold checksums of files that name their directory
     volatile = re.compile(
-        r"\.log$|^events|^checkpoint|^run\.sh$|^\.sources$|lock$|^\.done$|^\.scored$"
+        r"\.log$|^events|^checkpoint|^run\.sh$|^\.sources$|lock$|^\.done$|^\.scored$|^\.begun$"
     )
     names = ["data", "dump", "exp_lm"]
     model = f"{BRANCHFORMER_EXP}/decode_asr_asr_model_valid.acc.ave"

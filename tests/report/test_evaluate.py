@@ -1,12 +1,15 @@
 """evaluation_results.json says what the logs, scores and measurements say."""
 
 import json
+import os
+import shutil
 
 import pytest
 
 from espnet_ext.bin.asr_evaluate import main
 from espnet_ext.errors import UserError
 from espnet_ext.report.schema import read
+from espnet_ext.scoring import write_results
 
 
 @pytest.fixture
@@ -82,7 +85,35 @@ def test_results_are_written_whole_or_not_at_all(make_run, tmp_path):
 
 def test_profile_whose_keys_meant_something_else_is_measured_again(make_run, tmp_path, evaluation):
     directory = make_run(tmp_path, "conformer", "mla")
-    assert evaluation(directory)._profiled()
+    assert evaluation(directory)._profiled(None)
     path = directory / "profile.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
-    assert not evaluation(directory)._profiled()
+    assert not evaluation(directory)._profiled(None)
+
+
+def test_sets_below_org_count_and_results_that_are_not_whole_do_not(make_run, tmp_path, evaluation):
+    directory = make_run(tmp_path, "conformer", "gqa", test_sets=("org/dev", "test_clean"))
+    (decoded,) = directory.glob("decode_*")
+    aside = decoded / ".new/other/score_wer"  # of a decoding that was killed
+    shutil.copytree(decoded / "test_clean/score_wer", aside)
+    assert evaluation(directory).sets == ["org/dev", "test_clean"]
+    found = read(directory / "evaluation_results.json")
+    assert found["wer"].keys() == {"org/dev", "test_clean"}
+    assert "/.new/" not in write_results(directory) and "/org/dev|" in write_results(directory)
+
+
+def test_measurements_are_as_young_as_everything_they_are_made_from(
+    make_run, tmp_path, evaluation, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    wavs = tmp_path / "dump/raw/test_clean/wav.scp"
+    wavs.parent.mkdir(parents=True)
+    wavs.touch()
+    directory = make_run(tmp_path, "conformer", "gqa")
+    model = evaluation(directory)
+    assert model._fresh("profile.json", wavs, None, "not there")
+    young = (directory / "profile.json").stat().st_mtime_ns + 1
+    os.utime(wavs, ns=(young, young))
+    assert not model._fresh("profile.json", wavs) and model._fresh("profile.json")
+    os.utime(directory / "config.yaml", ns=(young, young))
+    assert not model._fresh("profile.json")

@@ -147,17 +147,43 @@ skip_stages+=" 9"
 
 wanted() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ] && [[ " ${skip_stages} " != *" $1 "* ]]; }
 
-# A finished part of a stage leaves a marker: the options it had, and the checksums of what it read and wrote. While
-# all of that stays as it was, the part is not done again.
-fingerprint() { printf '%s\n' "$1" && cksum -- "${@:2}"; }
-finished() { # finished MARKER OPTIONS FILE...: if not, the marker's directory is this run's until it finishes another part
-    if [ -f "$1" ] && [ "$(fingerprint "${@:2}" 2>/dev/null)" = "$(<"$1")" ]; then
+# A finished part of a stage leaves a marker: its options, the fingerprints of what it read, taken before it began, and
+# of what it wrote. While all of that stays as it was, the part is not done again.
+again=                         # --again: done all the same
+# finished MARKER OPTIONS INPUT... -- OUTPUT...: outputs are relative to the marker's directory. If it is not, that
+# directory is this run's until it finishes another part, and finish takes what ${work} says.
+finished() {
+    # shellcheck disable=SC2086  # a word or none
+    work=$(tool marker check ${again} "$@") || exit 1
+    if [ -z "${work}" ]; then
         log "up to date: $(dirname "$1")"
         return 0
     fi
     claim "$(dirname "$1")"
     return 1
 }
+finish() { tool marker write "$1" "${work}"; } # finish MARKER
+
+# refuse_old STAGE MARKER [INPUT...]: end if a result that is about to be read was made before its inputs changed, or
+# those that are named; where none is, also if it was changed itself
+refuse_old() {
+    local path
+    ! wanted "$1" || return 0
+    path=$(tool marker changed "${@:2}") || exit 1
+    [ -z "${path}" ] || die "$(dirname "$2") was made before ${path} changed: run from stage $1"
+}
+
+# A new result is made in $(beside DIR) while the old one stays; then replace DIR, at once and with its marker.
+beside() { printf '%s' "$(dirname "$1")/.new/$(basename "$1")"; }
+begin_beside() { # begin_beside DIR: the lock of DIR, which this run has, goes with it
+    local new
+    new=$(beside "$1")
+    rm -rf "${new}"
+    mkdir -p "${new}"
+    ln "$1/.lock" "${new}/.lock" 2> /dev/null || true
+}
+replace() { tool marker replace "$1"; } # replace DIR
+
 # The lock is the kernel's and goes with the processes that hold it. 75 is "held"; a file system may have no locks.
 claim() { # claim DIR
     local code=0
@@ -167,13 +193,15 @@ claim() { # claim DIR
     [ "${code}" -ne 75 ] || die "another run works in $1 ($(<"$1/.lock")): wait for it or stop it"
     echo "process $$ on ${HOSTNAME}" > "$1/.lock"
 }
-finish() { # finish MARKER OPTIONS FILE...
-    fingerprint "${@:2}" > "$1.tmp"
-    mv "$1.tmp" "$1"
-}
 
 tool() { ${with_parent} "${python}" -m "espnet_ext.bin.$1" "${@:2}"; }
 lines() { wc -l < "$1"; }
+by_line() { printf '%s\n' "$@"; }
+among() { # among WORD WORD...: whether the first is one of the others
+    local word
+    for word in "${@:2}"; do [ "${word}" != "$1" ] || return 0; done
+    return 1
+}
 least() { printf '%s\n' "$@" | sort -n | head -n 1; }
 as_name() { # the part of a directory's name that stands for extra options
     local name="${1//--/_}"
@@ -202,6 +230,22 @@ data_feats="${dumpdir}/${feats_type}"
 train_dir="${data_feats}/${train_set}"
 valid_dir="${data_feats}/${valid_set}"
 
+# Test sets are never filtered: one that is the training or validation set too is the formatted set, org/NAME.
+formatted=("org/${train_set}")
+[ "${valid_set}" = "${train_set}" ] || formatted+=("org/${valid_set}")
+trained_on=("${formatted[@]#org/}")
+eval_sets=()
+! "${eval_valid_set}" || eval_sets+=("org/${valid_set}")
+for dset in "${test_sets_list[@]}"; do
+    if [ "${dset}" = "${train_set}" ] || [ "${dset}" = "${valid_set}" ]; then
+        log "The test set ${dset} is trained or validated on too: it is decoded unfiltered, as org/${dset}"
+        dset="org/${dset}"
+    fi
+    among "${dset}" "${formatted[@]}" || formatted+=("${dset}")
+    among "${dset}" ${eval_sets[@]+"${eval_sets[@]}"} || eval_sets+=("${dset}")
+    [ -n "${first_test_dir:-}" ] || first_test_dir="${data_feats}/${dset}"
+done
+
 token_name="${token_type}"
 lang_name=
 bpemodel=none
@@ -222,7 +266,7 @@ token_list="${token_dir}/tokens.txt"
 [ -n "${bpe_train_text}" ] || bpe_train_text_list=("${train_dir}/text")
 [ -n "${lm_train_text}" ] || lm_train_text_list=("${train_dir}/text")
 lm_dev_text="${lm_dev_text:-${valid_dir}/text}"
-lm_test_text="${lm_test_text:-${data_feats}/${test_sets_list[0]}/text}"
+lm_test_text="${lm_test_text:-${first_test_dir}/text}"
 
 lm_name="${lang_name}_${token_name}"
 lm_tag="${lm_tag:-$(basename "${lm_config:-train}" .yaml)${lm_name}$(as_name "${lm_args}")}"
@@ -249,28 +293,23 @@ if [ -z "${inference_tag}" ]; then
     inference_tag+="_asr_model_${inference_asr_model%.*}"
 fi
 inference_dir="${asr_exp}/${inference_tag}"
-eval_sets=("${test_sets_list[@]}")
-! "${eval_valid_set}" || eval_sets=("org/${valid_set}" "${test_sets_list[@]}")
 
 if wanted 1; then
     log "Stage 1: data"
-    state=(data/.done "${local_data_opts}" local/data.sh)
-    [ ! -f db.sh ] || state+=(db.sh)
-    for dset in "${original_train_set}" "${valid_set}" "${test_sets_list[@]}"; do
-        state+=("data/${dset}"/{wav.scp,text,utt2spk})
+    prepared=("${original_train_set}")
+    for dset in "${valid_set}" "${test_sets_list[@]}"; do
+        [ "${dset}" = "${train_set}" ] || prepared+=("${dset}") # stage 2 makes that one
     done
-    if ! finished "${state[@]}"; then
+    if ! finished data/.done "${local_data_opts}" local/data.sh db.sh -- "${prepared[@]}"; then
         local/data.sh ${local_data_opts_list[@]+"${local_data_opts_list[@]}"}
-        finish "${state[@]}"
+        finish data/.done
     fi
 fi
 
 if wanted 2; then
     log "Stage 2: speed perturbation by ${speed_perturb_factors}"
-    source_dir="data/${original_train_set}"
-    state=("data/${train_set}/.done" "${speed_perturb_factors}")
-    state+=("${source_dir}"/{wav.scp,text,utt2spk} "data/${train_set}"/{wav.scp,text,utt2spk})
-    if ! finished "${state[@]}"; then
+    source_dir="data/${original_train_set}" to="data/${train_set}"
+    if ! finished "${to}/.done" "${speed_perturb_factors}" "${source_dir}" -- .; then
         parts=()
         for factor in "${speed_perturb_factors_list[@]}"; do
             if [ "${factor}" = 1 ] || [ "${factor}" = 1.0 ]; then
@@ -280,50 +319,49 @@ if wanted 2; then
                 parts+=("${source_dir}_sp${factor}")
             fi
         done
-        tool data_combine "data/${train_set}" "${parts[@]}"
-        finish "${state[@]}"
+        tool data_combine "${to}" "${parts[@]}"
+        finish "${to}/.done"
     fi
 fi
 
 if wanted 3; then
     log "Stage 3: audio at ${fs}"
-    for dset in "org/${train_set}" "org/${valid_set}" "${test_sets_list[@]}"; do
+    for dset in "${formatted[@]}"; do
         from="data/${dset#org/}" to="${data_feats}/${dset}"
-        state=("${to}/.done" "${fs} ${audio_format}" "${from}"/{wav.scp,text,utt2spk})
-        state+=("${to}"/{wav.scp,text,utt2spk,utt2num_samples})
-        if ! finished "${state[@]}"; then
+        refuse_old 2 "${from}/.done" "data/${original_train_set}"
+        if ! finished "${to}/.done" "${fs} ${audio_format}" "${from}" -- .; then
             tool data_format --fs "${fs}" --audio_format "${audio_format%.ark}" --nj "${nj}" "${from}" "${to}"
-            finish "${state[@]}"
+            finish "${to}/.done"
         fi
     done
 fi
 
 if wanted 4; then
     log "Stage 4: utterances of ${min_wav_duration} to ${max_wav_duration} s"
-    for dset in "${train_set}" "${valid_set}"; do
+    for dset in "${trained_on[@]}"; do
         from="${data_feats}/org/${dset}" to="${data_feats}/${dset}"
-        state=("${to}/.done" "${fs} ${min_wav_duration} ${max_wav_duration}")
-        state+=("${from}"/{wav.scp,text,utt2spk,utt2num_samples} "${to}"/{wav.scp,text,utt2spk,utt2num_samples})
-        if ! finished "${state[@]}"; then
+        refuse_old 3 "${from}/.done" "data/${dset}"
+        if ! finished "${to}/.done" "${fs} ${min_wav_duration} ${max_wav_duration}" "${from}" -- .; then
             tool data_filter --fs "${fs}" --min_wav_duration "${min_wav_duration}" \
                 --max_wav_duration "${max_wav_duration}" "${from}" "${to}"
-            finish "${state[@]}"
+            finish "${to}/.done"
         fi
     done
 fi
 
+token_files=("${token_list}")
+[ "${bpemodel}" = none ] || token_files+=("${bpemodel}")
 if wanted 5; then
     log "Stage 5: ${token_name} tokens"
     token_opts=(--token_type "${token_type}" --nbpe "${nbpe}" --bpemode "${bpemode}")
     token_opts+=(--bpe_input_sentence_size "${bpe_input_sentence_size}" --bpe_char_cover "${bpe_char_cover}")
     [ -z "${bpe_nlsyms}" ] || token_opts+=(--bpe_nlsyms "${bpe_nlsyms}")
     transcripts=("${train_dir}/text" "${valid_dir}/text")
-    state=("${token_dir}/.done" "${token_opts[*]}" "${bpe_train_text_list[@]}" "${transcripts[@]}" "${token_list}")
-    [ "${bpemodel}" = none ] || state+=("${bpemodel}")
-    if ! finished "${state[@]}"; then
+    state=("${token_dir}/.done" "$(by_line "${token_opts[@]}")" "${bpe_train_text_list[@]}" "${transcripts[@]}")
+    if ! finished "${state[@]}" -- "${token_files[@]##*/}"; then
         tool data_tokens "${token_opts[@]}" --text "${bpe_train_text_list[@]}" \
             --transcripts "${transcripts[@]}" --output "${token_dir}"
-        finish "${state[@]}"
+        finish "${token_dir}/.done"
     fi
 fi
 
@@ -347,8 +385,10 @@ collect_stats() {
         --output_dir "${dir}/logdir/stats.${job}"
     for part in $(seq "${n}"); do inputs+=(--input_dir "${dir}/logdir/stats.${part}"); done
     [ "${program}" != lm_train ] || inputs+=(--skip_sum_stats)
-    tool aggregate_stats_dirs "${inputs[@]}" --output_dir "${dir}" \
+    rm -rf "${dir}/.new"
+    tool aggregate_stats_dirs "${inputs[@]}" --output_dir "${dir}/.new" \
         --token_list "${token_list}" --token_type "${token_type}"
+    for part in train valid; do replace "${dir}/${part}"; done
 }
 
 # train DIR PROGRAM OPTION...: training that goes on from DIR/checkpoint.pth where there is one
@@ -356,84 +396,105 @@ train() {
     local dir="$1" program="$2"
     mkdir -p "${dir}"
     { printf '%q ' "${command_line[@]}" && echo; } > "${dir}/run.sh"
+    [ -f "${dir}/checkpoint.pth" ] || printf '%s\n' "${work}" > "${dir}/.begun" # what the first epoch is made from
     tool launch --cmd "${cuda_cmd} --name $(shell_word "$(basename "${dir}")")" --log "${dir}/train.log" --ngpu "${ngpu}" \
         --num_nodes "${num_nodes}" --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
         "${python}" -m "espnet_ext.bin.${program}" "${@:3}" --resume true --output_dir "${dir}"
+    sed -n 's/.*WARNING: \(averages .* of the .* best epochs\)/\1/p' "${dir}/train.log" | sort -u \
+        | while IFS= read -r line; do log "${dir} ${line}" >&2; done
 }
 
+lm_shapes=({train,valid}/"text_shape.${token_type}")
 if wanted 6; then
     log "Stage 6: statistics of the language model's text"
-    state=("${lm_stats_dir}/.done" "" "${lm_train_text_list[@]}" "${lm_dev_text}" "${token_list}" "${lm_train_file}")
-    state+=("${lm_stats_dir}"/{train,valid}/"text_shape.${token_type}")
-    if ! finished "${state[@]}"; then
+    state=("${lm_stats_dir}/.done" "$(by_line "${text_opts[@]}")")
+    state+=("${lm_train_text_list[@]}" "${lm_dev_text}" "${token_files[@]}")
+    if ! finished "${state[@]}" -- train.txt "${lm_shapes[@]}"; then
         mkdir -p "${lm_stats_dir}"
-        cat -- "${lm_train_text_list[@]}" | awk 'NF > 1' > "${lm_train_file}"
+        cat -- "${lm_train_text_list[@]}" | awk 'NF > 1' > "${lm_train_file}.tmp"
+        mv "${lm_train_file}.tmp" "${lm_train_file}"
         collect_stats "${lm_stats_dir}" lm_train "${lm_train_file}" "${lm_dev_text}" "${lm_opts[@]}"
-        finish "${state[@]}"
+        finish "${lm_stats_dir}/.done"
     fi
 fi
 
 if wanted 7; then
     log "Stage 7: language model"
-    state=("${lm_exp}/.done" "${lm_args}" "${lm_train_file}" "${lm_dev_text}" "${token_list}" ${lm_config:+"${lm_config}"})
-    state+=("${lm_stats_dir}"/{train,valid}/"text_shape.${token_type}" "${lm_exp}"/{config.yaml,checkpoint.pth})
-    if ! finished "${state[@]}"; then
-        train "${lm_exp}" lm_train "${lm_opts[@]}" --fold_length "${lm_fold_length}" \
-            --train_shape_file "${lm_stats_dir}/train/text_shape.${token_type}" \
-            --valid_shape_file "${lm_stats_dir}/valid/text_shape.${token_type}" \
-            ${lm_args_list[@]+"${lm_args_list[@]}"}
-        finish "${state[@]}"
+    [ -f "${lm_stats_dir}/${lm_shapes[0]}" ] || die "no ${lm_stats_dir}/${lm_shapes[0]}: run from stage 6"
+    refuse_old 6 "${lm_stats_dir}/.done"
+    train_opts=(--fold_length "${lm_fold_length}")
+    for part in train valid; do
+        train_opts+=("--${part}_shape_file" "${lm_stats_dir}/${part}/text_shape.${token_type}")
+    done
+    train_opts=("${lm_opts[@]}" "${train_opts[@]}" ${lm_args_list[@]+"${lm_args_list[@]}"})
+    state=("${lm_exp}/.done" "$(by_line "${train_opts[@]}")" ${lm_config:+"@${lm_config}"})
+    state+=("${lm_train_file}" "${lm_dev_text}" "${token_files[@]}" "${lm_shapes[@]/#/"${lm_stats_dir}/"}")
+    [ -f "${lm_exp}/${inference_lm}" ] || again=--again # averaged anew
+    if ! finished "${state[@]}" -- config.yaml checkpoint.pth; then
+        train "${lm_exp}" lm_train "${train_opts[@]}"
+        finish "${lm_exp}/.done"
     fi
+    again=
 fi
 
 if wanted 8; then
     log "Stage 8: perplexity"
-    state=("${lm_exp}/perplexity_test/.done" "" "${lm_exp}/${inference_lm}" "${lm_test_text}")
-    state+=("${lm_exp}/perplexity_test/ppl")
+    dir="${lm_exp}/perplexity_test"
     trained "${lm_exp}" "${inference_lm}" --inference_lm 7
-    if ! finished "${state[@]}"; then
-        ${cuda_cmd} --gpu "${ngpu}" "${lm_exp}/perplexity_test/lm_calc_perplexity.log" \
+    refuse_old 7 "${lm_exp}/.done" "${token_files[@]}"
+    if ! finished "${dir}/.done" "" "${lm_exp}"/{config.yaml,"${inference_lm}"} "${lm_test_text}" "${token_files[@]}" \
+        -- ppl; then
+        begin_beside "${dir}"
+        new=$(beside "${dir}")
+        ${cuda_cmd} --gpu "${ngpu}" "${new}/lm_calc_perplexity.log" \
             "${python}" -m espnet_ext.bin.lm_calc_perplexity --ngpu "${ngpu}" \
             --data_path_and_name_and_type "${lm_test_text},text,text" --train_config "${lm_exp}/config.yaml" \
-            --model_file "${lm_exp}/${inference_lm}" --output_dir "${lm_exp}/perplexity_test"
-        finish "${state[@]}"
+            --model_file "${lm_exp}/${inference_lm}" --output_dir "${new}"
+        finish "${new}/.done"
+        replace "${dir}"
     fi
-    log "Perplexity of ${lm_test_text}: $(<"${lm_exp}/perplexity_test/ppl")"
+    log "Perplexity of ${lm_test_text}: $(<"${dir}/ppl")"
 fi
 
 asr_opts=("${text_opts[@]}" ${asr_config:+--config "${asr_config}"} --frontend_conf "fs=${fs}")
-asr_data=()
-for dir in "${train_dir}" "${valid_dir}"; do
-    asr_data+=("${dir}"/{wav.scp,text})
-    part=train
-    [ "${dir}" = "${train_dir}" ] || part=valid
-    asr_opts+=("--${part}_data_path_and_name_and_type" "${dir}/wav.scp,speech,sound")
-    asr_opts+=("--${part}_data_path_and_name_and_type" "${dir}/text,text,text")
+for part in train valid; do
+    dir="${part}_dir"
+    asr_opts+=("--${part}_data_path_and_name_and_type" "${!dir}/wav.scp,speech,sound")
+    asr_opts+=("--${part}_data_path_and_name_and_type" "${!dir}/text,text,text")
 done
-asr_stats=("${asr_stats_dir}"/{train,valid}/{speech_shape,"text_shape.${token_type}"} "${asr_stats_dir}/train/feats_stats.npz")
+asr_data=("${train_dir}" "${valid_dir}")
+asr_stats=({train,valid}/{speech_shape,"text_shape.${token_type}"} train/feats_stats.npz)
 
 if [ -n "${init_from}" ] && { wanted 10 || wanted 11; }; then
     tool asr_init_from --init_from "${init_from}" --inference_asr_model "${inference_asr_model}" \
         --config "${finetune_config}" --output "${asr_config}"
     # only their shapes are needed: the mean and variance of the features come with the weights
-    [ ! -f "${asr_stats_dir}/.done" ] || skip_stages+=" 10"
+    if [ -f "${asr_stats_dir}/.done" ]; then
+        changed=$(tool marker changed "${asr_stats_dir}/.done")
+        [ -n "${changed}" ] || skip_stages+=" 10"
+    fi
 fi
 
 if wanted 10; then
     log "Stage 10: statistics of the training data"
+    for dset in "${trained_on[@]}"; do refuse_old 4 "${data_feats}/${dset}/.done" "${data_feats}/org/${dset}"; done
     # Models share the statistics: only the part of a config that computes features counts.
-    frontend="$(awk '/^[^ #]/ {keep = /^frontend/} keep' < "${asr_config:-/dev/null}")"
-    frontend+="$(printf '%s\n' ${asr_args_list[@]+"${asr_args_list[@]}"} | grep -A 1 -- '^--frontend' || true)"
-    state=("${asr_stats_dir}/.done" "${fs} ${frontend}" "${asr_data[@]}" "${token_list}" "${asr_stats[@]}")
-    if ! finished "${state[@]}"; then
+    keys="(frontend|preprocessor|speech_volume_normalize)"
+    frontend="$(awk -v keys="^${keys}" '/^[^ #-]/ {keep = $0 ~ keys} keep' < "${asr_config:-/dev/null}")"
+    frontend+="$(by_line ${asr_args_list[@]+"${asr_args_list[@]}"} \
+        | awk -v keys="^--${keys}" 'value || $0 ~ keys {print; value = !value && $0 !~ /=/}')"
+    state=("${asr_stats_dir}/.done" "${fs} ${frontend}" "${asr_data[@]}" "${token_files[@]}")
+    if ! finished "${state[@]}" -- "${asr_stats[@]}"; then
         collect_stats "${asr_stats_dir}" asr_train "${train_dir}/wav.scp" "${valid_dir}/wav.scp" \
             "${asr_opts[@]}" ${asr_args_list[@]+"${asr_args_list[@]}"}
-        finish "${state[@]}"
+        finish "${asr_stats_dir}/.done"
     fi
 fi
 
 if wanted 11; then
     log "Stage 11: training of ${asr_exp}"
+    [ -f "${asr_stats_dir}/${asr_stats[0]}" ] || die "no ${asr_stats_dir}/${asr_stats[0]}: run from stage 10"
+    refuse_old 10 "${asr_stats_dir}/.done"
     train_opts=(--fold_length "${asr_speech_fold_length}" --fold_length "${asr_text_fold_length}")
     for part in train valid; do
         train_opts+=("--${part}_shape_file" "${asr_stats_dir}/${part}/speech_shape")
@@ -444,13 +505,16 @@ if wanted 11; then
         train_opts+=(--normalize_conf "stats_file=$(yaml_text "${asr_stats_dir}/train/feats_stats.npz")")
     fi
     [ -z "${pretrained_model}" ] || train_opts+=(--init_param "${pretrained_model}")
-    state=("${asr_exp}/.done" "${asr_args} ${train_opts[*]}" ${asr_config:+"${asr_config}"} "${asr_data[@]}" "${token_list}")
+    train_opts=("${asr_opts[@]}" "${train_opts[@]}" ${asr_args_list[@]+"${asr_args_list[@]}"})
+    state=("${asr_exp}/.done" "$(by_line "${train_opts[@]}")" ${asr_config:+"@${asr_config}"})
+    state+=("${asr_data[@]}" "${token_files[@]}" "${asr_stats[@]/#/"${asr_stats_dir}/"}")
     state+=(${pretrained_model:+"${pretrained_model%%:*}"})
-    state+=("${asr_stats[@]}" "${asr_exp}"/{config.yaml,checkpoint.pth})
-    if ! finished "${state[@]}"; then
-        train "${asr_exp}" asr_train "${asr_opts[@]}" "${train_opts[@]}" ${asr_args_list[@]+"${asr_args_list[@]}"}
-        finish "${state[@]}"
+    [ -f "${asr_exp}/${inference_asr_model}" ] || again=--again # averaged anew
+    if ! finished "${state[@]}" -- config.yaml checkpoint.pth; then
+        train "${asr_exp}" asr_train "${train_opts[@]}"
+        finish "${asr_exp}/.done"
     fi
+    again=
 fi
 
 if wanted 12; then
@@ -460,48 +524,59 @@ if wanted 12; then
     infer_opts+=(${inference_config:+--config "${inference_config}"})
     decoder=asr_inference
     if "${use_streaming}"; then decoder+=_streaming; else infer_opts+=(--batch_size "${batch_size}"); fi
-    models=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} ${inference_config:+"${inference_config}"})
+    models=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} "${token_files[@]}")
+    models+=(${inference_config:+"@${inference_config}"})
+    refuse_old 11 "${asr_exp}/.done" "${token_files[@]}" # the tokens of the model
     if "${use_lm}"; then
         trained "${lm_exp}" "${inference_lm}" --inference_lm 7
+        refuse_old 7 "${lm_exp}/.done" "${token_files[@]}"
         infer_opts+=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
         models+=("${lm_exp}"/{config.yaml,"${inference_lm}"})
     fi
     runner="${decode_cmd}" infer_ngpu=0
     ! "${gpu_inference}" || runner="${cuda_cmd}" infer_ngpu=1
+    [ "${stage}" -lt 12 ] || again=--again
+    decode_opts=("${decoder}" "${batch_size}" ${inference_args_list[@]+"${inference_args_list[@]}"})
     for dset in "${eval_sets[@]}"; do
         wavs="${data_feats}/${dset}/wav.scp" dir="${inference_dir}/${dset}"
-        state=("${dir}/.done" "${decoder} ${inference_args} ${batch_size}" "${models[@]}" "${wavs}")
-        state+=("${dir}"/{text,token,token_int,score})
-        [ "${stage}" -lt 12 ] || rm -f "${dir}/.done"
-        if finished "${state[@]}"; then continue; fi
-        rm -rf "${dir}"/*
-        n=$(tool data_split --num "${inference_nj}" "${wavs}" "${dir}/logdir/keys" scp)
+        state=("${dir}/.done" "$(by_line "${decode_opts[@]}")" "${models[@]}" "${wavs}")
+        if finished "${state[@]}" -- text token token_int score; then continue; fi
+        begin_beside "${dir}"
+        new=$(beside "${dir}")
+        n=$(tool data_split --num "${inference_nj}" "${wavs}" "${new}/logdir/keys" scp)
         # shellcheck disable=SC2086  # the runner is words
         ${runner} --max-jobs-run "${inference_nj}" --gpu "${infer_ngpu}" \
-            "${job}=1:${n}" "${dir}/logdir/asr_inference.${job}.log" \
+            "${job}=1:${n}" "${new}/logdir/asr_inference.${job}.log" \
             "${python}" -m "espnet_ext.bin.${decoder}" "${infer_opts[@]}" --ngpu "${infer_ngpu}" \
-            --data_path_and_name_and_type "${wavs},speech,sound" --key_file "${dir}/logdir/keys.${job}.scp" \
-            --output_dir "${dir}/logdir/output.${job}" ${inference_args_list[@]+"${inference_args_list[@]}"}
+            --data_path_and_name_and_type "${wavs},speech,sound" --key_file "${new}/logdir/keys.${job}.scp" \
+            --output_dir "${new}/logdir/output.${job}" ${inference_args_list[@]+"${inference_args_list[@]}"}
         for file in token token_int score text; do
-            for part in $(seq "${n}"); do cat "${dir}/logdir/output.${part}/1best_recog/${file}"; done \
-                | sort > "${dir}/${file}"
+            for part in $(seq "${n}"); do cat "${new}/logdir/output.${part}/1best_recog/${file}"; done \
+                | sort > "${new}/${file}"
         done
-        finish "${state[@]}"
+        finish "${new}/.done"
+        replace "${dir}"
     done
+    again=
 fi
 
 if wanted 13; then
     log "Stage 13: scoring"
+    [ "${stage}" -lt 12 ] || again=--again
+    scores=(score_{cer,wer}/{ref.trn,hyp.trn,utt2spk,result.txt,score.json})
+    [ "${token_type}" != bpe ] || scores+=(score_ter/{ref.trn,hyp.trn,utt2spk,result.txt,score.json})
     for dset in "${eval_sets[@]}"; do
         ref="${data_feats}/${dset}" dir="${inference_dir}/${dset}"
-        state=("${dir}/.scored" "${token_type}" "${ref}/text" "${dir}/text" "${dir}"/score_{cer,wer}/score.json)
-        [ "${stage}" -lt 12 ] || rm -f "${dir}/.scored"
-        if finished "${state[@]}"; then continue; fi
+        refuse_old 12 "${dir}/.done"
+        state=("${dir}/.scored" "${token_type}" "${ref}"/{text,utt2spk} "${dir}/text" "${token_files[@]}")
+        state+=("${root}"/espnet_ext/scoring/*.py)
+        if finished "${state[@]}" -- "${scores[@]}"; then continue; fi
         [ -f "${dir}/text" ] || die "no ${dir}/text: run stage 12 first"
         tool score --ref "${ref}/text" --utt2spk "${ref}/utt2spk" --hyp "${dir}/text" --output "${dir}" \
             --token_type "${token_type}" --bpemodel "${bpemodel}"
-        finish "${state[@]}"
+        finish "${dir}/.scored"
     done
+    again=
     [ ! -f local/score.sh ] || local/score.sh ${local_score_opts_list[@]+"${local_score_opts_list[@]}"} "${asr_exp}"
     tool score_results "${asr_exp}"
     log "All tables: ${asr_exp}/RESULTS.md"
@@ -512,18 +587,19 @@ if wanted 14; then
     log "Stage 14: packing ${packed}"
     trained "${asr_exp}" "${inference_asr_model}" --inference_asr_model 11
     pack_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
-    pack_opts+=(--option "${token_list}" ${inference_config:+--option "${inference_config}"})
-    packed_files=("${asr_exp}"/{config.yaml,"${inference_asr_model}",RESULTS.md} ${inference_config:+"${inference_config}"})
-    [ "${feats_normalize}" != global_mvn ] || pack_opts+=(--option "${asr_stats_dir}/train/feats_stats.npz")
-    [ "${bpemodel}" = none ] || pack_opts+=(--option "${bpemodel}")
+    refuse_old 11 "${asr_exp}/.done" "${token_files[@]}"
+    packed_files=("${token_files[@]}" ${inference_config:+"${inference_config}"})
+    [ "${feats_normalize}" != global_mvn ] || packed_files+=("${asr_stats_dir}/train/feats_stats.npz")
+    packed_files+=("${asr_exp}/RESULTS.md")
+    for file in "${packed_files[@]}"; do pack_opts+=(--option "${file}"); done
+    packed_files+=("${asr_exp}"/{config.yaml,"${inference_asr_model}"})
     if "${use_lm}"; then
         pack_opts+=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
         packed_files+=("${lm_exp}"/{config.yaml,"${inference_lm}"})
     fi
-    state=("${asr_exp}/.packed" "${pack_opts[*]}" "${packed_files[@]}" "${packed}")
-    if ! finished "${state[@]}"; then
-        tool asr_pack "${pack_opts[@]}" --option "${asr_exp}/RESULTS.md" --outpath "${packed}"
-        finish "${state[@]}"
+    if ! finished "${asr_exp}/.packed" "" "${packed_files[@]}" -- "${packed##*/}"; then
+        tool asr_pack "${pack_opts[@]}" --outpath "${packed}"
+        finish "${asr_exp}/.packed"
     fi
 fi
 
@@ -541,16 +617,16 @@ if wanted 16; then
         profile_config=conf/profile.yaml
         [ -f "${profile_config}" ] || profile_config="${root}/conf/profile.yaml"
     fi
-    wavs="${data_feats}/${test_sets_list[0]}/wav.scp"
-    measured=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} "${profile_config}" ${inference_config:+"${inference_config}"} "${wavs}")
-    state=("${asr_exp}/.profiled" "" "${measured[@]}" "${asr_exp}/profile.json")
+    wavs="${first_test_dir}/wav.scp"
+    state=("${asr_exp}/.profiled" "" "${asr_exp}"/{config.yaml,"${inference_asr_model}"} "@${profile_config}")
+    state+=(${inference_config:+"@${inference_config}"} "${wavs}")
     if ! grep -q '^encoder: kv_' "${asr_exp}/config.yaml"; then
         log "nothing to measure: the encoder of ${asr_exp}/config.yaml is not of this package"
-    elif ! finished "${state[@]}"; then
+    elif ! finished "${state[@]}" -- profile.json; then
         tool asr_profile --measure all --config "${asr_exp}/config.yaml" --wav_scp "${wavs}" \
             --asr_model_file "${asr_exp}/${inference_asr_model}" --profile_config "${profile_config}" \
             ${inference_config:+--inference_config "${inference_config}"} --output "${asr_exp}/profile.json"
-        finish "${state[@]}"
+        finish "${asr_exp}/.profiled"
     fi
 fi
 
