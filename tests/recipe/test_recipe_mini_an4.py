@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.cuda import killed_and_resumed
+from benchmarks.cuda_card import killed_and_resumed
 from copies import ROOT, copy_mini_an4, kill_when, run
 from espnet_ext import packing
 from espnet_ext.data import kaldi
