@@ -104,7 +104,9 @@ class LinearAttention(Attention):
 
     def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
         # an accumulator in half precision would stop growing, so the sums stay in float32
-        dtype = dtype if dtype == torch.float64 else torch.float32
+        weight = next(self.parameters(), None)  # none where layers are quantised
+        double = weight is not None and weight.dtype == torch.float64
+        dtype = torch.float64 if double else torch.float32
         s = torch.zeros(batch_size, self.h, self.d_k, self.d_k, dtype=dtype, device=device)
         return RunningSums(s=s, z=s.new_zeros(batch_size, self.h, self.d_k))
 

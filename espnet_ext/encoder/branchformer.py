@@ -46,7 +46,7 @@ class BranchformerEncoder(StreamingEncoder, ESPnetBranchformerEncoder):
             TooShortUttError: No encoder frame comes of so few features.
         """
         mask = ~padded_frames(ilens, xs_pad.device)[:, None]  # (B, 1, T)
-        if self._subsampling[1] > 1:
+        if self.subsampling[1] > 1:
             too_short, limit = check_short_utt(self.embed, xs_pad.size(1))
             if too_short:
                 raise TooShortUttError(

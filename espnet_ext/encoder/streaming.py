@@ -248,12 +248,13 @@ class StreamingEncoder(nn.Module):
         return left_context
 
     @cached_property
-    def _subsampling(self) -> tuple[int, int]:
+    def subsampling(self) -> tuple[int, int]:
+        """Feature frames from one encoder frame to the next, and that one encoder frame sees."""
         return subsampling.step_and_sight(self.embed)
 
     def output_length(self, frames: int) -> int:
         """Encoder frames that ``frames`` feature frames give."""
-        step, sees = self._subsampling
+        step, sees = self.subsampling
         return max(0, (frames - sees) // step + 1)
 
     # whole utterances
@@ -392,7 +393,7 @@ class StreamingEncoder(nn.Module):
             torch.cat([old, new[:n].to(old.dtype)])
             for old, new, n in zip(state.pending, feats, lengths, strict=True)
         ]
-        step, sees = self._subsampling
+        step, sees = self.subsampling
         full = (state.chunk_size - 1) * step + sees  # feature frames that one chunk looks at
         layers, produced, outputs, counts = state.layers, state.produced, [], []
         while True:
@@ -491,7 +492,7 @@ class StreamingEncoder(nn.Module):
             Encoder output (B, n, output_size), and for each layer the ``PastOfLayer`` that knows
             what the chunk leaves behind.
         """
-        x = self.embed(feats, None)[0] if self._subsampling[1] > 1 else self.embed(feats)
+        x = self.embed(feats, None)[0] if self.subsampling[1] > 1 else self.embed(feats)
         x = x[0]  # without the position embeddings
         pasts = [PastOfLayer(*args, window) for args in zip(layers, positions, strict=True)]
         for layer, past in zip(self.encoders, pasts, strict=True):
