@@ -20,6 +20,7 @@ from espnet_ext.attention.blocked import (
     SCORES_FORWARD,
     Blocks,
     ChunkView,
+    aligned,
     attend_in_blocks,
     block_size,
     shifted,
@@ -77,7 +78,7 @@ def attend(q, k, v, bias, scale, dropout=0.0):
         Context (B, H, n, w).
     """
     n_head, n = q.shape[1:3]
-    groups = k.size(1)
+    groups, bias = k.size(1), aligned(bias)
     if groups != n_head:
         q = q.reshape(q.size(0), groups, -1, q.size(-1))  # (B, H, n, r) -> (B, G, H/G*n, r)
         bias = bias.reshape(bias.size(0), groups, -1, bias.size(-1))

@@ -173,6 +173,16 @@ def shifted(products: torch.Tensor) -> torch.Tensor:
     return flat.unflatten(-1, (n, rows - 1))[..., : rows - n + 1]
 
 
+def aligned(bias: torch.Tensor) -> torch.Tensor:
+    """A bias as a GPU's fused attention reads it: from an address of its own.
+
+    The kernels read several numbers at once and do not look where a view begins.
+    """
+    if bias.device.type == "cpu" or (bias.is_contiguous() and bias.storage_offset() == 0):
+        return bias
+    return bias.clone(memory_format=torch.contiguous_format)
+
+
 def attend_in_blocks(q_u, q_v, k, v, p, blocks: Blocks, dropout: float = 0.0):
     """Attention of whole utterances, block by block.
 
@@ -314,7 +324,7 @@ def _sum_groups(x, y, groups):
 
 
 def _fused(q, k, v, bias):
-    groups = k.size(1)
+    groups, bias = k.size(1), aligned(bias)
     scale = 1 / math.sqrt(q.size(-1))
     if groups != q.size(1):
         y = F.scaled_dot_product_attention(_fold(q, groups), k, v, _fold(bias, groups), scale=scale)
