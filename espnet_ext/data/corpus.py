@@ -26,7 +26,7 @@ UNREAD = set(".m4a .mp4 .aac .wma .webm .amr .3gp".split())
 FIELDS = re.compile("[-_]")
 NORMAL_NAME = functools.partial(unicodedata.normalize, "NFC")  # not all systems store "é" alike
 OF_SETS = ("train", "dev", "test", "valid", "eval")  # how folders begin that are no speakers
-MAP = "lines of an id or file name, a tab or comma, and the speaker"
+LINES = "lines of an id or file name, a tab or comma, and the"
 WITHOUT = "if they do not matter, --speaker_from one splits by text"
 
 
@@ -74,6 +74,7 @@ class Names:
 
     def __init__(self, names):
         self._whole, self._ends = defaultdict(set), defaultdict(set)
+        self.example = min(names.values())
         for utt, name in names.items():
             parts = NORMAL_NAME(name).split("/")
             for n in range(len(parts)):
@@ -102,12 +103,13 @@ def _fields(line, separator):
     return name.strip(), value
 
 
-def read_values(path, names):
+def read_values(path, names, what):
     """Read a user's table: an id or file name, a tab, comma or blank, and a value in each line.
 
     Args:
         path: The file; which separator it has is what gives the most names of utterances.
         names: ``Names`` of the utterances.
+        what: The values are called so.
 
     Returns:
         (values, unknown): ``{utterance: value}``, white space normal; names that mean none.
@@ -134,6 +136,11 @@ def read_values(path, names):
         elif values.setdefault(min(utts), value) != value:
             problems.append(f"{path}: line {number}: {name} is there twice, with another value")
     kaldi.refuse(problems)
+    if not values:
+        raise UserError(
+            f"{path}: none of its {len(unknown)} lines begins with the name of a recording (such "
+            f"as {names.example}): give {LINES} {what}"
+        )
     return values, unknown
 
 
@@ -165,13 +172,7 @@ def _read_folder(wavs, text):
         raise UserError(f"{wavs}: no recordings ({' '.join(sorted(AUDIO))}) in it{hint}")
     paths = _ids(files)
     if text:
-        texts, unknown = read_values(text, Names(paths))
-        if not texts:
-            example = f"{unknown[0]!r}, the recordings {files[0]!r}" if unknown else "nothing"
-            raise UserError(
-                f"{text}: none of its names is a recording in {wavs} (it has {example}): a line is "
-                "an id or file name, a tab or comma, and the transcript"
-            )
+        texts, unknown = read_values(text, Names(paths), "transcript")
     else:
         beside = {utt: (wavs / path).with_suffix(".txt") for utt, path in paths.items()}
         texts = {
@@ -182,8 +183,7 @@ def _read_folder(wavs, text):
         unknown = []
         if not texts:
             raise UserError(
-                f"{wavs}: no .txt beside any recording: give --text FILE, lines of an id or file "
-                "name, a tab or comma, and the transcript"
+                f"{wavs}: no .txt beside any recording: give --text FILE, {LINES} transcript"
             )
     tables = {"wav.scp": {utt: str(wavs / path) for utt, path in paths.items()}, "text": texts}
     return tables, paths, unknown
@@ -271,8 +271,8 @@ def _speakers(paths, how):
 def _find_speakers(paths, source, given, speakers, speaker_from):
     """Return utterance -> speaker and a note, or refuse with what there is to choose from."""
     if speakers:
-        found, _ = read_values(speakers, Names(paths))
-        what = f"{speakers}: {MAP}"
+        found, _ = read_values(speakers, Names(paths), "speaker")
+        what = speakers
     elif speaker_from:
         found, what = _speakers(paths, speaker_from), f"--speaker_from {speaker_from}"
     elif given:
@@ -297,7 +297,7 @@ def _find_speakers(paths, source, given, speakers, speaker_from):
     rules = f"; or --speaker_from {' | '.join(choices)}" if choices else ""
     raise UserError(
         f"{source}: cannot tell who speaks, and a test needs speakers that training has not heard: "
-        f"give --speakers FILE ({MAP}){rules}; {WITHOUT}"
+        f"give --speakers FILE ({LINES} speaker){rules}; {WITHOUT}"
     )
 
 
@@ -366,10 +366,15 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     files = {reco: tables["wav.scp"][reco] for reco in sorted(recordings)}
     probed = dict(zip(files, audio.parallel_map(_probe, list(files.values()), nj), strict=True))
     kaldi.refuse([problem for problem in probed.values() if isinstance(problem, str)])
-    seconds = {}
-    for utt in keep:
+    seconds, problems = {}, []
+    for utt in sorted(keep):
         reco, start, end = kaldi.parse_segment(tables, utt)
         seconds[utt] = probed[reco][2] if end is None else end - start
+        if end is not None and end > probed[reco][2] + audio.OVERRUN:
+            problems.append(
+                f"{source}: segments: {utt} ends at {end} s, {files[reco]} at {probed[reco][2]:.2f}"
+            )
+    kaldi.refuse(problems)
     short = {utt for utt in keep if not seconds[utt] > SECONDS[0]}
     leave_out(short, f"shorter than {SECONDS[0]} s")
     long = {utt for utt in keep if not seconds[utt] < SECONDS[1]}
@@ -378,7 +383,10 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     if not keep:
         raise UserError(f"{source}: nothing is left: {'; '.join(notes)}")
     if mixed := sum(channels > 1 for _, channels, _ in probed.values()):
-        notes.append(f"recordings of several channels, which are averaged: {mixed}")
+        notes.append(
+            f"recordings of several channels, which are averaged: {mixed} (where each channel is a "
+            "speaker, write each to a file first)"
+        )
 
     kept = {utt: paths[utt] for utt in sorted(keep)}
     tables["text"] = {utt: texts[utt] for utt in kept}
@@ -446,7 +454,9 @@ def split(corpus):
     """
     texts, speakers = corpus.tables["text"], corpus.tables["utt2spk"]
     notes, chosen = [], corpus.sets
-    if not chosen:
+    if chosen:
+        notes.append("divided as it came")
+    else:
         n_speaker = len(set(speakers.values()))
         by_speaker = n_speaker >= len(SETS)
         group = speakers if by_speaker else {utt: prompt(text) for utt, text in texts.items()}
@@ -478,8 +488,10 @@ def split(corpus):
         if name != "train":
             running = [word for utt in utts for word in texts[utt].split()]
             new = sum(word not in words for word in running) / len(running)
-            known = sum(prompt(texts[utt]) in prompts for utt in utts) / len(utts)
-            line += f", {new:.0%} of its words and {1 - known:.0%} of its texts not in train"
+            unread = sum(prompt(texts[utt]) not in prompts for utt in utts) / len(utts)
+            heard = {speakers[utt] for utt in utts} & {speakers[utt] for utt in sets["train"]}
+            line += f" ({len(heard)} of them in train), not in train: {new:.0%} of its words, "
+            line += f"{unread:.0%} of its texts"
         notes.append(line)
     return sets, notes
 

@@ -59,7 +59,7 @@ class Size(NamedTuple):
 
 
 SIZES = (
-    Size(5, 96, 256, 4, 15, 1, 50, 1, 8000, 0),
+    Size(5, 96, 256, 4, 15, 1, 50, 1, 5000, 0),
     Size(50, 144, 576, 8, 15, 2, 150, 1, 40000, 1),
     Size(float("inf"), 256, 1024, 12, 31, 6, 600, 2, 80000, 1),
 )
@@ -67,7 +67,7 @@ EPOCHS = (15, 80)
 
 
 def rate(rates):
-    """Choose 16 or 8 kHz: no recording is to be missing the upper half of what others have.
+    """Choose 16 kHz, or 8 kHz where more than a tenth of the recordings are of a lower rate.
 
     Args:
         rates: Recordings by sampling rate in Hz.
@@ -75,7 +75,8 @@ def rate(rates):
     Returns:
         Hz.
     """
-    return 16000 if min(rates) >= 16000 else 8000
+    low = sum(n for hertz, n in rates.items() if hertz < 16000)
+    return 8000 if 10 * low > sum(rates.values()) else 16000
 
 
 def unspaced(texts):
