@@ -190,18 +190,20 @@ def _read_folder(wavs, text):
 
 
 def _refuse_channels(path, wavs):
-    """Refuse recordings whose channels are speakers: they are averaged here."""
+    """Refuse recordings that are one channel of a file: channels are averaged here."""
     table = path / "reco2file_and_channel"
-    for recording in kaldi.read_scp(table) if table.exists() else ():
-        if recording in wavs:
-            with audio.open_audio(wavs[recording]) as file:
-                channels = file.channels
-            if channels > 1:
-                raise UserError(
-                    f"{table}: {recording} is one channel of {wavs[recording]}, and channels are "
-                    "averaged here: write each to a file (sox IN.wav OUT.wav remix 2), name these "
-                    "in wav.scp and remove this table"
-                )
+    named = kaldi.read_scp(table).keys() & wavs.keys() if table.exists() else set()
+    times = Counter(wavs.values())
+    for reco in sorted(named | {reco for reco, wav in wavs.items() if times[wav] > 1}):
+        with audio.open_audio(wavs[reco], empty=True) as file:
+            channels = file.channels
+        if channels > 1:
+            remove = f" and remove {table.name}" if reco in named else ""
+            raise UserError(
+                f"{path}: {reco} is one channel of {wavs[reco]}, and channels are averaged here: "
+                "write each channel to a file (sox IN.wav OUT.wav remix 2), name that in "
+                f"wav.scp{remove}"
+            )
 
 
 def _read_kaldi(path):
@@ -243,7 +245,7 @@ def _read_kaldi(path):
 def _probe(path):
     """Return rate in Hz, number of channels and seconds of a file, or what is wrong with it."""
     try:
-        with audio.open_audio(path) as file:
+        with audio.open_audio(path, empty=True) as file:
             return file.samplerate, file.channels, file.frames / file.samplerate
     except UserError as error:
         return str(error)
@@ -360,19 +362,17 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     leave_out(silent, "recordings without text")
     keep = paths.keys() - silent
 
-    recordings = {
-        kaldi.parse_segment(tables, utt)[0] if "segments" in tables else utt for utt in keep
-    }
-    files = {reco: tables["wav.scp"][reco] for reco in sorted(recordings)}
+    segments = {utt: kaldi.parse_segment(tables, utt) for utt in sorted(keep)}
+    files = {reco: tables["wav.scp"][reco] for reco, _, _ in segments.values()}
     probed = dict(zip(files, audio.parallel_map(_probe, list(files.values()), nj), strict=True))
     kaldi.refuse([problem for problem in probed.values() if isinstance(problem, str)])
     seconds, problems = {}, []
-    for utt in sorted(keep):
-        reco, start, end = kaldi.parse_segment(tables, utt)
-        seconds[utt] = probed[reco][2] if end is None else end - start
-        if end is not None and end > probed[reco][2] + audio.OVERRUN:
+    for utt, (reco, start, end) in segments.items():
+        length = probed[reco][2]
+        seconds[utt] = length if end is None else end - start
+        if end is not None and end > length + audio.OVERRUN:
             problems.append(
-                f"{source}: segments: {utt} ends at {end} s, {files[reco]} at {probed[reco][2]:.2f}"
+                f"{source}: segments: {utt} ends at {end} s, {files[reco]} at {length:.2f} s"
             )
     kaldi.refuse(problems)
     short = {utt for utt in keep if not seconds[utt] > SECONDS[0]}
@@ -382,7 +382,8 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     keep = keep - short - long
     if not keep:
         raise UserError(f"{source}: nothing is left: {'; '.join(notes)}")
-    if mixed := sum(channels > 1 for _, channels, _ in probed.values()):
+    used = [probed[reco] for reco in {segments[utt][0] for utt in keep}]
+    if mixed := sum(channels > 1 for _, channels, _ in used):
         notes.append(
             f"recordings of several channels, which are averaged: {mixed} (where each channel is a "
             "speaker, write each to a file first)"
@@ -399,7 +400,7 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     return Corpus(
         kaldi.select(tables, kept.keys()),
         {utt: seconds[utt] for utt in kept},
-        Counter(rate for rate, _, _ in probed.values()),
+        Counter(rate for rate, _, _ in used),
         {utt: sets[utt] for utt in kept if sets},
         notes,
     )

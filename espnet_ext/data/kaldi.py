@@ -90,7 +90,9 @@ def read_lines(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start + 1} is not UTF-8 text") from error
+        raise UserError(
+            f"{path}: byte {error.start + 1} is not UTF-8 text; iconv converts it"
+        ) from error
     return lines if lines[-1] else lines[:-1]
 
 
@@ -335,11 +337,12 @@ def validate(path):
         if list(table) != sorted(table)
     ]
     problems += find_problems(path, tables)
-    problems += [
-        f"{path / 'wav.scp'}: {key}: no such file: {audio}"
-        for key, audio in tables["wav.scp"].items()
-        if audio and not os.path.exists(audio)
-    ]
+    if not not_files(path, tables["wav.scp"]):
+        problems += [
+            f"{path / 'wav.scp'}: {key}: no such file: {audio}"
+            for key, audio in tables["wav.scp"].items()
+            if audio and not os.path.exists(audio)
+        ]
     return problems
 
 

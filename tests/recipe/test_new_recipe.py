@@ -84,7 +84,8 @@ def greek(tmp_path_factory):
             rows.append((f"{name}.wav", words.replace(" ", "\u00a0\t")))
     record(root / "φωνές/ary-4.wav")
     record(root / "φωνές/ary-5.wav")
-    rows += [("ary-5.wav", ""), ("lost-1.wav", "χαμένο")]
+    record(root / "φωνές/ary-6.wav", 0)
+    rows += [("ary-5.wav", ""), ("ary-6", "τίποτα"), ("lost-1.wav", "χαμένο")]
     lines(root / "κείμενα.tsv", rows)
     options = ["--wavs", "φωνές", "--text", "κείμενα.tsv", "--speaker_from", "field1"]
     done = subprocess.run(
@@ -118,6 +119,7 @@ def test_own_corpus_is_told_what_was_left_out_and_assumed(greek):
     _, said = greek
     assert "left out, texts without a recording: 1 (lost-1.wav)\n" in said
     assert "left out, recordings without text: 2 (ary-4, ary-5)\n" in said
+    assert "left out, shorter than 0.1 s: 1 (ary-6)\n" in said
     assert "averaged: 16 (" in said and "recordings: 16 of 44100 Hz" in said
     assert "speakers: 4 (--speaker_from field1)\n" in said and "split by speaker" in said
     assert "test: 4 utterances, 0.00 h, speakers: 1 (0 of them in train), not in train: 0% " in said
@@ -441,7 +443,13 @@ BAD = {
         lambda f: lines(f / "data/all/wav.scp", [("r1", "raw.ark:12")]),
         "wav.scp: r1 is a part of an archive",
     ),
-    "two speakers in a file": (DATA, two_channels, "channels are averaged here: write each to a"),
+    "two speakers in a file": (DATA, two_channels, "r1 is one channel of "),
+    "a file of two recordings": (
+        DATA,
+        lambda f: (record(f / "x.wav"),
+                   lines(f / "data/all/wav.scp", [("r1", "x.wav"), ("r2", "x.wav")])),
+        "r1 is one channel of ",
+    ),
     "lost audio": (
         DATA,
         drop("audio/r1.wav", "audio/r2.wav", "audio/r3.wav"),
