@@ -19,6 +19,7 @@ from espnet_ext.errors import UserError
 
 SETS = ("train", "dev", "test")
 SHARE, MOST = 0.1, 5 * 3600  # of the speech, and seconds: what dev and test get each
+ENOUGH = 0.6  # of the speech for train; less is said
 SECONDS = (0.1, 30.0)  # utterances of a length between these are used
 RULES = ("one", "directory", "field1", "field2", "field3", "field4")
 AUDIO = set(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .caf .sph .w64".split())
@@ -159,11 +160,11 @@ def _ids(paths):
 def _read_folder(wavs, text):
     """Return the tables of a folder of recordings, their paths below it, and notes."""
     wavs = Path(wavs).absolute()
-    if not wavs.is_dir():
+    if not os.path.isdir(wavs):
         raise UserError(f"{wavs}: no such directory: --wavs is the folder of the recordings")
     found = defaultdict(list)
     for path in sorted(wavs.rglob("*")):
-        if not path.name.startswith(".") and path.is_file():
+        if not path.name.startswith(".") and os.path.isfile(path):
             found[path.suffix.lower()].append(path.relative_to(wavs).as_posix())
     files = [path for kind in sorted(AUDIO & found.keys()) for path in found[kind]]
     if not files:
@@ -178,7 +179,7 @@ def _read_folder(wavs, text):
         texts = {
             utt: " ".join(kaldi.read_lines(p)).removeprefix("\ufeff")
             for utt, p in beside.items()
-            if p.is_file()
+            if os.path.isfile(p)
         }
         unknown = []
         if not texts:
@@ -192,7 +193,7 @@ def _read_folder(wavs, text):
 def _refuse_channels(path, wavs):
     """Refuse recordings that are one channel of a file: channels are averaged here."""
     table = path / "reco2file_and_channel"
-    named = kaldi.read_scp(table).keys() & wavs.keys() if table.exists() else set()
+    named = kaldi.read_scp(table).keys() & wavs.keys() if os.path.exists(table) else set()
     times = Counter(wavs.values())
     for reco in sorted(named | {reco for reco, wav in wavs.items() if times[wav] > 1}):
         with audio.open_audio(wavs[reco], empty=True) as file:
@@ -213,7 +214,7 @@ def _read_kaldi(path):
     kaldi.refuse(kaldi.not_files(path, tables["wav.scp"]))
     wavs = tables["wav.scp"]
     for base in (path, *path.parents):  # as seen from where its paths were written
-        there = {reco: str(base / wav) for reco, wav in wavs.items() if (base / wav).is_file()}
+        there = {reco: str(base / wav) for reco, wav in wavs.items() if os.path.isfile(base / wav)}
         if there:
             break
     else:
@@ -308,11 +309,11 @@ def _read_any(wavs, text, data):
     if wavs:
         tables, paths, unknown = _read_folder(wavs, text)
         return tables, paths, {}, unknown
-    if (Path(data) / "wav.scp").exists():
+    if os.path.exists(Path(data) / "wav.scp"):
         tables, unknown = _read_kaldi(data)
         return tables, {utt: utt for utt in kaldi.utterances(tables)}, {}, unknown
     parts = [Path(data) / name for name in SETS]
-    if lacking := [part for part in parts if not (part / "wav.scp").exists()]:
+    if lacking := [part for part in parts if not os.path.exists(part / "wav.scp")]:
         raise UserError(
             f"{data}: no wav.scp in it, nor in {some(p.name + '/' for p in lacking)}: --data is a "
             "Kaldi-style directory, or holds three of them: train, dev and test"
@@ -356,7 +357,7 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     }
     changed = sum(texts[utt] != kaldi.normal_space(words) for utt, words in tables["text"].items())
     if changed:
-        notes.append(f"texts brought to Unicode's form NFKC, as BPE tokens need: {changed}")
+        notes.append(f"texts with other characters in Unicode's form NFKC, now in it: {changed}")
     leave_out(list(unknown), "texts without a recording")
     silent = {utt for utt in paths if not texts.get(utt)}
     leave_out(silent, "recordings without text")
@@ -481,6 +482,12 @@ def split(corpus):
     sets = {name: sorted(utt for utt in chosen if chosen[utt] == name) for name in SETS}
     if empty := [name for name in SETS if not sets[name]]:
         raise UserError(f"{empty[0]}: no utterance of it can be used: {'; '.join(corpus.notes)}")
+    share = corpus.hours(sets["train"]) / corpus.hours(chosen)
+    if not corpus.sets and by_speaker and share < ENOUGH:
+        notes.append(
+            f"train has {share:.0%} of the speech, for want of speakers: --speaker_from one "
+            "divides by text"
+        )
     words = {word for utt in sets["train"] for word in texts[utt].split()}
     prompts = {prompt(texts[utt]) for utt in sets["train"]}
     for name, utts in sets.items():

@@ -122,6 +122,7 @@ def test_own_corpus_is_told_what_was_left_out_and_assumed(greek):
     assert "left out, shorter than 0.1 s: 1 (ary-6)\n" in said
     assert "averaged: 16 (" in said and "recordings: 16 of 44100 Hz" in said
     assert "speakers: 4 (--speaker_from field1)\n" in said and "split by speaker" in said
+    assert "train has 50% of the speech, for want of speakers: --speaker_from one" in said
     assert "test: 4 utterances, 0.00 h, speakers: 1 (0 of them in train), not in train: 0% " in said
 
 
@@ -284,13 +285,16 @@ def kaldi_dir(folder, segments=False):
     return data
 
 
-def test_kaldi_directory_is_taken_as_it_is(tmp_path):
-    data = kaldi_dir(tmp_path, segments=True)
-    data_prep_corpus.main(["--data", str(data), "--nj", "1", str(tmp_path / "out")])
+def test_kaldi_directory_is_taken_as_it_is(tree, tmp_path):
+    kaldi_dir(tmp_path / "it's", segments=True)
+    new_recipe.main(["mine", "--data", "it's/data/all", "--nj", "1"])
+    directory = tree / "egs2/mine/asr1"
+    done = run(directory, "--stop_stage", "1")
+    assert done.returncode == 0, done.stderr
     seen = []
     for name in corpus.SETS:
-        assert kaldi.validate(tmp_path / "out" / name) == []
-        tables = kaldi.read_data_dir(tmp_path / "out" / name)
+        assert kaldi.validate(directory / "data" / name) == []
+        tables = kaldi.read_data_dir(directory / "data" / name)
         assert len(tables["wav.scp"]) == 1 and len(tables["segments"]) == 2
         seen += tables["segments"]
     assert sorted(seen) == [f"r{n}-{m}" for n in (1, 2, 3) for m in (0, 1)]
