@@ -13,16 +13,26 @@ ROOT = Path(__file__).parents[1]
 MINI_AN4 = "egs2/mini_an4/asr1"
 
 
-def copy_mini_an4(root):
-    """Make a tree in ``root`` that is this repository, with its own copy of the recipe."""
+def make_tree(root):
+    """Make a tree in ``root`` that is this repository, without recipes."""
     for name in ("path.sh", "cmd.sh", "conf", "espnet_ext"):
         (root / name).symlink_to(ROOT / name)
     (root / ".venv").symlink_to(sys.prefix)
-    (root / MINI_AN4).parent.mkdir(parents=True)
+    (root / "egs2").mkdir()
     (root / "egs2/TEMPLATE").symlink_to(ROOT / "egs2/TEMPLATE")
+
+
+def copy_recipe(root, recipe):
+    """Copy a recipe, without what it produced, into a tree."""
     produced = shutil.ignore_patterns("data", "dump", "exp", "downloads")
-    shutil.copytree(ROOT / MINI_AN4, root / MINI_AN4, ignore=produced)
-    return root / MINI_AN4
+    shutil.copytree(ROOT / recipe, root / recipe, ignore=produced, symlinks=True)
+    return root / recipe
+
+
+def copy_mini_an4(root):
+    """Make a tree in ``root`` that is this repository, with its own copy of the recipe."""
+    make_tree(root)
+    return copy_recipe(root, MINI_AN4)
 
 
 def run(recipe, *options):

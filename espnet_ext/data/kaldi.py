@@ -116,7 +116,9 @@ def read_lines(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start + 1} is not UTF-8 text") from error
+        raise UserError(
+            f"{path}: byte {error.start + 1} is not UTF-8 text; iconv converts it"
+        ) from error
     return lines if lines[-1] else lines[:-1]
 
 
@@ -202,6 +204,31 @@ def _difference(path, expected, found, source):
             yield f"{path}: {word} the id {min(ids)}{more}; compared with {source}"
 
 
+def not_files(path, wavs):
+    """Name the first of the values of ``wav.scp`` that are commands or parts of archives.
+
+    Args:
+        path: The directory, for the messages.
+        wavs: The table.
+
+    Returns:
+        List of at most two lines.
+    """
+    kinds = {
+        r".*\|": "a command: run each of them once, write what it prints to a file (COMMAND > "
+        "x.wav)",
+        r".*\.ark:[0-9]+(\[.*\])?": "a part of an archive: write each to a file (kaldi's wav-copy)",
+    }
+    problems = []
+    for kind, advice in kinds.items():
+        if found := [key for key, audio in wavs.items() if re.fullmatch(kind, audio)]:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            problems.append(
+                f"{Path(path) / 'wav.scp'}: {found[0]}{more} is {advice}, and name that in wav.scp"
+            )
+    return problems
+
+
 def find_problems(path, tables):
     """Check that the tables of a data directory agree.
 
@@ -221,6 +248,7 @@ def find_problems(path, tables):
             problems += [
                 f"{path / name}: {key} has no value" for key, value in table.items() if not value
             ]
+    problems += not_files(path, tables.get("wav.scp", {}))
     if problems:
         return problems
 
@@ -335,11 +363,12 @@ def validate(path):
         if list(table) != sorted(table)
     ]
     problems += find_problems(path, tables)
-    problems += [
-        f"{path / 'wav.scp'}: {key}: no such file: {audio}"
-        for key, audio in tables["wav.scp"].items()
-        if audio and not os.path.exists(audio)
-    ]
+    if not not_files(path, tables["wav.scp"]):
+        problems += [
+            f"{path / 'wav.scp'}: {key}: no such file: {audio}"
+            for key, audio in tables["wav.scp"].items()
+            if audio and not os.path.exists(audio)
+        ]
     return problems
 
 
@@ -427,16 +456,18 @@ def select(tables, keep):
     """Reduce tables to some utterances.
 
     Args:
-        tables: Tables of a directory without ``segments``.
+        tables: Tables of a directory.
         keep: Set of utterance ids.
 
     Returns:
-        Tables with these utterances and their speakers.
+        Tables with these utterances, their speakers and their recordings.
     """
-    speakers = {speaker for utt, speaker in tables["utt2spk"].items() if utt in keep}
+    ids_of = {"spk2gender": {tables["utt2spk"][utt] for utt in keep & tables["utt2spk"].keys()}}
+    if "segments" in tables:
+        ids_of["wav.scp"] = {parse_segment(tables, utt)[0] for utt in keep}
     out = {}
     for name in tables.keys() - {"spk2utt"}:
-        ids = speakers if name == "spk2gender" else tables[name] if name in CONSTANTS else keep
+        ids = tables[name] if name in CONSTANTS else ids_of.get(name, keep)
         out[name] = {key: value for key, value in tables[name].items() if key in ids}
     return out
 

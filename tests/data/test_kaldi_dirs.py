@@ -312,3 +312,13 @@ def test_full_disk_leaves_a_directory_as_it_was(tmp_path):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"{path / 'wav.scp'}: cannot be written (File too large)" in run.stderr
     assert contents(path) == before
+
+
+def test_commands_and_archives_in_wav_scp_are_one_line_each(tmp_path):
+    make_dir(tmp_path / "d", "abc")
+    kaldi.write_scp(
+        tmp_path / "d/wav.scp", {"a": "sph2pipe -f wav a.sph |", "b": "cat b |", "c": "x.ark:12"}
+    )
+    command, archive = kaldi.validate(tmp_path / "d")
+    assert command.startswith(f"{tmp_path}/d/wav.scp: a and 1 more is a command: run each")
+    assert archive.startswith(f"{tmp_path}/d/wav.scp: c is a part of an archive: write each")

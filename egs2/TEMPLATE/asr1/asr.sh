@@ -116,6 +116,7 @@ score_opts=                    # empty: sclite is not used
 debug=false                    # false: run a command of a log by itself
 # end options
 
+[ -f path.sh ] || die "no path.sh in ${PWD}: that of a recipe in egs2 is the line '. ../../../path.sh'"
 . ./path.sh
 if [ -f cmd.sh ]; then . ./cmd.sh; else . "${root}/cmd.sh"; fi
 assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
@@ -215,6 +216,12 @@ yaml_text() { printf "'%s'" "${1//${quote}/${quote}${quote}}"; } # the value of 
 job=JOB
 while [[ "${root} ${command_line[*]}" = *"${job}"* ]]; do job+=_; done
 
+script() { # script FILE: stops unless a script of the recipe can run
+    [ -f "$1" ] || die "no $1 in ${PWD}"
+    [ -x "$1" ] || die "$1 has no run bit: chmod +x '${PWD}/$1'"
+    [ -f db.sh ] || ! grep -q '^\(\.\|source\) \(\./\)\?db\.sh' "$1" || die "no db.sh in ${PWD}: it says where the corpus is"
+}
+
 trained() { # trained DIR CHECKPOINT OPTION STAGE: stops unless it is there, naming those that are
     local file there=
     [ ! -f "$1/$2" ] || return 0
@@ -296,11 +303,14 @@ inference_dir="${asr_exp}/${inference_tag}"
 
 if wanted 1; then
     log "Stage 1: data"
+    script local/data.sh
+    sources=(local/data.sh)
+    [ ! -f db.sh ] || sources+=(db.sh)
     prepared=("${original_train_set}")
     for dset in "${valid_set}" "${test_sets_list[@]}"; do
         [ "${dset}" = "${train_set}" ] || prepared+=("${dset}") # stage 2 makes that one
     done
-    if ! finished data/.done "${local_data_opts}" local/data.sh db.sh -- "${prepared[@]}"; then
+    if ! finished data/.done "${local_data_opts}" "${sources[@]}" -- "${prepared[@]}"; then
         local/data.sh ${local_data_opts_list[@]+"${local_data_opts_list[@]}"}
         finish data/.done
     fi
@@ -577,7 +587,10 @@ if wanted 13; then
         finish "${dir}/.scored"
     done
     again=
-    [ ! -f local/score.sh ] || local/score.sh ${local_score_opts_list[@]+"${local_score_opts_list[@]}"} "${asr_exp}"
+    if [ -f local/score.sh ]; then
+        script local/score.sh
+        local/score.sh ${local_score_opts_list[@]+"${local_score_opts_list[@]}"} "${asr_exp}"
+    fi
     tool score_results "${asr_exp}"
     log "All tables: ${asr_exp}/RESULTS.md"
 fi

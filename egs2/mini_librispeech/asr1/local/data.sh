@@ -7,4 +7,4 @@ set -euo pipefail
 
 local="../../../local"
 python "${local}/make_mini_librispeech.py" "${LIBRISPEECH}" --nj 2
-exec "${local}/data.sh" --check_counts false "$@"
+exec bash "${local}/data.sh" --check_counts false "$@"

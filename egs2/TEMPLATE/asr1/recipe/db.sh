@@ -1,0 +1,2 @@
+# Where the corpus is on this machine.
+@PLACES@

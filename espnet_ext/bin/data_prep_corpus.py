@@ -1,0 +1,75 @@
+"""Divide an own corpus into the data directories train, dev and test."""
+
+from pathlib import Path
+
+from espnet_ext.data import corpus
+from espnet_ext.errors import UserError, cli, printable
+from espnet_ext.options import Parser, one_of, path, positive_int
+
+SOURCE = ("wavs", "text", "data", "speakers", "speaker_from")
+
+
+def add_source(parser):
+    """Add the options that say what a corpus is."""
+    parser.add_argument(
+        "--wavs", type=path, metavar="DIR", help="recordings, in folders or not; any rate and depth"
+    )
+    parser.add_argument(
+        "--text",
+        type=path,
+        metavar="FILE",
+        help="lines of an id or file name, a tab or comma, and the transcript (default: a .txt "
+        "beside each recording)",
+    )
+    parser.add_argument(
+        "--data",
+        type=path,
+        metavar="DIR",
+        help="in place of both a Kaldi-style directory, or one that holds train, dev and test",
+    )
+    parser.add_argument(
+        "--speakers",
+        type=path,
+        metavar="FILE",
+        help="lines of an id or file name, a tab or comma, and the speaker",
+    )
+    parser.add_argument(
+        "--speaker_from",
+        type=one_of(*corpus.RULES),
+        metavar="RULE",
+        help="directory: each folder of DIR is a speaker; field1: the file name up to the first - "
+        "or _ is, field2: the next part, ...; one: do not tell speakers apart",
+    )
+    parser.add_argument(
+        "--nj", type=positive_int, default=32, help="worker processes, at most one per core"
+    )
+
+
+def source(args):
+    """Return the options of ``add_source`` that have a value, their paths absolute.
+
+    Raises:
+        UserError: They do not go together.
+    """
+    if bool(args.wavs) == bool(args.data):
+        raise UserError("give --wavs DIR with --text FILE, or --data DIR")
+    if args.data and args.text:
+        raise UserError("--text goes with --wavs: the transcripts of --data DIR are in DIR/text")
+    if args.speakers and args.speaker_from:
+        raise UserError("give --speakers FILE or --speaker_from RULE, not both")
+    found = {key: getattr(args, key) for key in SOURCE if getattr(args, key)}
+    return {k: v if k == "speaker_from" else str(Path(v).absolute()) for k, v in found.items()}
+
+
+@cli
+def main(argv=None):
+    parser = Parser(description=__doc__)
+    add_source(parser)
+    parser.add_argument("out", metavar="OUT", help="directory that receives train, dev and test")
+    args = parser.parse_args(argv)
+    _, notes = corpus.prepare(corpus.read(**source(args), nj=args.nj), args.out)
+    print(printable("\n".join(notes)))
+
+
+if __name__ == "__main__":
+    main()
