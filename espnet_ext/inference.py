@@ -238,7 +238,7 @@ class StreamingSpeech2Text:
         except ValueError as error:
             raise UserError(f"{asr_train_config}: {error}") from None
         self.chunk_size, self.left_context = state.chunk_size, state.left_context
-        self.fs = int(self.model.frontend.logmel.mel_options["sr"])
+        self.fs = self.frontend.front.fs
         self.search, self.beam_size = search, beam_size
         self.rescore, self.ctc_weight = rescore, ctc_weight
         self.device = device
@@ -295,7 +295,7 @@ class StreamingSpeech2Text:
     def _checked(self, samples):
         if np.ndim(samples) != 1:
             raise UserError(f"samples: must be mono (n,), got shape {np.shape(samples)}")
-        return waveform(samples, self.model.frontend.logmel.melmat.dtype, self.device)
+        return waveform(samples, self.frontend.front.empty.dtype, self.device)
 
     def read(self, stream: Stream, y: torch.Tensor, is_final: bool) -> Result:
         """Search ``y`` (1, n, n_feat), the encoder output that has just come."""

@@ -10,6 +10,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.register import CHOICES
 
 ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
+FRONTENDS = CHOICES["espnet2.tasks.asr"]["frontend_choices"]
 
 #: of profile.json; changes when a key changes its meaning
 VERSION = 2
@@ -82,16 +83,17 @@ def build_frontend(config: dict):
     """The front end of a config alone.
 
     Raises:
-        ValueError: The config has none, for it reads features, or none of ESPnet's default kind.
+        ValueError: The config has none, for it reads features, or one that cannot stream.
         TypeError: It has an option that there is not.
     """
-    from espnet2.asr.frontend.default import DefaultFrontend
+    from espnet2.tasks.asr import frontend_choices
 
     if config.get("input_size"):
         raise ValueError("input_size: the model reads features")
-    if (kind := config.get("frontend") or "default") != "default":
-        raise ValueError(f"frontend: default can stream, got {kind}")
-    return DefaultFrontend(**(config.get("frontend_conf") or {}))
+    kind = config.get("frontend") or "default"
+    if kind not in ("default", *FRONTENDS):
+        raise ValueError(f"frontend: must be default or kaldi_fbank, got {kind}")
+    return frontend_choices.get_class(kind)(**(config.get("frontend_conf") or {}))
 
 
 def complete(config: dict, vocab_size: int) -> dict:
@@ -108,4 +110,7 @@ def complete(config: dict, vocab_size: int) -> dict:
 
     tokens = ["<blank>", "<unk>", *(f"t{i}" for i in range(vocab_size - 3)), "<sos/eos>"]
     made_up = {"token_list": tokens, "token_type": "word", "bpemodel": None, "normalize": None}
-    return ASRTask.get_default_config() | config | made_up
+    defaults = ASRTask.get_default_config()
+    # the options that ESPnet's own choice has by default are not those of the config's
+    chosen = {f"{key}_conf": {} for key in config if f"{key}_conf" in defaults}
+    return defaults | chosen | config | made_up
