@@ -83,6 +83,7 @@ def test_streaming_config_adds_only_what_streaming_needs(path):
     streaming = load(path)
     added = {key: streaming["encoder_conf"].pop(key) for key in ("causal", "dynamic_chunk")}
     assert added == {"causal": True, "dynamic_chunk": True}
+    assert streaming.pop("frontend") == "kaldi_fbank"
     assert streaming == load(path.with_name(path.name.replace("_streaming", "")))
 
 

@@ -82,7 +82,9 @@ class StreamingFrontend:
     def init_state(self, batch_size: int = 1) -> FrontendState:
         """State of streams that have not begun."""
         none = (0,) * batch_size
-        return FrontendState((self.front.empty.clone(),) * batch_size, none, none, none, (False,) * batch_size)
+        return FrontendState(
+            (self.front.empty,) * batch_size, none, none, none, (False,) * batch_size
+        )
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -241,7 +241,14 @@ fi
 asr_name="_${feats_type}${lang_name}_${token_name}"
 asr_tag="${asr_tag:-$(basename "${asr_config:-train}" .yaml)${asr_name}$(as_name "${asr_args}")${sp_name}}"
 asr_exp="${asr_exp:-${expdir}/asr_${asr_tag}}"
-asr_stats_dir="${asr_stats_dir:-${expdir}/asr_stats${asr_name}${sp_name}}"
+# Models share statistics, but not those of another front end: unless it is ESPnet's default, its name is in theirs.
+model_config="${init_from:+${init_from}/config.yaml}"
+front_end="$({
+    sed -nE "s/^frontend: *[\"']?([[:alnum:]_]+).*/--frontend=\1/p" "${model_config:-${asr_config:-/dev/null}}" 2> /dev/null || true
+    printf '%s\n' ${asr_args_list[@]+"${asr_args_list[@]}"}
+} | awk 'last == "--frontend" {name = $0} /^--frontend=/ {name = substr($0, 12)} {last = $0} END {print name}')"
+[ "${front_end}" != default ] || front_end=
+asr_stats_dir="${asr_stats_dir:-${expdir}/asr_stats${asr_name}${front_end:+_$(as_name "${front_end}")}${sp_name}}"
 
 if [ -z "${inference_tag}" ]; then
     inference_tag="$(basename "${inference_config:-inference}" .yaml)$(as_name "${inference_args}")"
@@ -434,6 +441,9 @@ fi
 
 if wanted 11; then
     log "Stage 11: training of ${asr_exp}"
+    for file in "${asr_stats[@]}"; do
+        [ -f "${file}" ] || die "no ${file}: run stage 10 first; each front end has statistics of its own"
+    done
     train_opts=(--fold_length "${asr_speech_fold_length}" --fold_length "${asr_text_fold_length}")
     for part in train valid; do
         train_opts+=("--${part}_shape_file" "${asr_stats_dir}/${part}/speech_shape")
@@ -514,7 +524,6 @@ if wanted 14; then
     pack_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
     pack_opts+=(--option "${token_list}" ${inference_config:+--option "${inference_config}"})
     packed_files=("${asr_exp}"/{config.yaml,"${inference_asr_model}",RESULTS.md} ${inference_config:+"${inference_config}"})
-    [ "${feats_normalize}" != global_mvn ] || pack_opts+=(--option "${asr_stats_dir}/train/feats_stats.npz")
     [ "${bpemodel}" = none ] || pack_opts+=(--option "${bpemodel}")
     if "${use_lm}"; then
         pack_opts+=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
