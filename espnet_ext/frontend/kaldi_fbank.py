@@ -12,6 +12,7 @@ from espnet_ext.frontend.base import FrontEnd
 
 PREEMPHASIS = 0.97
 LOWEST, BELOW_NYQUIST = 20, 400  # Hz, the ends of the bands
+BLOCK = {"cpu": 512, "cuda": 16384}  # frames calculated at once, as many as a cache holds
 FLOOR = torch.finfo(torch.float32).eps  # of an energy
 
 
@@ -146,11 +147,17 @@ class KaldiFbank(AbsFrontend, FrontEnd):
 
     def features(self, samples):
         """See ``FrontEnd``."""
-        povey, bands = constants(self.fs, self.window, self.n_fft, self.n_mels, samples.device)
-        frames = samples.double().unfold(-1, self.window, self.hop)  # (B, t, window)
+        frames = samples.unfold(-1, self.window, self.hop)  # (B, t, window)
+        block = BLOCK["cpu" if samples.device.type == "cpu" else "cuda"]
+        blocks = frames.split(max(1, block // len(samples)), dim=1)
+        return torch.cat([self._log_energies(frames.double()) for frames in blocks], dim=1)
+
+    def _log_energies(self, frames):
+        """Float64 frames (B, t, window) -> features (B, t, n_mels)."""
+        povey, bands = constants(self.fs, self.window, self.n_fft, self.n_mels, frames.device)
         frames = frames - frames.mean(-1, keepdim=True)
         before = torch.cat([frames[..., :1], frames[..., :-1]], -1)
-        frames = (frames - PREEMPHASIS * before) * povey
-        spectrum = torch.fft.rfft(frames, n=self.n_fft)[..., :-1]  # (B, t, n_fft/2)
-        energies = torch.view_as_real(spectrum).square().sum(-1) @ bands
-        return energies.clamp_min(FLOOR).log().to(self.empty.dtype)  # (B, t, n_mels)
+        spectrum = torch.fft.rfft((frames - PREEMPHASIS * before) * povey, n=self.n_fft)
+        power = spectrum.real.square() + spectrum.imag.square()  # (B, t, n_fft/2+1)
+        energies = power[..., :-1] @ bands
+        return energies.clamp_min(FLOOR).log().to(self.empty.dtype)
