@@ -101,7 +101,7 @@ class KaldiFbank(AbsFrontend, FrontEnd):
         if not mel_bands(self.fs, self.n_fft, n_mels).any(0).all():
             raise UserError(
                 f"n_mels: {n_mels} bands at {self.fs} Hz are narrower than a bin of the spectrum, "
-                "take fewer"
+                "take fewer or a higher rate"
             )
         self.register_buffer("empty", torch.empty(0), persistent=False)
 
