@@ -295,7 +295,7 @@ class StreamingSpeech2Text:
     def _checked(self, samples):
         if np.ndim(samples) != 1:
             raise UserError(f"samples: must be mono (n,), got shape {np.shape(samples)}")
-        return waveform(samples, self.frontend.front.empty.dtype, self.device)
+        return waveform(samples, self.frontend.front.dtype, self.device)
 
     def read(self, stream: Stream, y: torch.Tensor, is_final: bool) -> Result:
         """Search ``y`` (1, n, n_feat), the encoder output that has just come."""

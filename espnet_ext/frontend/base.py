@@ -36,6 +36,11 @@ class FrontEnd(ABC):
     ends_alone: bool
     empty: torch.Tensor
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features, and of the samples that a stream keeps."""
+        return self.empty.dtype
+
     @abstractmethod
     def has_features(self, samples: int) -> bool:
         """Whether an utterance of so many samples has features when it is alone."""
