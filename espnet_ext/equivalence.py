@@ -74,7 +74,7 @@ def compare(speech2text: StreamingSpeech2Text, samples, packet: int) -> dict:
         and ``offline_text``; ``frames`` of the encoder that were compared.
     """
     model, encoder = speech2text.model, speech2text.model.encoder
-    samples = torch.as_tensor(samples, dtype=model.frontend.logmel.melmat.dtype)
+    samples = torch.as_tensor(samples, dtype=speech2text.frontend.front.dtype)
     feats = []
     if has_features(model, len(samples)):
         made, lengths = model.frontend(samples[None], torch.tensor([samples.numel()]))

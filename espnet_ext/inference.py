@@ -239,7 +239,7 @@ class StreamingSpeech2Text:
             raise UserError(f"{asr_train_config}: {error}") from None
         self.model.encoder.lay_out_weights()
         self.chunk_size, self.left_context = state.chunk_size, state.left_context
-        self.fs = int(self.model.frontend.logmel.mel_options["sr"])
+        self.fs = self.frontend.front.fs
         self.search, self.beam_size = search, beam_size
         self.rescore, self.ctc_weight = rescore, ctc_weight
         self.device = device
@@ -296,7 +296,7 @@ class StreamingSpeech2Text:
     def _checked(self, samples):
         if np.ndim(samples) != 1:
             raise UserError(f"samples: must be mono (n,), got shape {np.shape(samples)}")
-        return waveform(samples, self.model.frontend.logmel.melmat.dtype, self.device)
+        return waveform(samples, self.frontend.front.dtype, self.device)
 
     def read(self, stream: Stream, y: torch.Tensor, is_final: bool) -> Result:
         """Search ``y`` (1, n, n_feat), the encoder output that has just come."""

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
-from espnet_ext.frontend import StreamingFrontend
+from espnet_ext.frontend import StreamingFrontend, front_end
 from espnet_ext.utterance import check_finite
 
 #: longest recording, in seconds, for a model whose memory grows with the square of the length
@@ -65,8 +65,8 @@ class LongAudio:
             self.frontend = self._frontend()
         except ValueError as error:
             self.obstacle = str(error)
-        fs = getattr(getattr(self.model.frontend, "logmel", None), "mel_options", {}).get("sr")
-        self.fs = int(fs or 16000)
+        front = front_end(self.model.frontend)
+        self.fs = 16000 if front is None else front.fs
 
     def _frontend(self):
         model, s2t = self.model, self.speech2text

@@ -26,6 +26,7 @@ CHOICES = {
             "kv_branchformer": "espnet_ext.encoder:BranchformerEncoder",
             "kv_e_branchformer": "espnet_ext.encoder:EBranchformerEncoder",
         },
+        "frontend_choices": {"kaldi_fbank": "espnet_ext.frontend:KaldiFbank"},
         "decoder_choices": {"kv_transformer": "espnet_ext.decoder:TransformerDecoder"},
         "model_choices": {"kv_distilled": "espnet_ext.convert.distill:DistilledASRModel"},
     }

@@ -7,6 +7,7 @@ import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
 from espnet_ext.errors import UserError
+from espnet_ext.frontend import front_end
 
 #: a second axis longer than this is no axis of channels
 MAX_CHANNELS = 64
@@ -50,9 +51,9 @@ def waveform(samples, dtype=None, device=None) -> torch.Tensor:
 
 
 def has_features(model, samples: int) -> bool:
-    """Whether so many samples give features: the STFT mirrors half a window at both ends."""
-    stft = getattr(model.frontend, "stft", None)
-    return samples > (stft.n_fft // 2 if stft is not None and stft.center else 0)
+    """Whether so many samples give features."""
+    front = front_end(model.frontend)
+    return samples > 0 if front is None else front.has_features(samples)
 
 
 @torch.no_grad()

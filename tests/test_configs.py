@@ -83,7 +83,23 @@ def test_streaming_config_adds_only_what_streaming_needs(path):
     streaming = load(path)
     added = {key: streaming["encoder_conf"].pop(key) for key in ("causal", "dynamic_chunk")}
     assert added == {"causal": True, "dynamic_chunk": True}
-    assert streaming == load(path.with_name(path.name.replace("_streaming", "")))
+    assert (streaming.pop("frontend"), streaming.pop("frontend_conf")) == (
+        "kaldi_fbank",
+        {"n_mels": 80},  # the rest is the same at any rate
+    )
+    offline = load(path.with_name(path.name.replace("_streaming", "")))
+    del offline["frontend_conf"]
+    assert streaming == offline
+
+
+def test_models_that_stream_read_the_features_of_kaldi():
+    """Those of egs2/fsdd follow when its published models are trained again."""
+    paths = [*CONF.rglob("train_asr*.yaml"), *CONF.parent.glob("egs2/*/asr1/conf/train_asr*.yaml")]
+    for path in paths:
+        config = load(path)
+        if "fsdd" not in path.parts:
+            want = "kaldi_fbank" if config["encoder_conf"].get("causal") else "default"
+            assert config.get("frontend", "default") == want, path
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -27,6 +27,7 @@ for task in modules:
     if hasattr(task, "encoder_choices"):
         for name in ("kv_conformer", "kv_branchformer", "kv_e_branchformer"):
             print(task.encoder_choices.get_class(name).__module__)
+        print(task.frontend_choices.get_class("kaldi_fbank").__module__)
         print(task.decoder_choices.get_class("kv_transformer").__module__)
         print(task.model_choices.get_class("kv_distilled").__module__)
 """
@@ -37,6 +38,7 @@ for task in modules:
         "espnet_ext.encoder.conformer",
         "espnet_ext.encoder.branchformer",
         "espnet_ext.encoder.e_branchformer",
+        "espnet_ext.frontend.kaldi_fbank",
         "espnet_ext.decoder.transformer",
         "espnet_ext.convert.distill",
     ] * (len(order) - 1)

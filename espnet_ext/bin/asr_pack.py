@@ -3,6 +3,7 @@
 from espnet_ext import packing
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser
+from espnet_ext.profiling.config import read_yaml
 
 
 @cli
@@ -20,7 +21,9 @@ def main(argv=None):
     chosen = {key: path for key, path in args.items() if path and key not in ("option", "outpath")}
     configs = {key: path for key, path in chosen.items() if key.endswith("_config")}
     files = {key: path for key, path in chosen.items() if key not in configs}
-    packing.pack(args["outpath"], configs, files, args["option"])
+    normalize = read_yaml(args["asr_train_config"]).get("normalize_conf") or {}
+    statistics = [normalize["stats_file"]] if normalize.get("stats_file") else []
+    packing.pack(args["outpath"], configs, files, args["option"] + statistics)
 
 
 if __name__ == "__main__":

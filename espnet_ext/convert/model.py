@@ -26,6 +26,7 @@ from espnet_ext.data.kaldi import read_scp
 from espnet_ext.data.packets import read_whole
 from espnet_ext.decoder.attention import build as build_decoder_attention
 from espnet_ext.errors import UserError, no_checkpoint
+from espnet_ext.frontend import known_front_end
 from espnet_ext.profiling.config import ENCODERS, read_yaml
 from espnet_ext.results import to_json
 from espnet_ext.utterance import encode, waveform
@@ -253,7 +254,7 @@ def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
         raise UserError(f"--num_utts: must be at least 1, got {num_utts}")
     if model.frontend is None:
         raise UserError(f"{wav_scp}: the model reads features, not recordings")
-    fs = int(model.frontend.logmel.mel_options["sr"])
+    fs = known_front_end(model.frontend).fs
     paths = list(read_scp(wav_scp).values())
     chosen = paths[:: max(1, len(paths) // num_utts)][:num_utts]
     return [waveform(read_whole(path, fs)) for path in chosen]

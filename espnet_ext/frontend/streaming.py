@@ -1,17 +1,16 @@
-"""ESPnet's default front end on a live stream: any packet size in, the offline features out.
+"""Features of a live stream: any packet size in, the features of the whole recording out.
 
-Offline, the STFT pads half a window on both sides with the mirrored signal. So the first frames
-wait until half a window has arrived, and the last ones are made when the stream ends.
+Offline, both ends of a recording are mirrored. So the first frames wait until what is mirrored has
+arrived, and the last ones are made when the stream ends.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
-from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.layers.global_mvn import GlobalMVN
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_ext.frontend.base import known_front_end
 from espnet_ext.state import check_finite, checked_lengths
 
 
@@ -20,10 +19,9 @@ class FrontendState:
     """What features still need of the waveforms; a tuple has one value per stream.
 
     Attributes:
-        samples: Samples that frames to come look at (n,), the mirrored start included once it is
-            known.
+        samples: The last samples taken (n,), from the first one on that frames to come look at.
         received: Samples received so far.
-        taken: The same, with the zeros after the end of a stream in a batch.
+        taken: The same, with the zeros that follow the end of a stream in a batch, if any do.
         frames: Feature frames made so far.
         ended: Streams that get no more samples.
     """
@@ -54,41 +52,39 @@ class FrontendState:
 
 
 class StreamingFrontend:
-    """STFT, log-mel and global normalisation in packets, equal to ESPnet's offline features.
+    """Features and global normalisation in packets, equal to the offline features.
 
     Args:
-        frontend: ESPnet's ``DefaultFrontend`` of the trained model.
+        frontend: That of the trained model, ``default`` or ``kaldi_fbank``.
         normalize: Its ``GlobalMVN``, or None.
+
+    Attributes:
+        front: The front end as a ``FrontEnd``.
 
     Raises:
         ValueError: The model's front end cannot stream; the message names key, rule and value.
     """
 
-    def __init__(self, frontend: DefaultFrontend, normalize: GlobalMVN | None = None):
-        if not isinstance(frontend, DefaultFrontend) or not frontend.apply_stft:
-            raise ValueError(f"frontend: default can stream, got {type(frontend).__name__}")
+    def __init__(self, frontend, normalize: GlobalMVN | None = None):
+        front = known_front_end(frontend)
         if not (normalize is None or isinstance(normalize, GlobalMVN)):
             raise ValueError(
                 "normalize: global_mvn or none can stream, an utterance's own statistics are known "
                 f"at its end, got {type(normalize).__name__}"
             )
-        self.frontend = frontend
-        self.normalize = normalize
-        self.stft = copy.copy(frontend.stft)
-        self.stft.center = False
-        self.n_fft, self.hop = self.stft.n_fft, self.stft.hop_length
-        self.pad = self.n_fft // 2 if frontend.stft.center else 0
-        if self.n_fft - self.hop <= self.pad:
+        if front.window - front.hop <= front.left:
             raise ValueError(
-                f"hop_length: must be less than n_fft / 2 = {self.n_fft // 2} to stream, "
-                f"got {self.hop}"
+                f"hop_length: must be less than n_fft / 2 = {front.window // 2} to stream, "
+                f"got {front.hop}"
             )
+        self.front, self.normalize = front, normalize
 
     def init_state(self, batch_size: int = 1) -> FrontendState:
         """State of streams that have not begun."""
-        nothing = self.frontend.logmel.melmat.new_zeros(0)
         none = (0,) * batch_size
-        return FrontendState((nothing,) * batch_size, none, none, none, (False,) * batch_size)
+        return FrontendState(
+            (self.front.empty,) * batch_size, none, none, none, (False,) * batch_size
+        )
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -96,15 +92,16 @@ class StreamingFrontend:
         """Features of what one packet completes.
 
         Streams of a batch that began at different times wait for the one that is furthest behind:
-        its first frame needs half a window.
+        its first frame needs what is mirrored.
 
         Args:
             samples: Waveforms (B, n) of any length n, also 0.
             state: From ``init_state`` or the step before. It is left as it was.
             is_final: No packet follows.
             lengths: Samples of this packet that are speech, B integers of 0..n. A stream that has
-                fewer than n has ended, and has 0 from then on; what follows is taken for zeros, as
-                in ESPnet's padded batches. None where all are speech.
+                fewer than n has ended, and has 0 from then on. What follows is taken as in padded
+                batches: for zeros by ``default``, for nothing by ``kaldi_fbank``. None where all
+                are speech.
 
         Returns:
             Features (B, t, n_mels), how many of these frames are speech per stream, and the state
@@ -114,42 +111,45 @@ class StreamingFrontend:
             ValueError: The packet does not fit the state, or its features would not be finite.
         """
         lengths = self._check_packet(samples, state, lengths)
-        n = samples.size(1)
+        front, n = self.front, samples.size(1)
         received = tuple(a + b for a, b in zip(state.received, lengths, strict=True))
-        taken = tuple(a + n for a in state.taken)
-        rows = []
-        for held, packet, m, before in zip(
-            state.samples, samples, lengths, state.taken, strict=True
-        ):
-            held = torch.cat([held, packet[:m].to(held), held.new_zeros(n - m)])
-            if before <= self.pad < before + n:  # now the mirrored start is known
-                held = torch.cat([held[1 : self.pad + 1].flip(0), held])
-            if is_final and before + n > self.pad:
-                held = torch.cat([held, held[-self.pad - 1 : -1].flip(0)])
-            rows.append(held)
-        ready = [
-            max(0, (len(row) - self.n_fft) // self.hop + 1) if m > self.pad else 0
-            for row, m in zip(rows, taken, strict=True)
+        ended = tuple(
+            bool(is_final) or e or m < n for e, m in zip(state.ended, lengths, strict=True)
+        )
+        held = [
+            torch.cat([old, packet[:m].to(old), old.new_zeros(0 if front.ends_alone else n - m)])
+            for old, packet, m in zip(state.samples, samples, lengths, strict=True)
         ]
-        if not is_final:
-            ready = [min(ready)] * len(ready)
-        feats = self._features(rows, ready)
+        taken = received if front.ends_alone else tuple(a + n for a in state.taken)
+        # nothing follows these, not even zeros
+        whole = ended if front.ends_alone else (bool(is_final),) * len(ended)
+        ready = [
+            self._all_frames(total) if is_whole else front.frames_ready(total)
+            for total, is_whole in zip(taken, whole, strict=True)
+        ]
+        ready = [max(0, r - f) for r, f in zip(ready, state.frames, strict=True)]
+        waiting = [r for r, is_whole in zip(ready, whole, strict=True) if not is_whole]
+        t = min(waiting) if waiting else max(ready)
+        given = [min(r, t) for r in ready]
+        starts = [total - len(row) for total, row in zip(taken, held, strict=True)]
+        feats = self._features(held, starts, taken, state.frames, given)
         if not torch.isfinite(feats).all():
             raise ValueError(
                 "samples: their features would be infinite or not a number: the samples are far "
                 "too large, or the dtype is too narrow, use float32"
             )
-        frames = tuple(a + b for a, b in zip(state.frames, ready, strict=True))
+        frames = tuple(a + b for a, b in zip(state.frames, given, strict=True))
         counts = [
-            min(after, self._frames_of(now)) - min(before, self._frames_of(then))
+            min(after, front.num_frames(now)) - min(before, front.num_frames(then))
             for before, after, then, now in zip(
                 state.frames, frames, state.received, received, strict=True
             )
         ]
-        # a view would keep the whole packet alive
-        rest = tuple(row[t * self.hop :].clone() for row, t in zip(rows, ready, strict=True))
-        ended = tuple(
-            bool(is_final) or e or m < n for e, m in zip(state.ended, lengths, strict=True)
+        # the mirrored end of an odd window goes back to one sample before its last frame
+        firsts = [m * front.hop - front.left - e for m, e in zip(frames, ended, strict=True)]
+        rest = tuple(  # a view would keep the whole packet alive
+            row[max(0, first - start) :].clone()
+            for row, first, start in zip(held, firsts, starts, strict=True)
         )
         return feats, counts, FrontendState(rest, received, taken, frames, ended)
 
@@ -165,24 +165,30 @@ class StreamingFrontend:
         check_finite("samples", samples, lengths)
         return lengths
 
-    def _frames_of(self, samples):
-        """Feature frames of an utterance of so many samples, as ESPnet counts them."""
-        return max(0, (samples + 2 * self.pad - self.n_fft) // self.hop + 1)
+    def _all_frames(self, samples):
+        """Feature frames of a stream that has ended with so many samples."""
+        return self.front.num_frames(samples) if self.front.has_features(samples) else 0
 
-    def _features(self, rows, frames):
-        """The first so many frames of each row of samples: (B, t, n_mels), t the most of them."""
-        t = max(frames)
+    def _features(self, held, starts, totals, begun, frames):
+        """The next so many frames of each row of samples: (B, t, n_mels), t the most of them.
+
+        Args:
+            held: Samples of each stream (n,).
+            starts: Position in the stream of the first one.
+            totals: Samples of the stream so far.
+            begun: Frames it has had.
+            frames: Frames to make.
+        """
+        front, t = self.front, max(frames)
         if t == 0:
-            return rows[0].new_zeros(len(rows), 0, self.frontend.n_mels)
-        samples = pad_sequence(
-            [
-                row[: (m - 1) * self.hop + self.n_fft if m else 0]
-                for row, m in zip(rows, frames, strict=True)
-            ],
-            batch_first=True,
-        )
-        spectrum, _ = self.stft(samples)  # (B, t, n_fft/2+1, 2)
-        feats, _ = self.frontend.logmel(spectrum.square().sum(-1))
+            return held[0].new_zeros(len(held), 0, front.n_mels)
+        rows = []
+        for row, start, total, first, m in zip(held, starts, totals, begun, frames, strict=True):
+            begin = first * front.hop - front.left
+            end = begin + (m - 1) * front.hop + front.window if m else begin
+            positions = torch.arange(begin, end, device=row.device)
+            rows.append(row[front.mirrored(positions, total) - start] if m else row[:0])
+        feats = front.features(pad_sequence(rows, batch_first=True))
         if self.normalize is None:
             return feats
         # told the lengths, it does not count them in the features' type: bfloat16 counts to 256

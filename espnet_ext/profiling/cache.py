@@ -3,7 +3,7 @@
 import torch
 
 from espnet_ext.attention import ATTENTIONS
-from espnet_ext.frontend.streaming import StreamingFrontend
+from espnet_ext.frontend import StreamingFrontend
 from espnet_ext.profiling.config import build_encoder, build_frontend, with_encoder_conf
 
 #: encoder frames per step where only the bytes count: large chunks are cheap
@@ -145,8 +145,8 @@ def _hops(frontend, input_size):
             yield torch.randn(1, 1, input_size), 0
     state = frontend.init_state()
     while True:
-        feats, _, state = frontend.forward_chunk(torch.randn(1, frontend.hop), state)
-        if feats.size(1):  # the first frames wait for half a window
+        feats, _, state = frontend.forward_chunk(torch.randn(1, frontend.front.hop), state)
+        if feats.size(1):  # the first frames wait for what is mirrored
             yield feats, state.nbytes
 
 

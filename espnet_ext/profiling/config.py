@@ -10,6 +10,10 @@ from espnet_ext.errors import UserError
 from espnet_ext.register import CHOICES
 
 ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
+FRONTENDS = {
+    "default": "espnet2.asr.frontend.default:DefaultFrontend",
+    **CHOICES["espnet2.tasks.asr"]["frontend_choices"],
+}
 
 #: of profile.json; changes when a key changes its meaning
 VERSION = 2
@@ -61,18 +65,21 @@ def with_encoder_conf(config: dict, **options) -> dict:
     return config | {"encoder_conf": config.get("encoder_conf", {}) | options}
 
 
+def _class(target):
+    """The class of module:class, imported when it is asked for."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def build_encoder(config: dict):
     """The encoder of a config alone, with random weights, in eval mode.
 
     Raises:
         UserError: An option of the encoder is impossible.
     """
-    module, _, name = ENCODERS[config["encoder"]].partition(":")
     input_size = config.get("input_size") or config.get("frontend_conf", {}).get("n_mels", 80)
     try:
-        encoder = getattr(importlib.import_module(module), name)(
-            input_size, **config.get("encoder_conf", {})
-        )
+        encoder = _class(ENCODERS[config["encoder"]])(input_size, **config.get("encoder_conf", {}))
     except (TypeError, ValueError) as error:
         raise UserError(f"encoder_conf: {error}") from None
     return encoder.eval()
@@ -82,16 +89,15 @@ def build_frontend(config: dict):
     """The front end of a config alone.
 
     Raises:
-        ValueError: The config has none, for it reads features, or none of ESPnet's default kind.
+        ValueError: The config has none, for it reads features, or one that cannot stream.
         TypeError: It has an option that there is not.
     """
-    from espnet2.asr.frontend.default import DefaultFrontend
-
     if config.get("input_size"):
         raise ValueError("input_size: the model reads features")
-    if (kind := config.get("frontend") or "default") != "default":
-        raise ValueError(f"frontend: default can stream, got {kind}")
-    return DefaultFrontend(**(config.get("frontend_conf") or {}))
+    kind = config.get("frontend") or "default"
+    if kind not in FRONTENDS:
+        raise ValueError(f"frontend: must be default or kaldi_fbank, got {kind}")
+    return _class(FRONTENDS[kind])(**(config.get("frontend_conf") or {}))
 
 
 def complete(config: dict, vocab_size: int) -> dict:
@@ -108,4 +114,7 @@ def complete(config: dict, vocab_size: int) -> dict:
 
     tokens = ["<blank>", "<unk>", *(f"t{i}" for i in range(vocab_size - 3)), "<sos/eos>"]
     made_up = {"token_list": tokens, "token_type": "word", "bpemodel": None, "normalize": None}
-    return ASRTask.get_default_config() | config | made_up
+    defaults = ASRTask.get_default_config()
+    # the options that ESPnet's own choice has by default are not those of the config's
+    chosen = {f"{key}_conf": {} for key in config if f"{key}_conf" in defaults}
+    return defaults | chosen | config | made_up

@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.data.packets import read_whole
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, about
+from espnet_ext.frontend import FrontEnd, known_front_end
 from espnet_ext.profiling.cache import feature_frames, measure_cache, stream_noise
 from espnet_ext.profiling.config import (
     VERSION,
@@ -79,7 +80,9 @@ def profile(
     recordings = _recordings(wav_scp, sampling_rate(full), num_utts)
     decoding = read_yaml(inference_config) if inference_config else {}
     speech2text = _load_offline(full, model_file, decoding, device)
-    offline = _offline(speech2text, recordings, device)
+    with about(path):
+        front = known_front_end(speech2text.asr_model.frontend)
+    offline = _offline(speech2text, recordings, front.fs, device)
     model_parameters = sum(p.numel() for p in speech2text.asr_model.parameters())
     decoder = _decoder_ledger(speech2text, frames, decoder_tokens)
     del speech2text
@@ -90,7 +93,7 @@ def profile(
         return {
             "cache": cache,
             **_streaming(full, model_file, recordings, timed, device),
-            "multiply_adds": multiply_adds(config, timed),
+            "multiply_adds": multiply_adds(config, timed, front),
         }
 
     result = {
@@ -162,13 +165,12 @@ def _load_offline(full, model_file, decoding, device):
         return Speech2Text(path, model_file, device=device, **options)
 
 
-def _offline(speech2text, recordings, device):
+def _offline(speech2text, recordings, fs, device):
     """What recognising whole recordings costs."""
     memory = PeakMemory(device)
     speech2text(recordings[0])
     memory = memory.read()
     times = [_timed(device, speech2text, wave) for wave in recordings]
-    fs = speech2text.asr_model.frontend.logmel.mel_options["sr"]
     audio_seconds = sum(map(len, recordings)) / fs
     return {
         "ms_per_utterance": float(np.mean(times)),
@@ -206,11 +208,11 @@ def _streaming(full, model_file, recordings, timed, device):
             )
     except UserError as error:  # such as utterance_mvn, which needs the end to begin
         return {"streaming": None, "streaming_missing": str(error).partition(": ")[2]}
-    encoder, frontend, fs = speech2text.model.encoder, speech2text.frontend, speech2text.fs
+    encoder, front, fs = speech2text.model.encoder, speech2text.frontend.front, speech2text.fs
     first = feature_frames(encoder, speech2text.chunk_size)
-    chunk = (feature_frames(encoder, 2 * speech2text.chunk_size) - first) * frontend.hop
+    chunk = (feature_frames(encoder, 2 * speech2text.chunk_size) - first) * front.hop
     # samples that the first chunk waits for: those of its features, less the mirrored start
-    waits = (first - 1) * frontend.hop + frontend.n_fft - frontend.pad
+    waits = (first - 1) * front.hop + front.window - front.left
     memory = PeakMemory(device)
     _stream(speech2text, recordings[0], chunk, device)
     memory = memory.read()
@@ -250,20 +252,20 @@ def _stream(speech2text, wave, chunk, device):
 
 
 @torch.no_grad()
-def multiply_adds(config: dict, stream: dict) -> dict:
+def multiply_adds(config: dict, stream: dict, front: FrontEnd) -> dict:
     """Multiply-adds of the encoder per second of audio, matrix products and convolutions.
 
     Args:
         config: See ``read_model_config``.
         stream: ``chunk_size`` and ``left_context`` of the stream that is counted.
+        front: The front end, whose frames the encoder reads.
 
     Returns:
         ``offline`` (one recording of 10 s, full context) and ``streaming`` (a chunk whose left
         context is full, or has 10 s where it is unlimited).
     """
     encoder = build_encoder(with_encoder_conf(config, causal=True, chunk_size=None))
-    hop = (config.get("frontend_conf") or {}).get("hop_length", 128)
-    second = sampling_rate(config) / hop  # feature frames
+    second = front.fs / front.hop  # feature frames
     n = int(COUNTED_SECONDS * second)
     feats = torch.randn(1, n, encoder.input_size)
     chunk_size, left = stream["chunk_size"], stream["left_context"]

@@ -9,7 +9,7 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espnet_ext.frontend import StreamingFrontend
+from espnet_ext.frontend import FrontendState, StreamingFrontend
 from tiny import build_encoder, max_error
 
 FRONTEND = DefaultFrontend(
@@ -72,6 +72,25 @@ def test_normalized_features_of_a_padded_batch_equal_offline(packet, normalize):
     assert counts == olens.tolist()
     for b, n in enumerate(counts):
         assert max_error(feats[b, :n], want[b, :n]) < 1e-5
+
+
+def test_stacked_streams_of_different_ages_are_as_alone(normalize):
+    frontend, ages = StreamingFrontend(FRONTEND, normalize), (0, 50, 700)
+    waves = [torch.randn(1, age + 1000) for age in ages]
+    states, parts = [], []
+    for wave, age in zip(waves, ages, strict=True):
+        feats, _, state = frontend.forward_chunk(wave[:, :age], frontend.init_state())
+        states.append(state)
+        parts.append([feats])
+    state = FrontendState.stack(states)
+    for start in range(0, 1000, 250):
+        packet = [w[:, a + start : a + start + 250] for w, a in zip(waves, ages, strict=True)]
+        feats, counts, state = frontend.forward_chunk(torch.cat(packet), state, start == 750)
+        for part, row, n in zip(parts, feats, counts, strict=True):
+            part.append(row[None, :n])
+    for part, wave in zip(parts, waves, strict=True):
+        want, _ = offline(wave, [wave.size(1)], normalize)
+        assert max_error(torch.cat(part, dim=1), want) < 1e-5
 
 
 @pytest.mark.parametrize("packet", [160, 1000, 20000])

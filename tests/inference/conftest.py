@@ -14,7 +14,17 @@ TOKENS = ["<blank>", "<unk>", "ONE", "TWO", "THREE", "FOUR", "<sos/eos>"]
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     """A tiny streaming model with random weights, as a training run leaves it."""
-    path = tmp_path_factory.mktemp("model")
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def kaldi_model_dir(tmp_path_factory):
+    """The same with ``frontend: kaldi_fbank``."""
+    return write_model(tmp_path_factory.mktemp("kaldi_model"), frontend="kaldi_fbank")
+
+
+def write_model(path, **options):
+    """The model's directory, its config changed by options."""
     rng = np.random.default_rng(0)
     np.savez(
         path / "feats_stats.npz",
@@ -52,7 +62,7 @@ def model_dir(tmp_path_factory):
         "decoder": "transformer",
         "decoder_conf": {"attention_heads": 2, "linear_units": 16, "num_blocks": 1},
         "model_conf": {"ctc_weight": 0.3},
-    }
+    } | options
     (path / "train.yaml").write_text(yaml.safe_dump(config))
     args = ASRTask.get_parser().parse_args(
         ["--config", str(path / "train.yaml"), "--output_dir", str(path)]

@@ -292,7 +292,14 @@ fi
 asr_name="_${feats_type}${lang_name}_${token_name}"
 asr_tag="${asr_tag:-$(basename "${asr_config:-train}" .yaml)${asr_name}$(as_name "${asr_args}")${sp_name}}"
 asr_exp="${asr_exp:-${expdir}/asr_${asr_tag}}"
-asr_stats_dir="${asr_stats_dir:-${expdir}/asr_stats${asr_name}${sp_name}}"
+# Models share statistics, but not those of another front end: unless it is ESPnet's default, its name is in theirs.
+model_config="${init_from:+${init_from}/config.yaml}"
+front_end="$({
+    sed -nE "s/^frontend: *[\"']?([[:alnum:]_]+).*/--frontend=\1/p" "${model_config:-${asr_config:-/dev/null}}" 2> /dev/null || true
+    printf '%s\n' ${asr_args_list[@]+"${asr_args_list[@]}"}
+} | awk 'last == "--frontend" {name = $0} /^--frontend=/ {name = substr($0, 12)} {last = $0} END {print name}')"
+[ "${front_end}" != default ] || front_end=
+asr_stats_dir="${asr_stats_dir:-${expdir}/asr_stats${asr_name}${front_end:+_$(as_name "${front_end}")}${sp_name}}"
 
 if [ -z "${inference_tag}" ]; then
     inference_tag="$(basename "${inference_config:-inference}" .yaml)$(as_name "${inference_args}")"
@@ -503,7 +510,10 @@ fi
 
 if wanted 11; then
     log "Stage 11: training of ${asr_exp}"
-    [ -f "${asr_stats_dir}/${asr_stats[0]}" ] || die "no ${asr_stats_dir}/${asr_stats[0]}: run from stage 10"
+    for file in "${asr_stats[@]}"; do
+        [ -f "${asr_stats_dir}/${file}" ] ||
+            die "no ${asr_stats_dir}/${file}: run from stage 10; each front end has statistics of its own"
+    done
     refuse_old 10 "${asr_stats_dir}/.done"
     train_opts=(--fold_length "${asr_speech_fold_length}" --fold_length "${asr_text_fold_length}")
     for part in train valid; do
@@ -601,9 +611,7 @@ if wanted 14; then
     trained "${asr_exp}" "${inference_asr_model}" --inference_asr_model 11
     pack_opts=(--asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}")
     refuse_old 11 "${asr_exp}/.done" "${token_files[@]}"
-    packed_files=("${token_files[@]}" ${inference_config:+"${inference_config}"})
-    [ "${feats_normalize}" != global_mvn ] || packed_files+=("${asr_stats_dir}/train/feats_stats.npz")
-    packed_files+=("${asr_exp}/RESULTS.md")
+    packed_files=("${token_files[@]}" ${inference_config:+"${inference_config}"} "${asr_exp}/RESULTS.md")
     for file in "${packed_files[@]}"; do pack_opts+=(--option "${file}"); done
     packed_files+=("${asr_exp}"/{config.yaml,"${inference_asr_model}"})
     if "${use_lm}"; then
