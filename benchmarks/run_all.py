@@ -118,7 +118,8 @@ def write(sections):
     """Write ``RESULTS.md`` from the text of each title."""
     text = "# Benchmarks\n\n" + (
         "Written by `benchmarks/run_all.py` (`make bench`). Two sides alternate in one process; a "
-        "ratio is the median of pairs, with its spread.\nAll on the CPU; for CUDA see [RESULTS_cuda.md](RESULTS_cuda.md).\n"
+        "ratio is the median of pairs, with its spread.\n"
+        "All on the CPU; for CUDA see [RESULTS_cuda.md](RESULTS_cuda.md).\n"
     )
     for _, title, _, _ in BENCHMARKS.values():
         if title in sections:
