@@ -189,7 +189,7 @@ class StreamingEncoder(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def layer_chunk(layer, x, state: LayerState, padding):
+    def layer_chunk(layer, x, past: PastOfLayer):
         """One layer on one chunk (B, n, n_feat) -> (B, n, n_feat)."""
         raise NotImplementedError
 
