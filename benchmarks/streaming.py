@@ -64,22 +64,29 @@ def reference_chunk(attention, x, cache):
     return attention.linear_out(attention.merge_heads(context))
 
 
+def sizes(args):
+    """Options of a Conformer that ours and WeNet's have in common."""
+    return {
+        "output_size": args.width,
+        "attention_heads": args.heads,
+        "num_blocks": args.layers,
+        "linear_units": args.units,
+        "cnn_module_kernel": args.kernel,
+        "macaron_style": True,
+        "causal": True,
+    }
+
+
 def make_encoder(variant, args):
     """The published Conformer size by default, causal, with random weights."""
     torch.manual_seed(0)
     attention, attention_conf = VARIANTS[variant]
     return ConformerEncoder(
         80,
-        output_size=args.width,
-        attention_heads=args.heads,
-        num_blocks=args.layers,
-        linear_units=args.units,
-        cnn_module_kernel=args.kernel,
-        macaron_style=True,
-        causal=True,
         chunk_size=args.chunk,
         attention=attention,
         attention_conf=attention_conf,
+        **sizes(args),
     ).eval()
 
 
@@ -197,7 +204,7 @@ def wenet_rows(args):
 
     for context in args.contexts:
         ours = stepping(args, "mha", context)
-        for name, theirs in steps(args.wenet, args, context).items():
+        for name, theirs in steps(args.wenet, sizes(args), args.chunk, context).items():
             for _ in range(4):
                 theirs()  # TorchScript specialises in its first runs
             pairs = pair_times(ours, theirs, args.repeats)

@@ -41,24 +41,24 @@ class _Step(torch.nn.Module):
         return self.encoder.forward_chunk(xs, offset, size, att_cache, cnn_cache)
 
 
-def steps(checkout: str, args, context: int) -> dict:
-    """Functions that make one step at a left context: ``eager`` and ``TorchScript``."""
+def steps(checkout: str, sizes: dict, chunk: int, context: int) -> dict:
+    """Functions that make one step at a left context: ``eager`` and ``TorchScript``.
+
+    Args:
+        checkout: Directory of the checkout.
+        sizes: Options of the encoder.
+        chunk: Encoder frames per step.
+        context: Encoder frames of left context.
+    """
     torch.manual_seed(0)
-    encoder = load(checkout)(
-        80,
-        output_size=args.width,
-        attention_heads=args.heads,
-        num_blocks=args.layers,
-        linear_units=args.units,
-        cnn_module_kernel=args.kernel,
-        macaron_style=True,
-        causal=True,
-    ).eval()
-    d_k = args.width // args.heads
-    att = torch.randn(args.layers, args.heads, context, 2 * d_k)
-    cnn = torch.randn(args.layers, 1, args.width, args.kernel - 1)
+    encoder = load(checkout)(80, **sizes).eval()
+    layers, heads, width = (
+        sizes[key] for key in ("num_blocks", "attention_heads", "output_size")
+    )
+    att = torch.randn(layers, heads, context, 2 * width // heads)
+    cnn = torch.randn(layers, 1, width, sizes["cnn_module_kernel"] - 1)
     # the frames that one chunk looks at: WeNet is fed what overlaps anew
-    feats = torch.randn(1, 4 * (args.chunk - 1) + 7, 80)
+    feats = torch.randn(1, 4 * (chunk - 1) + 7, 80)
     found = {}
     whole = _Step(encoder)
     for name, module in (("eager", whole), ("TorchScript", torch.jit.script(whole))):

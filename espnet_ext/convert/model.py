@@ -163,7 +163,7 @@ def _convert_encoder(model, config, request):
     """Swap the attentions of the encoder; the config is changed with them."""
     _check_encoder_request(request)
     encoder = model.encoder
-    olds = [getattr(layer, encoder.attention_name) for layer in encoder.encoders]
+    olds = encoder.attentions
     conf = dict(request.attention_conf)
     try:  # the cheap way to learn that an option is impossible
         _new_attentions(olds, request.attention, conf)

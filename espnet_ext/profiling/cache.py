@@ -45,10 +45,6 @@ def _formula_bytes(attentions, frames):
     return 4 * sum(attention.cache_values(frames) for attention in attentions)
 
 
-def _attentions(encoder):
-    return [getattr(layer, encoder.attention_name) for layer in encoder.encoders]
-
-
 @torch.no_grad()
 def measure_cache(config: dict, frames: int, chunk_size: int, left_contexts: list[int]) -> dict:
     """Measure the caches of a config's encoder, in float32, with random weights.
@@ -75,7 +71,7 @@ def measure_cache(config: dict, frames: int, chunk_size: int, left_contexts: lis
     conf = config.get("encoder_conf", {})
     rebuilt = not conf.get("causal", False)
     encoder = build_encoder(with_encoder_conf(config, causal=True) if rebuilt else config)
-    attentions = _attentions(encoder)
+    attentions = encoder.attentions
     mha = ATTENTIONS["mha"](attentions[0].h, attentions[0].n_feat)
     large = max(size for size in range(1, CHUNK + 1) if frames % size == 0)
     held = [state.ledger()["attention"] for state in stream_noise(encoder, frames, large, -1)]
@@ -132,7 +128,7 @@ def _steady(encoder, frontend, chunk_size, left_context, frames):
         "left_context": left_context,
         "frames": begun,
         "formula_bytes": _formula_bytes(
-            _attentions(encoder), begun if left_context < 0 else left_context
+            encoder.attentions, begun if left_context < 0 else left_context
         ),
         **max(moments, key=lambda moment: moment["bytes"]),
     }
