@@ -25,7 +25,7 @@ def add_source(parser):
         "--data",
         type=path,
         metavar="DIR",
-        help="in place of both a Kaldi-style directory, or one that holds train, dev and test",
+        help="in place of both a Kaldi-style directory, or one that holds train, test, perhaps dev",
     )
     parser.add_argument(
         "--speakers",

@@ -313,11 +313,14 @@ def _read_any(wavs, text, data):
         tables, unknown = _read_kaldi(data)
         return tables, {utt: utt for utt in kaldi.utterances(tables)}, {}, unknown
     parts = [Path(data) / name for name in SETS]
-    if lacking := [part for part in parts if not os.path.exists(part / "wav.scp")]:
+    lacking = {part.name for part in parts if not os.path.exists(part / "wav.scp")}
+    if lacking - {"dev"}:
         raise UserError(
-            f"{data}: no wav.scp in it, nor in {some(p.name + '/' for p in lacking)}: --data is a "
-            "Kaldi-style directory, or holds three of them: train, dev and test"
+            f"{data}: no wav.scp in it, nor in {some(name + '/' for name in lacking)}: --data is a "
+            "Kaldi-style directory, or holds some: train, test and, unless training is to give of "
+            "its own, dev"
         )
+    parts = [part for part in parts if part.name not in lacking]
     read = [(part, *_read_kaldi(part)) for part in parts]
     tables = kaldi.combine([(part, tables) for part, tables, _ in read])
     sets = {utt: part.name for part, tables, _ in read for utt in kaldi.utterances(tables)}
@@ -330,8 +333,8 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     Args:
         wavs: Directory of recordings, in any depth.
         text: Their transcripts, see ``read_values``; ``None``: a ``.txt`` beside each recording.
-        data: In place of both, a Kaldi-style directory, or one that holds ``train``, ``dev`` and
-            ``test``.
+        data: In place of both, a Kaldi-style directory, or one that holds ``train``, ``test``
+            and perhaps ``dev``.
         speakers: File that says who speaks, see ``read_values``.
         speaker_from: In place of it ``"directory"`` (the first below ``wavs``), ``"field<n>"`` (of
             the file name, split at ``-`` and ``_``) or ``"one"``.
@@ -393,7 +396,7 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     kept = {utt: paths[utt] for utt in sorted(keep)}
     tables["text"] = {utt: texts[utt] for utt in kept}
     given = {utt: tables["utt2spk"][utt] for utt in kept if utt in tables.get("utt2spk", ())}
-    if sets and not (given or speakers or speaker_from):
+    if "dev" in sets.values() and not (given or speakers or speaker_from):
         tables["utt2spk"] = {utt: utt for utt in kept}
     else:
         tables["utt2spk"], note = _find_speakers(kept, source, given, speakers, speaker_from)
@@ -412,21 +415,21 @@ def prompt(text):
     return "".join(c for c in text.casefold() if c.isalnum()) or text
 
 
-def assign(seconds):
-    """Divide groups into sets so that dev and test get a tenth each, the same ones every time.
+def assign(seconds, names=("test", "dev")):
+    """Divide groups into sets so that each but train gets a tenth, the same ones every time.
 
     Args:
-        seconds: Dict ``{group: seconds}`` of three groups or more.
+        seconds: Dict ``{group: seconds}`` of more groups than there are names.
+        names: Sets beside train.
 
     Returns:
-        Dict ``{group: "train", "dev" or "test"}``; no set is empty, and the largest group is
-        in train.
+        Dict ``{group: set}``; no set is empty, and the largest group is in train.
     """
     target = min(SHARE * sum(seconds.values()), MOST)
     drawn = sorted(seconds, key=lambda group: hashlib.sha1(group.encode("utf-8")).digest())
     free = [group for group in drawn if group != max(drawn, key=seconds.get)]
     sets = dict.fromkeys(seconds, "train")
-    for name, later in (("test", 1), ("dev", 0)):
+    for later, name in reversed(list(enumerate(reversed(names)))):
         taken = 0.0
         for group in list(free):
             if taken < target and taken + seconds[group] <= 1.5 * target and len(free) > later:
@@ -444,7 +447,8 @@ def split(corpus):
     """Divide a corpus: by speaker, or by text where there are fewer than three speakers.
 
     Args:
-        corpus: ``Corpus``; if it came divided, it stays so.
+        corpus: ``Corpus``; if it came divided, it stays so, and gives to dev, if that is not
+            there, of train alone.
 
     Returns:
         (sets, notes): ``{"train": utterances, "dev": ..., "test": ...}``, sorted; lines for a
@@ -455,28 +459,32 @@ def split(corpus):
             sets that it came in is empty.
     """
     texts, speakers = corpus.tables["text"], corpus.tables["utt2spk"]
-    notes, chosen = [], corpus.sets
-    if chosen:
-        notes.append("divided as it came")
-    else:
-        n_speaker = len(set(speakers.values()))
-        by_speaker = n_speaker >= len(SETS)
-        group = speakers if by_speaker else {utt: prompt(text) for utt, text in texts.items()}
+    chosen = {utt: corpus.sets.get(utt, "train") for utt in texts}
+    notes, made = [], ["test", "dev"]
+    if corpus.sets:
+        made = [] if "dev" in corpus.sets.values() else ["dev"]
+        notes.append("divided as it came" + (", but for dev, taken from train" if made else ""))
+    if made:
+        free = [utt for utt in texts if chosen[utt] == "train"]
+        n_speaker = len({speakers[utt] for utt in free})
+        by_speaker = n_speaker > len(made)
+        group = {utt: speakers[utt] if by_speaker else prompt(texts[utt]) for utt in free}
         seconds = Counter()
-        for utt in group:
+        for utt in free:
             seconds[group[utt]] += corpus.seconds[utt]
-        if len(seconds) < len(SETS):
+        parts = "train, dev and test need three" if len(made) > 1 else "train and dev need two"
+        if len(seconds) <= len(made):
             raise UserError(
-                f"speakers: {n_speaker}, different texts: {len(seconds)}; train, dev and test need "
-                "three of either: give more recordings"
+                f"speakers: {n_speaker}, different texts: {len(seconds)}; {parts} of "
+                "either: give more recordings"
             )
-        of_group = assign(seconds)
-        chosen = {utt: of_group[group[utt]] for utt in group}
+        of_group = assign(seconds, made)
+        chosen |= {utt: of_group[group[utt]] for utt in free}
         notes.append(
             "split by speaker: each is in one set"
             if by_speaker
             else f"split by text, as {n_speaker} speaker{'s are' if n_speaker > 1 else ' is'} too "
-            "few to split by: each text is in one set, and the speakers of test are heard in "
+            f"few to split by: each text is in one set, and the speakers of {made[0]} are heard in "
             "training"
         )
     sets = {name: sorted(utt for utt in chosen if chosen[utt] == name) for name in SETS}

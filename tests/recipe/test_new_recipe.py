@@ -345,6 +345,27 @@ def test_one_speaker_is_divided_by_text(tmp_path):
     assert any(note.startswith("split by text, as 1 speaker is too few") for note in notes)
 
 
+@pytest.mark.parametrize("n_speaker", [1, 5])
+def test_corpus_divided_without_dev_gives_it_a_part_of_train(tmp_path, n_speaker):
+    for name, count in (("train", 40), ("test", 3)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        utts = [f"{name}{i}" for i in range(count)]
+        for utt in utts:
+            record(tmp_path / f"wavs/{utt}.wav", rate=8000, channels=1)
+        folder = tmp_path / "data" / name
+        lines(folder / "wav.scp", [(utt, str(tmp_path / f"wavs/{utt}.wav")) for utt in utts])
+        lines(folder / "text", [(utt, f"words of {utt}") for utt in utts])
+        lines(folder / "utt2spk", [(u, f"{name}spk{i % n_speaker}") for i, u in enumerate(utts)])
+    whole = corpus.read(data=tmp_path / "data")
+    sets, notes = corpus.split(whole)
+    assert sets["test"] == ["test0", "test1", "test2"]
+    assert sorted(sets["train"] + sets["dev"]) == sorted(f"train{i}" for i in range(40))
+    of = whole.tables["utt2spk"]
+    shared = {of[utt] for utt in sets["train"]} & {of[utt] for utt in sets["dev"]}
+    assert len(sets["dev"]) == {1: 4, 5: 8}[n_speaker] and bool(shared) == (n_speaker == 1)
+    assert "divided as it came, but for dev, taken from train" in notes
+
+
 # Bad input: one line, and nothing written
 
 
@@ -459,7 +480,7 @@ BAD = {
         drop("audio/r1.wav", "audio/r2.wav", "audio/r3.wav"),
         "wav.scp: r2: no such file: audio/r2.wav, seen from ",
     ),
-    "no directory": (["--data", "data"], None, "no wav.scp in it, nor in dev/, test/, train/"),
+    "no directory": (["--data", "data"], None, "no wav.scp in it, nor in dev/, test/, train/: "),
     "no transcripts": (DATA, drop("data/all/text"), "text: missing"),
     "unknown rule": (
         [*SIMPLE, "--speaker_from", "prefix"], None, "--speaker_from is one, directory, field1"
