@@ -60,6 +60,6 @@ def prepare(kathleen, speechocean, out, nj=1):
     for name, utts in zip(("train", "dev", "kathleen"), sets.values(), strict=True):
         kaldi.write_data_dir(Path(out) / name, kaldi.select(tables, set(utts)))
     kaldi.write_data_dir(Path(out) / "speechocean", other.tables)
+    notes[-1] = notes[-1].replace("test", "kathleen", 1)
     hours = other.hours(other.seconds)
-    notes.append(f"speechocean: {len(other.seconds)} utterances, {hours:.2f} h")
-    return [*voice.notes, *other.notes, *notes]
+    return [*voice.notes, *notes, f"speechocean: {len(other.seconds)} utterances, {hours:.2f} h"]
