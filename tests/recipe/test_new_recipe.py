@@ -550,7 +550,7 @@ def test_without_a_clone_the_command_says_where_it_works(tmp_path, monkeypatch, 
 # What a recipe lacks
 
 
-@pytest.mark.parametrize("name", ["fsdd", "mini_an4", "mini_librispeech", "own"])
+@pytest.mark.parametrize("name", ["fsdd", "mini_an4", "mini_librispeech", "read_english", "own"])
 @pytest.mark.parametrize(
     "spoil, message",
     [

@@ -45,7 +45,9 @@ def test_every_option_has_a_help_text():
     assert all(option.help for option in declared_options(ASR).values())
 
 
-@pytest.mark.parametrize("recipe", ["", "egs2/fsdd/asr1", "egs2/mini_an4/asr1"])
+@pytest.mark.parametrize(
+    "recipe", ["", "egs2/fsdd/asr1", "egs2/read_english/asr1", "egs2/mini_an4/asr1"]
+)
 def test_help_shows_the_defaults_of_the_recipe(recipe):
     script = ROOT / recipe / "run.sh"
     done = subprocess.run([script, "--help"], capture_output=True, text=True)
