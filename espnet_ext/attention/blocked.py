@@ -183,6 +183,50 @@ def aligned(bias: torch.Tensor) -> torch.Tensor:
     return bias.clone(memory_format=torch.contiguous_format)
 
 
+def fold(x, groups):
+    """A group's query heads as rows: (B, H, n, r) -> (B, G, H/G*n, r)."""
+    return x.reshape(x.size(0), groups, -1, x.size(-1))
+
+
+def matmul_groups(x, y):
+    """(B, H, n, r) times its group's (G, r, w) or (B, G, r, w) -> (B, H, n, w)."""
+    return torch.matmul(fold(x, y.size(-3)), y).reshape(*x.shape[:3], -1)
+
+
+def attend(q, k, v, bias, scale):
+    """Attention of query heads to the keys of their groups.
+
+    Args:
+        q: Queries (B, H, n, r).
+        k: Keys (B, G, K, r), G divides H.
+        v: Values (B, G, K, w).
+        bias: Added to the scaled scores, large negative where masked (B, H, n, K); or a mask that
+            is True where a query may see (B, 1, 1, K); or None.
+        scale: Factor of the scores.
+
+    Returns:
+        Context (B, H, n, w).
+    """
+    n_head, n = q.shape[1:3]
+    groups = k.size(1)
+    if bias is not None:
+        bias = aligned(bias)
+        if groups != bias.size(1) == n_head:
+            bias = fold(bias, groups)
+    if groups != n_head:
+        q = fold(q, groups)
+    context = F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    return context.reshape(context.size(0), n_head, n, -1)
+
+
+def attend_with_weights(q, k, v, bias, scale, dropout=0.0):
+    """As ``attend``, and also the weights before dropout (B, H, n, K), for attention plots."""
+    n_rep = q.size(1) // k.size(1)
+    k, v = k.repeat_interleave(n_rep, dim=1), v.repeat_interleave(n_rep, dim=1)
+    weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * scale + bias, dim=-1)
+    return torch.matmul(F.dropout(weights, dropout), v), weights
+
+
 def attend_in_blocks(q_u, q_v, k, v, p, blocks: Blocks, dropout: float = 0.0):
     """Attention of whole utterances, block by block.
 
@@ -243,7 +287,7 @@ class _BlockedAttention(torch.autograd.Function):
                 if drop is not None:
                     g = g * ctx.dropping.factor
                 weights = _weights(q, key, blocks.position_scores(q_v, p, span))
-                grad_weights = _matmul_groups(g * scale, value.transpose(-2, -1))  # (B, H, n, K)
+                grad_weights = matmul_groups(g * scale, value.transpose(-2, -1))  # (B, H, n, K)
                 if drop is None:
                     grad_v[:, :, lo:hi] += _sum_groups(weights, g, k.size(1))
                 else:
@@ -255,7 +299,7 @@ class _BlockedAttention(torch.autograd.Function):
                     products = weights.new_zeros(shape)  # zeros stay where no key is
                 grad_scores = shifted(products)
                 torch.mul(grad_weights.sub_(inner), weights, out=grad_scores)
-                grad_q_u[:, :, start:stop] = _matmul_groups(grad_scores, key)
+                grad_q_u[:, :, start:stop] = matmul_groups(grad_scores, key)
                 grad_k[:, :, lo:hi] += _sum_groups(grad_scores, q, k.size(1))
                 grad_q_v[:, :, start:stop] = torch.matmul(
                     products, p[..., distances].transpose(-2, -1)
@@ -275,10 +319,10 @@ def _attend_by_block(q_u, q_v, k, v, p, blocks, dropping, context):
         q, key, value = q_u[:, :, start:stop], k[:, :, lo:hi], v[:, :, lo:hi]
         bias = blocks.position_scores(q_v, p, span)
         if drop is None:
-            y = _fused(q, key, value, bias)
+            y = attend(q, key, value, bias, 1 / math.sqrt(q.size(-1)))
         else:
             weights = _weights(q, key, bias)
-            y = _matmul_groups(weights.mul_(drop(weights.shape)), value)
+            y = matmul_groups(weights.mul_(drop(weights.shape)), value)
             y *= dropping.factor
         context[:, start:stop] = y.transpose(1, 2)
 
@@ -308,34 +352,15 @@ def _attend_by_head(q_u, q_v, k, v, p, blocks, context):
             torch.div(torch.mm(scores, value[lo:hi]), sums, out=context[b, start:stop, h])
 
 
-def _fold(x, groups):
-    """A group's query heads as rows: (B, H, n, r) -> (B, G, H/G*n, r)."""
-    return x.reshape(x.size(0), groups, -1, x.size(-1))
-
-
-def _matmul_groups(x, y):
-    """(B, H, n, r) times its group's (B, G, r, w) -> (B, H, n, w)."""
-    return torch.matmul(_fold(x, y.size(1)), y).reshape(*x.shape[:3], -1)
-
-
 def _sum_groups(x, y, groups):
     """x^T y over the queries and heads of a group: (B, H, n, .) twice -> (B, G, ., .)."""
-    return torch.matmul(_fold(x, groups).transpose(-2, -1), _fold(y, groups))
-
-
-def _fused(q, k, v, bias):
-    groups, bias = k.size(1), aligned(bias)
-    scale = 1 / math.sqrt(q.size(-1))
-    if groups != q.size(1):
-        y = F.scaled_dot_product_attention(_fold(q, groups), k, v, _fold(bias, groups), scale=scale)
-        return y.reshape(q.shape)
-    return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    return torch.matmul(fold(x, groups).transpose(-2, -1), fold(y, groups))
 
 
 def _weights(q, k, bias):
     """Softmax weights (B, H, n, K)."""
     scale = 1 / math.sqrt(q.size(-1))
-    scores = _matmul_groups(q * scale, k.transpose(-2, -1)).add_(bias)
+    scores = matmul_groups(q * scale, k.transpose(-2, -1)).add_(bias)
     wide = torch.promote_types(q.dtype, torch.float32)
     return torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype)
 

@@ -1,25 +1,27 @@
-"""Attention of the Transformer decoder, each variant with the keys and values it caches.
+"""The attentions in a Transformer decoder, where positions are in the tokens.
 
-Training runs ESPnet's own attention: a variant only says how queries, keys and values are made
-(``forward_qkv``). Decoding hands the layer a ``Keys`` instead of a mask (self-attention) or instead
-of the memory (source attention); then ``project`` makes what a frame leaves in the cache and
-``attend`` uses it without expanding it. ESPnet's layers pass both through untouched, so their
-code (normalisation, concatenation, residuals) runs as it is.
+A variant is the class that an encoder has, without relative positions: same names, options, checks
+and records. Training runs ESPnet's own attention on the variant's keys and values. Decoding hands
+the layer a ``Keys`` in place of a mask (self-attention) or of the memory (source attention); then
+frames leave in the cache what the variant's ``record`` makes, and queries meet that unexpanded.
+ESPnet's layers pass both through untouched, so their code (normalisation, concatenation, residuals)
+runs as it is.
 
-Letters: B sequences, L queries, S cached frames, H heads, G key-value heads, d = d_k,
-r = kv_lora_rank.
+Letters: B sequences, L queries, S cached frames, H heads, G key-value heads, d = d_k; P tensors of
+width W are cached per frame and key-value head.
 """
 
-import math
+import functools
 from typing import NamedTuple
 
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
     MultiHeadedAttention as StockAttention,
 )
-from torch.nn.functional import scaled_dot_product_attention
 
-from espnet_ext.attention.base import check_at_least, check_choice
+from espnet_ext.attention.base import SoftmaxAttention
+from espnet_ext.attention.checks import check_choice
+from espnet_ext.attention.registry import ATTENTIONS, layer_attentions
 
 
 class Keys(NamedTuple):
@@ -34,21 +36,18 @@ class Keys(NamedTuple):
     mask: torch.Tensor | None = None
 
 
-class MultiHeadedAttention(StockAttention):
-    """ESPnet's multi-head attention, same parameters, that can decode from cached keys and values.
+class DecoderAttention(SoftmaxAttention):
+    """Mixed into a variant before its class, see ``decoder_form``; ESPnet's options are kept."""
 
-    It has no state of its own, so an ESPnet instance becomes one by assigning ``__class__``.
-    """
+    def _add_positions(self):
+        # none; what ESPnet's forward pass asks for instead
+        self.dropout = torch.nn.Dropout(self.dropout_rate)
+        self.q_norm, self.k_norm = torch.nn.Identity(), torch.nn.Identity()
+        self.use_flash_attn = self.use_sdpa = False
 
-    @property
-    def n_kv_head(self):
-        """Number of key-value heads."""
-        return self.h
-
-    @property
-    def cache_shape(self):
-        """``(P, G, W)``: P tensors of G heads of W values are cached per frame."""
-        return 2, self.n_kv_head, self.d_k
+    def __reduce__(self):
+        # the class has no name that a pickle could find
+        return _unpickled, (type(self).__mro__[2],), self.__getstate__()
 
     def forward(self, query, key, value, mask, expand_kv=False):
         """Attend; from the cache if ``mask`` (self) or ``key`` (source attention) is a ``Keys``.
@@ -66,146 +65,60 @@ class MultiHeadedAttention(StockAttention):
         """
         if isinstance(mask, Keys):
             mask.kv[..., -1:, :] = self.project(key)
-            return self.attend(query, *mask)
+            return self._attend_cached(query, *mask)
         if isinstance(key, Keys):
             # (B, 1, D) -> (utterances, hypotheses, D): one product serves all hypotheses
             per_utt = query.view(key.kv.size(0), -1, query.size(-1))
-            return self.attend(per_utt, *key).view_as(query)
-        return super().forward(query, key, value, mask, expand_kv)
-
-    def project(self, x):
-        """Make what frames leave in the cache: ``(B, S, n_feat) -> (B, P, G, S, W)``."""
-        shape = *x.shape[:2], self.n_kv_head, self.d_k
-        k = self.linear_k(x).view(shape).transpose(1, 2)
-        v = self.linear_v(x).view(shape).transpose(1, 2)
-        return torch.stack((self.k_norm(k), v), dim=1)
-
-    def attend(self, query, kv, mask=None):
-        """Attend from ``query`` (B, L, n_feat) to ``kv`` (B, P, G, S, W): (B, L, n_feat)."""
-        k, v = kv.unbind(1)
-        q = self.q_norm(self._query(query))  # (B, H, L, d)
-        # heads that share keys become rows of one product: (B, H, L, d) -> (B, G, H/G * L, d)
-        context = scaled_dot_product_attention(
-            q.reshape(len(q), k.size(1), -1, self.d_k), k, v, mask
-        )
-        return self._output(context.view_as(q))
-
-    def _query(self, x):
-        # (B, L, D) -> (B, H, L, d)
-        return self.linear_q(x).view(*x.shape[:2], self.h, self.d_k).transpose(1, 2)
-
-    def _output(self, context):
-        # (B, H, L, d) -> (B, L, D)
-        return self.linear_out(context.transpose(1, 2).flatten(2))
-
-
-class GroupedQueryAttention(MultiHeadedAttention):
-    """Grouped-query attention (Ainslie et al. 2023): ``n_kv_head`` heads of keys and values.
-
-    Args:
-        n_head: Number of query heads.
-        n_feat: Model width.
-        dropout_rate: Dropout of the attention weights.
-        n_kv_head: Number of key-value heads, a divisor of ``n_head``; 1 is multi-query attention.
-        qk_norm: Normalise queries and keys per head.
-
-    Raises:
-        ValueError: A value breaks its rule; the message names key, rule and value.
-    """
-
-    def __init__(self, n_head, n_feat, dropout_rate, n_kv_head, qk_norm=False):
-        super().__init__(n_head, n_feat, dropout_rate, qk_norm)
-        check_at_least("n_kv_head", n_kv_head, 1)
-        if n_head % n_kv_head:
-            raise ValueError(f"n_kv_head: must divide attention_heads {n_head}, got {n_kv_head}")
-        self._n_kv_head = n_kv_head
-        self.linear_k = torch.nn.Linear(n_feat, n_kv_head * self.d_k)
-        self.linear_v = torch.nn.Linear(n_feat, n_kv_head * self.d_k)
-
-    @property
-    def n_kv_head(self):
-        """Number of key-value heads."""
-        return self._n_kv_head
+            return self._attend_cached(per_utt, *key).view_as(query)
+        return StockAttention.forward(self, query, key, value, mask, expand_kv)
 
     def forward_qkv(self, query, key, value, expand_kv=False):
-        """Make queries, keys and values of all heads: three of ``(B, H, L or S, d)``."""
-        kv = self.project(key[:1] if expand_kv else key)
-        kv = kv.repeat_interleave(self.h // self.n_kv_head, dim=2)
-        k, v = kv.expand(len(query), -1, -1, -1, -1).unbind(1)
-        return self.q_norm(self._query(query)), k, v
+        """Queries, keys and values of all heads: three of ``(B, H, L or S, d)``."""
+        k, v = self.key_value(self.record(key[:1] if expand_kv else key))  # (B, G, S, d)
+        k, v = (
+            x.repeat_interleave(self.h // x.size(1), dim=1).expand(len(query), -1, -1, -1)
+            for x in (k, v)
+        )
+        return self.query(query), k, v
 
+    def query(self, x):
+        """Queries: ``(B, L, n_feat) -> (B, H, L, d)``."""
+        return self.q_norm(self.split_heads(self.linear_q(x)))
 
-class MultiHeadLatentAttention(MultiHeadedAttention):
-    """Multi-head latent attention (DeepSeek-AI 2024): keys and values from a latent per frame.
-
-    Training expands the latent; a decoding step does not: the key matrix is applied to the query
-    and the value matrix to the context.
-
-    Args:
-        n_head: Number of heads.
-        n_feat: Model width.
-        dropout_rate: Dropout of the attention weights.
-        kv_lora_rank: Width of the latent, 1 to 2 * n_feat.
-        q_lora_rank: Width of a query bottleneck; None for none.
-        kv_norm: Normalise the latent (RMSNorm); the normalised latent is cached.
-
-    Raises:
-        ValueError: A value breaks its rule; the message names key, rule and value.
-    """
-
-    def __init__(self, n_head, n_feat, dropout_rate, kv_lora_rank, q_lora_rank=None, kv_norm=False):
-        super().__init__(n_head, n_feat, dropout_rate)
-        check_at_least("kv_lora_rank", kv_lora_rank, 1)
-        if kv_lora_rank > 2 * n_feat:
-            raise ValueError(
-                f"kv_lora_rank: must be at most 2 * encoder_output_size = {2 * n_feat}, "
-                f"got {kv_lora_rank}"
-            )
-        check_choice("kv_norm", kv_norm, (True, False))
-        del self.linear_k, self.linear_v
-        self.kv_lora_rank = kv_lora_rank
-        if q_lora_rank is not None:
-            check_at_least("q_lora_rank", q_lora_rank, 1)
-            self.linear_q = torch.nn.Sequential(
-                torch.nn.Linear(n_feat, q_lora_rank, bias=False),
-                torch.nn.Linear(q_lora_rank, n_feat),
-            )
-        self.linear_kv_down = torch.nn.Linear(n_feat, kv_lora_rank, bias=False)
-        self.kv_norm = torch.nn.RMSNorm(kv_lora_rank) if kv_norm else torch.nn.Identity()
-        # a key bias would add the same to every score of a query: softmax cannot see it
-        self.linear_k_up = torch.nn.Linear(kv_lora_rank, n_feat, bias=False)
-        self.linear_v_up = torch.nn.Linear(kv_lora_rank, n_feat)
+    def record(self, x):
+        """The variant's, its keys normalised where ESPnet's ``qk_norm`` is set."""
+        record = super().record(x)
+        return record | {"k": self.k_norm(record["k"])} if "k" in record else record
 
     @property
     def cache_shape(self):
-        """``(P, G, W)``: one latent of ``kv_lora_rank`` values is cached per frame."""
-        return 1, 1, self.kv_lora_rank
-
-    def forward_qkv(self, query, key, value, expand_kv=False):
-        """Make queries, keys and values of all heads: three of ``(B, H, L or S, d)``."""
-        latent = self.kv_norm(self.linear_kv_down(key[:1] if expand_kv else key))
-        shape = *latent.shape[:2], self.h, self.d_k
-        k, v = (
-            up(latent).view(shape).transpose(1, 2).expand(len(query), -1, -1, -1)
-            for up in (self.linear_k_up, self.linear_v_up)
-        )
-        return self._query(query), k, v
+        """``(P, G, W)`` of one cached frame."""
+        shapes = list(self.record_shapes().values())
+        return len(shapes), *(shapes[0] if len(shapes[0]) == 2 else (1, *shapes[0]))
 
     def project(self, x):
-        """Make the latents: ``(B, S, n_feat) -> (B, 1, 1, S, r)``."""
-        return self.kv_norm(self.linear_kv_down(x))[:, None, None]
+        """Make what frames leave in the cache: ``(B, S, n_feat) -> (B, P, G, S, W)``."""
+        record = torch.stack(list(self.record(x).values()), dim=1)
+        return record if record.dim() == 5 else record.unsqueeze(2)
 
-    def attend(self, query, kv, mask=None):
-        """Attend from ``query`` (B, L, n_feat) to latents (B, 1, 1, S, r): (B, L, n_feat)."""
-        latent = kv[:, 0]  # (B, 1, S, r)
-        w_k = self.linear_k_up.weight.view(self.h, self.d_k, -1)  # (H, d, r)
-        w_v = self.linear_v_up.weight.view(self.h, self.d_k, -1)  # (H, d, r)
-        q = self._query(query) @ w_k  # (B, H, L, r)
-        context = scaled_dot_product_attention(
-            q.flatten(1, 2)[:, None], latent, latent, mask, scale=1 / math.sqrt(self.d_k)
-        ).view_as(q)
-        bias = self.linear_v_up.bias.view(self.h, 1, self.d_k)
-        return self._output(context @ w_v.transpose(1, 2) + bias)
+    def _attend_cached(self, query, kv, mask):
+        shapes = self.record_shapes()
+        seen = {
+            name: x if len(shape) == 2 else x.squeeze(1)
+            for (name, shape), x in zip(shapes.items(), kv.unbind(1), strict=True)
+        }
+        return self.attend(self.query(query), seen, mask)
+
+
+@functools.cache
+def decoder_form(variant: type[SoftmaxAttention]) -> type[DecoderAttention]:
+    """Class of a variant in a decoder."""
+    return type(f"Decoder{variant.__name__}", (DecoderAttention, variant), {})
+
+
+def _unpickled(variant):
+    cls = decoder_form(variant)
+    return cls.__new__(cls)
 
 
 def use_cache(attention):
@@ -215,51 +128,47 @@ def use_cache(attention):
         TypeError: If it is not ESPnet's ``MultiHeadedAttention`` or one of this module.
     """
     if type(attention) is StockAttention:
-        attention.__class__ = MultiHeadedAttention
-    elif not isinstance(attention, MultiHeadedAttention):
+        attention.__class__ = decoder_form(ATTENTIONS["mha"])
+        attention.n_feat = attention.linear_q.in_features
+        attention.n_kv_head, attention.cache = attention.h, "kv"
+    elif not isinstance(attention, DecoderAttention):
         raise TypeError(f"cannot cache keys and values of {type(attention).__name__}")
 
 
-VARIANTS = {
-    "gqa": (GroupedQueryAttention, {"n_kv_head"}, {"n_kv_head"}),
-    "mla": (MultiHeadLatentAttention, {"kv_lora_rank"}, {"kv_lora_rank", "q_lora_rank", "kv_norm"}),
-}
-
-
-def build(key, name, conf, stock):
+def decoder_attention(key: str, name: str, conf: dict | None, stock):
     """Make the attention a configuration asks for, in place of the one ESPnet built.
 
     Args:
         key: The configuration key, ``self_attention`` or ``src_attention``, for messages.
-        name: ``mha``, ``gqa`` or ``mla``.
-        conf: gqa ``{n_kv_head}``; mla ``{kv_lora_rank, q_lora_rank, kv_norm}``; mha ``{}``.
-        stock: ESPnet's ``MultiHeadedAttention``, whose sizes and dropout are kept.
+        name: One of ``ATTENTIONS`` that has a decoder form.
+        conf: Its options, as in an encoder.
+        stock: Multi-head attention, whose sizes, dropout and options of ESPnet are kept.
 
     Returns:
-        The attention module; for ``mha`` it is ``stock`` itself.
+        The attention module; for ``mha`` without options it is ``stock`` itself.
 
     Raises:
-        ValueError: If a name or an option is unknown, missing or impossible.
+        ValueError: If a name or an option is unknown or impossible.
     """
-    check_choice(key, name, ("mha", *VARIANTS))
-    variant, required, known = VARIANTS.get(name, (None, set(), set()))
-    if "latent_dim" in conf:
-        raise ValueError(f"{key}_conf: latent_dim is called kv_lora_rank here")
-    for option in sorted(set(conf) - known):
-        options = ", ".join(sorted(known)) or "no options"
-        raise ValueError(f"{key}_conf: {name} takes {options}, got {option}")
-    for option in sorted(required - set(conf)):
-        raise ValueError(f"{key}_conf: {name} needs {option}, got {conf}")
-    if name == "mha":
+    if isinstance(name, str) and name in ATTENTIONS and not ATTENTIONS[name].has_decoder_form:
+        raise ValueError(f"{key}: {name} has no decoder form, use one of {', '.join(_names())}")
+    check_choice(key, name, _names())
+    ((_, conf),) = layer_attentions(name, conf, 1, key)
+    if name == "mha" and not conf:
         use_cache(stock)
         return stock
-    qk_norm = not isinstance(stock.q_norm, torch.nn.Identity)
-    if qk_norm and name == "mla":
-        raise ValueError(f"qk_norm: must be false with {key} mla, which never makes keys, got True")
-    conf = {**conf, "qk_norm": True} if qk_norm else conf
+    n_feat = stock.linear_q.in_features
     try:
-        attention = variant(stock.h, stock.linear_q.in_features, stock.dropout_rate, **conf)
+        made = decoder_form(ATTENTIONS[name])(stock.h, n_feat, stock.dropout_rate, **conf)
     except ValueError as error:
         raise ValueError(f"{key}_conf: {error}") from error
-    attention.use_sdpa = stock.use_sdpa
-    return attention
+    if not isinstance(stock.q_norm, torch.nn.Identity):
+        if "k" not in made.record_shapes():
+            raise ValueError(f"qk_norm: must be false with {key} {name}, which caches no keys")
+        made.q_norm, made.k_norm = stock.q_norm, stock.k_norm
+    made.use_sdpa = stock.use_sdpa
+    return made
+
+
+def _names():
+    return [name for name, variant in ATTENTIONS.items() if variant.has_decoder_form]

@@ -9,8 +9,8 @@ from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositio
 from torch import nn
 
 from espnet_ext.attention import build_attention, layer_attentions
-from espnet_ext.attention.base import check_at_least, check_choice
 from espnet_ext.attention.blocked import ChunkView
+from espnet_ext.attention.checks import check_at_least, check_choice
 from espnet_ext.dropout import Dropout
 from espnet_ext.encoder import layers, subsampling
 from espnet_ext.encoder.conv import CausalConv1d, DepthwiseConv1d, PointwiseConv1d
