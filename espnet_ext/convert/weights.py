@@ -39,7 +39,7 @@ def allocate_ranks(spectra: list[torch.Tensor], total: int) -> list[int]:
     """Share ``total`` ranks among layers, each to the layer whose relative error it lowers most.
 
     Args:
-        spectra: Squared singular values of each layer (2D,), falling, see ``spectrum`` in ``mla.py``.
+        spectra: Squared singular values of each layer (2D,), falling (``spectrum`` of MLA).
         total: Ranks to share, at least one per layer. What full rank has no use for is left.
     """
     gains = torch.stack([share(squares, squares.sum()) for squares in spectra])  # (layers, 2D)
