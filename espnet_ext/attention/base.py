@@ -26,7 +26,7 @@ from espnet_ext.attention.blocked import (
     matmul_groups,
     shifted,
 )
-from espnet_ext.attention.checks import check_at_least
+from espnet_ext.attention.checks import check_at_least, check_choice  # noqa: F401 (for variants)
 from espnet_ext.positions import dense_weight, relative_positions
 from espnet_ext.state import FrameCache
 

@@ -9,19 +9,17 @@ Letters in shapes are those of ``base.py``; R is the number of distances that po
 for.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from espnet_ext.dropout import draw_kept, drop_factor
+from espnet_ext.cpu import by_head
+from espnet_ext.cpu.dropout import draw_kept, drop_factor
 
 # Most queries per block on a CPU: their scores stay in its cache.
 CPU_BLOCK = 256
-# From so many keys on, a CPU attends to one head at a time.
-BY_HEAD = 400
 # Tensors of a block's queries times its keys that are alive at once, at most.
 SCORES_FORWARD, SCORES_BACKWARD = 2, 5
 
@@ -253,8 +251,8 @@ class _BlockedAttention(torch.autograd.Function):
         batch, n_head, length, d = q_u.shape
         context = q_u.new_empty(batch, length, n_head, d)
         with torch.autocast(q_u.device.type, enabled=False):
-            if dropping is None and _one_head_at_a_time(q_u, blocks):
-                _attend_by_head(q_u, q_v, k, v, p, blocks, context)
+            if dropping is None and by_head.pays(q_u, blocks.spans):
+                by_head.attend(q_u, q_v, k, v, p, blocks, context)
             else:
                 _attend_by_block(q_u, q_v, k, v, p, blocks, dropping, context)
         context = context.flatten(2)
@@ -325,31 +323,6 @@ def _attend_by_block(q_u, q_v, k, v, p, blocks, dropping, context):
             y = matmul_groups(weights.mul_(drop(weights.shape)), value)
             y *= dropping.factor
         context[:, start:stop] = y.transpose(1, 2)
-
-
-def _one_head_at_a_time(q_u, blocks) -> bool:
-    """Whether the scores of all heads would leave a CPU's cache."""
-    many = max(hi - lo for _, _, lo, hi in blocks.spans) >= BY_HEAD
-    return many and q_u.device.type == "cpu" and q_u.dtype in (torch.float32, torch.float64)
-
-
-def _attend_by_head(q_u, q_v, k, v, p, blocks, context):
-    """As ``_attend_by_block``, where the scores of one head stay in a CPU's cache.
-
-    They are made, added up and exponentiated in one place; their sums divide the output instead.
-    """
-    batch, n_head, _, d = q_u.shape
-    scale, per_group = 1 / math.sqrt(d), n_head // k.size(1)
-    for b, h in itertools.product(range(batch), range(n_head)):
-        content = q_u[b, h] * scale
-        key, value = (x[b, h // per_group].contiguous() for x in (k, v))
-        for span in blocks.spans:
-            start, stop, lo, hi = span
-            scores = blocks.position_scores(q_v[b, h], p[h], span, b)
-            scores.addmm_(content[start:stop], key[lo:hi].T)
-            scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-            sums = scores.sum(-1, keepdim=True)
-            torch.div(torch.mm(scores, value[lo:hi]), sums, out=context[b, start:stop, h])
 
 
 def _sum_groups(x, y, groups):

@@ -1,4 +1,4 @@
-"""The encoders' convolutions over time, with ESPnet's weights, in forms that are faster on a CPU.
+"""Convolutions over time, with PyTorch's weights, in forms that are faster on a CPU.
 
 ESPnet lays their inputs out as (B, channels, T) views of (B, T, channels). PyTorch's own
 ``Conv1d`` copies such a view, and runs a depthwise one many times slower than the same convolution
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from espnet_ext.state import ConvolutionState
+from espnet_ext import cpu
 
 #: frames per piece of a weight gradient
 SPAN = 16
@@ -24,43 +24,27 @@ def trains_on_cpu(x: torch.Tensor) -> bool:
 class PointwiseConv1d(nn.Conv1d):
     """Convolution over one frame: (B, channels, T) -> (B, channels, T)."""
 
-    @classmethod
-    def like(cls, conv: nn.Conv1d) -> "PointwiseConv1d":
-        """A convolution with the shape and the parameter names of ``conv``."""
-        return cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            padding=conv.padding,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-        )
-
     def forward(self, x):
         """A matrix product where frames are rows, without a copy."""
         return F.linear(x.transpose(1, 2), self.weight[..., 0], self.bias).transpose(1, 2)
 
 
-class DepthwiseConv1d(PointwiseConv1d):
+class DepthwiseConv1d(nn.Conv1d):
     """Each channel's own convolution: (B, channels, T) -> (B, channels, T)."""
-
-    @property
-    def sight(self) -> tuple[int, int]:
-        """Frames before and after a frame that its result depends on."""
-        return self.padding[0], self.padding[0]
 
     def forward(self, x):
         """Convolution with the padding on both sides."""
-        return self.convolve(x, self.padding[0])
+        return depthwise_conv1d(x, self.weight, self.bias, self.padding[0])
 
-    def convolve(self, x, padding: int):
-        """Convolution with so many zeros before and after (B, channels, T)."""
-        if x.device.type != "cpu":
-            return F.conv1d(x, self.weight, self.bias, padding=padding, groups=self.groups)
-        x = x.transpose(1, 2).contiguous().transpose(1, 2)  # in memory: the channels last
-        if trains_on_cpu(x):
-            return _Depthwise.apply(x, self.weight, self.bias, padding)
-        return _depthwise(x, self.weight, self.bias, padding)
+
+def depthwise_conv1d(x, weight, bias, padding: int):
+    """``conv1d`` of each channel with so many zeros before and after: (B, channels, T)."""
+    if x.device.type != "cpu" or not cpu.enabled():
+        return F.conv1d(x, weight, bias, padding=padding, groups=len(weight))
+    x = x.transpose(1, 2).contiguous().transpose(1, 2)  # in memory: the channels last
+    if trains_on_cpu(x):
+        return _Depthwise.apply(x, weight, bias, padding)
+    return _depthwise(x, weight, bias, padding)
 
 
 def _depthwise(x, weight, bias, padding):
@@ -113,26 +97,3 @@ def _weight_gradient(grad, x, width, padding):
     products = torch.bmm(grad.transpose(1, 2), x)  # (C, SPAN, meets)
     diagonals = products.as_strided((channels, SPAN, width), (SPAN * meets, meets + 1, 1))
     return diagonals.sum(1, keepdim=True)
-
-
-class CausalConv1d(DepthwiseConv1d):
-    """Depthwise convolution that sees a frame and the ``kernel_size - 1`` before it."""
-
-    @property
-    def sight(self):
-        """Frames before and after a frame that its result depends on."""
-        return self.kernel_size[0] - 1, 0
-
-    def forward(self, x):
-        """Whole utterances: (B, channels, T) -> (B, channels, T)."""
-        return self.convolve(x, self.kernel_size[0] - 1)[..., : x.size(-1)]
-
-    def init_state(self, batch_size: int, device) -> ConvolutionState:
-        """The past of a stream that has not begun: zeros, as the offline padding."""
-        shape = (batch_size, self.kernel_size[0] - 1, self.in_channels)
-        return ConvolutionState(torch.zeros(shape, dtype=self.weight.dtype, device=device))
-
-    def forward_chunk(self, x, past):
-        """One chunk (B, channels, n) -> (B, channels, n), which also sees the past."""
-        x = past.extend(x.transpose(1, 2))  # (B, k-1+n, channels), as the convolution reads it
-        return self.convolve(x.transpose(1, 2), 0)

@@ -7,7 +7,7 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as StockConfo
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder as StockEBranchformer
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
-from espnet_ext.encoder import layers
+from espnet_ext.cpu import layers
 from tiny import ENCODERS, INPUT_SIZE, N_FEAT, N_HEAD, build_encoder, max_error
 
 STOCK = {
