@@ -11,7 +11,7 @@ from espnet_ext.register import ENCODERS
 from espnet_ext.registry import Registry
 
 FRONTENDS = Registry(
-    {"default": "espnet2.asr.frontend.default:DefaultFrontend"} | register.FRONTENDS.targets
+    {"default": "espnet2.asr.frontend.default:DefaultFrontend"} | register.FRONTENDS.data
 )
 
 #: of profile.json; changes when a key changes its meaning

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from espnet_ext.attention import attention_label, layer_attentions
+from espnet_ext.attention import ATTENTIONS, attention_label, layer_attentions
 from espnet_ext.attention.registry import conversion_options, options_of
 from espnet_ext.convert.model import load, mha_config, recordings
 from espnet_ext.errors import UserError, about
@@ -150,7 +150,7 @@ def _method(conf, origin):
     takes = {option for name in names for option in conversion_options(name)}
     if "similar" in takes:
         method += ", similar heads" if origin["similar_heads"] else ", neighbouring heads"
-    if any(isinstance(value, list) for value in options.values()):
+    if any(isinstance(options.get(ATTENTIONS[name].ranked), list) for name in names):
         method += ", rank per layer"
     if "moments" in takes and ("similar" not in takes or origin["similar_heads"]):
         method += ", activation-aware" if origin["calibration"] else ", plain"
