@@ -15,6 +15,7 @@ from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
 from espnet_ext.options import Parser, context, device, packet_length, positive_int
+from espnet_ext.register import ENCODERS
 from espnet_ext.state import StreamState
 from espnet_ext.utterance import check_log_probs, check_number, encode, waveform
 
@@ -219,7 +220,7 @@ class StreamingSpeech2Text:
         if not isinstance(self.model.encoder, StreamingEncoder):
             raise UserError(
                 f"{asr_train_config}: encoder: {args.encoder} does not stream; train one of "
-                "kv_conformer, kv_branchformer, kv_e_branchformer with causal: true"
+                f"{', '.join(ENCODERS)} with causal: true"
             )
         if getattr(self.model, "preencoder", None) or getattr(self.model, "postencoder", None):
             raise UserError(f"{asr_train_config}: preencoder and postencoder do not stream")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import StreamingFrontend, front_end
+from espnet_ext.register import ENCODERS
 from espnet_ext.utterance import check_finite
 
 #: longest recording, in seconds, for a model whose memory grows with the square of the length
@@ -75,7 +76,7 @@ class LongAudio:
         if not isinstance(model.encoder, StreamingEncoder):
             raise ValueError(
                 f"encoder: {type(model.encoder).__name__} of ESPnet needs memory that grows with "
-                "the square of the length; kv_conformer, kv_branchformer, kv_e_branchformer do not"
+                f"the square of the length; {', '.join(ENCODERS)} do not"
             )
         if s2t.enh_s2t_task or s2t.multi_asr or model.preencoder or model.postencoder:
             raise ValueError("preencoder, postencoder, several speakers: cannot be cut")

@@ -11,6 +11,7 @@ import argparse
 
 import yaml
 
+from espnet_ext.attention import ATTENTIONS
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, positive, positive_int
 
@@ -23,7 +24,7 @@ def get_parser() -> Parser:
     parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
     parser.add_argument(
         "--attention",
-        help="mha, gqa, mla or linear; A,B,... is one per layer [the encoder stays as it is]",
+        help=f"{', '.join(ATTENTIONS)}; A,B,... is one per layer [the encoder stays as it is]",
     )
     parser.add_argument(
         "--attention_conf",
@@ -35,22 +36,22 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--budget_kb",
         type=positive,
-        help="mla: KB (1024 bytes) of 1000 frames in float32, shared among the layers where each "
+        help="KB (1024 bytes) of 1000 frames in float32, shared among the layers where each "
         "rank saves most, in place of kv_lora_rank",
     )
     parser.add_argument(
         "--grouping",
         choices=("neighbours", "similar"),
         default="neighbours",
-        help="gqa: heads that share keys and values [%(default)s]",
+        help="heads that share keys and values, with n_kv_head [%(default)s]",
     )
     parser.add_argument(
-        "--calibration_scp", help="gqa, mla: wav.scp whose recordings the new weights fit best"
+        "--calibration_scp", help="wav.scp whose recordings the new weights fit best"
     )
     parser.add_argument(
         "--num_utts", type=positive_int, default=50, help="how many of them [%(default)s]"
     )
-    parser.add_argument("--decoder_attention", help="gqa or mla [the decoder stays as it is]")
+    parser.add_argument("--decoder_attention", help="as --attention [the decoder stays as it is]")
     parser.add_argument("--decoder_attention_conf", nargs="+", default=[], metavar="KEY=VALUE")
     return parser
 
@@ -80,8 +81,8 @@ def table(report: dict) -> str:
         lines.append(f"decoder: {report['decoder_attention']} {report['decoder_attention_conf']}")
         for n, lost in enumerate(report["decoder_lost"]):
             lines.append(_line(f"layer {n // 2}, {'source' if n % 2 else 'self'}", lost))
-    if report.get("attention") == "linear":
-        lines.append("Linear attention only starts from these weights: fine-tune it.")
+    if None in report.get("lost", []):
+        lines.append(f"{report['attention']} only starts from these weights: fine-tune it.")
     return "\n".join(lines)
 
 

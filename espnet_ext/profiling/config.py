@@ -1,19 +1,18 @@
 """Models from a YAML of conf/ or from the config.yaml of a training run."""
 
-import importlib
 from pathlib import Path
 
 import yaml
 
+from espnet_ext import register
 from espnet_ext.attention import attention_label
 from espnet_ext.errors import UserError
-from espnet_ext.register import CHOICES
+from espnet_ext.register import ENCODERS
+from espnet_ext.registry import Registry
 
-ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
-FRONTENDS = {
-    "default": "espnet2.asr.frontend.default:DefaultFrontend",
-    **CHOICES["espnet2.tasks.asr"]["frontend_choices"],
-}
+FRONTENDS = Registry(
+    {"default": "espnet2.asr.frontend.default:DefaultFrontend"} | register.FRONTENDS.data
+)
 
 #: of profile.json; changes when a key changes its meaning
 VERSION = 2
@@ -65,12 +64,6 @@ def with_encoder_conf(config: dict, **options) -> dict:
     return config | {"encoder_conf": config.get("encoder_conf", {}) | options}
 
 
-def _class(target):
-    """The class of module:class, imported when it is asked for."""
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def build_encoder(config: dict):
     """The encoder of a config alone, with random weights, in eval mode.
 
@@ -79,7 +72,7 @@ def build_encoder(config: dict):
     """
     input_size = config.get("input_size") or config.get("frontend_conf", {}).get("n_mels", 80)
     try:
-        encoder = _class(ENCODERS[config["encoder"]])(input_size, **config.get("encoder_conf", {}))
+        encoder = ENCODERS[config["encoder"]](input_size, **config.get("encoder_conf", {}))
     except (TypeError, ValueError) as error:
         raise UserError(f"encoder_conf: {error}") from None
     return encoder.eval()
@@ -96,8 +89,8 @@ def build_frontend(config: dict):
         raise ValueError("input_size: the model reads features")
     kind = config.get("frontend") or "default"
     if kind not in FRONTENDS:
-        raise ValueError(f"frontend: must be default or kaldi_fbank, got {kind}")
-    return _class(FRONTENDS[kind])(**(config.get("frontend_conf") or {}))
+        raise ValueError(f"frontend: must be one of {', '.join(FRONTENDS)}, got {kind}")
+    return FRONTENDS[kind](**(config.get("frontend_conf") or {}))
 
 
 def complete(config: dict, vocab_size: int) -> dict:

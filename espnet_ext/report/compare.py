@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from espnet_ext.attention.registry import cache_kind
 from espnet_ext.errors import UserError
 from espnet_ext.profiling.config import read_yaml
 from espnet_ext.report.schema import NAME, read, text
@@ -174,9 +175,7 @@ def _rest(model):
 
 def _cache_kind(model):
     """What a frame leaves in the cache of a model."""
-    conf = model["encoder_conf"].get("attention_conf") or {}
-    kinds = {"mla": "latent", "linear": "sums"}
-    return kinds.get(model["attention"], conf.get("cache", "kv"))
+    return cache_kind(model["attention"], model["encoder_conf"].get("attention_conf") or {})
 
 
 def row_name(row) -> str:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from espnet_ext.attention import ATTENTIONS, attention_label, layer_attentions
+from espnet_ext.attention.registry import conversion_options, options_of
 from espnet_ext.convert.model import load, mha_config, recordings
 from espnet_ext.errors import UserError, about
 from espnet_ext.jobs.markers import BESIDE
@@ -140,19 +142,22 @@ def _started_from(expdir):
 
 def _method(conf, origin):
     """What was done to a model, in words."""
-    attention, options = conf.get("attention", "mha"), conf.get("attention_conf") or {}
+    layers = layer_attentions(conf.get("attention", "mha"), conf.get("attention_conf"))
+    names, options = {name for name, _ in layers}, conf.get("attention_conf") or {}
+    method = attention_label(conf.get("attention", "mha"))
     if not origin:
-        return {"method": f"{attention} (source)", "training": "source"}
-    method = attention
-    if attention == "gqa":
+        return {"method": f"{method} (source)", "training": "source"}
+    takes = {option for name in names for option in conversion_options(name)}
+    if "similar" in takes:
         method += ", similar heads" if origin["similar_heads"] else ", neighbouring heads"
-    if attention == "mla" and isinstance(options["kv_lora_rank"], list):
+    if any(isinstance(options.get(ATTENTIONS[name].ranked), list) for name in names):
         method += ", rank per layer"
-    if attention == "mla" or origin["similar_heads"]:
+    if "moments" in takes and ("similar" not in takes or origin["similar_heads"]):
         method += ", activation-aware" if origin["calibration"] else ", plain"
+    size = next((options[key] for key in options_of(layers[0][0]) if key in options), None)
     return {
         "method": method,
-        "conf": text(options.get("kv_lora_rank", options.get("n_kv_head")), missing=""),
+        "conf": text(size, missing=""),
         "training": "fine-tuned" if origin["tuned"] else "zero-shot",
     }
 

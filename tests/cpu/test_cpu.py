@@ -1,14 +1,60 @@
-"""The faster modules compute what PyTorch's do, gradients included."""
+"""The faster modules compute what PyTorch's do, gradients included, and can all be taken out."""
 
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from espnet_ext.dropout import Dropout
-from espnet_ext.encoder import subsampling
-from espnet_ext.encoder.conv import DepthwiseConv1d
-from tiny import max_error
+from espnet_ext import cpu
+from espnet_ext.cpu import subsampling
+from espnet_ext.cpu.conv import depthwise_conv1d
+from espnet_ext.cpu.dropout import Dropout
+from tiny import ENCODERS, INPUT_SIZE, build_encoder, max_error
+
+
+def modules_of(encoder, **options):
+    """Names of the classes in an encoder, and where they are defined."""
+    modules = build_encoder(encoder, **options).modules()
+    return {f"{type(m).__module__}.{type(m).__qualname__}" for m in modules}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_switch_takes_everything_out(encoder, causal, cpu_switch):
+    found = [name for name in modules_of(encoder, causal=causal) if ".cpu." in name]
+    assert bool(found) == (cpu_switch == "cpu on"), found
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_switch_changes_neither_first_weights_nor_results(encoder):
+    feats, lengths = torch.randn(1, 3000, INPUT_SIZE), torch.tensor([3000])
+    models, outputs = [], []
+    for on in (True, False):
+        cpu.enable(on)
+        torch.manual_seed(5)
+        models.append(build_encoder(encoder).eval())
+        with torch.no_grad():  # long enough for blocks, and for attention head by head
+            outputs.append(models[-1](feats, lengths)[0])
+    cpu.enable()
+    for (name, a), (other, b) in zip(*(m.state_dict().items() for m in models), strict=True):
+        assert name == other and torch.equal(a, b), name
+    assert max_error(*outputs) < 1e-5
+
+
+@pytest.mark.parametrize(("value", "on"), [("0", False), ("1", True), (None, True)])
+def test_switch_is_set_by_the_environment(value, on):
+    env = {k: v for k, v in os.environ.items() if k != "ESPNET_EXT_CPU"}
+    script = "from espnet_ext import cpu; print(cpu.enabled())"
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True,
+        env=env | ({} if value is None else {"ESPNET_EXT_CPU": value}),
+    )  # fmt: skip
+    assert out.stdout.strip() == str(on), out.stderr
 
 
 def gradients(function, x, parameters):
@@ -27,12 +73,12 @@ def gradients(function, x, parameters):
 def test_depthwise_convolution_equals_pytorch(batch, channels, frames, half, padding):
     width = 2 * half + 1
     padding = max(min(padding, width - 1), (width - frames + 1) // 2)
-    ours = DepthwiseConv1d(channels, channels, width, groups=channels).double()
+    ours = nn.Conv1d(channels, channels, width, groups=channels).double()
     x = torch.randn(batch, channels, frames, dtype=torch.float64)
     both = [
         gradients(run, x, ours.parameters())
         for run in (
-            lambda x: ours.convolve(x, padding),
+            lambda x: depthwise_conv1d(x, ours.weight, ours.bias, padding),
             lambda x: nn.functional.conv1d(x, ours.weight, ours.bias, 1, padding, 1, channels),
         )
     ]

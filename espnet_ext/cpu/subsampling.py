@@ -16,7 +16,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
 )
 from torch import nn
 
-from espnet_ext.encoder.conv import trains_on_cpu
+from espnet_ext.cpu.conv import trains_on_cpu
 
 #: output frames per block
 BLOCK = 96
@@ -147,7 +147,3 @@ class BlockedConv2dSubsampling6(InBlocks, Conv2dSubsampling6):
 
 class BlockedConv2dSubsampling8(InBlocks, Conv2dSubsampling8):
     """An eighth of the frames."""
-
-
-#: ESPnet's class -> the one here
-FASTER = {cls.__mro__[2]: cls for cls in InBlocks.__subclasses__()}
