@@ -23,7 +23,7 @@ from scipy.signal import firwin, resample_poly
 from espnet_ext.data.audio import parallel_map
 from espnet_ext.data.librispeech import SAMPLE_RATE
 from espnet_ext.errors import UserError
-from espnet_ext.swap import settle, swap
+from espnet_ext.files import settle, swap
 
 SEED = 2022
 WORDS = {

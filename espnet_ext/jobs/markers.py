@@ -12,7 +12,7 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import TABLES, write_atomic
 from espnet_ext.errors import UserError
-from espnet_ext.swap import settle, swap
+from espnet_ext.files import settle, swap
 
 MISSING = "missing"
 BEGUN = ".begun"  # marker of a training that has begun

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from espnet_ext import swap as swaps
+from espnet_ext import files as swaps
 from espnet_ext.bin import marker as command
 from espnet_ext.data import kaldi
 from espnet_ext.errors import UserError
