@@ -1,56 +1,181 @@
-"""A new directory takes the place of an old one; a kill leaves the old or the new one."""
+"""Files and directories that are whole or not there, and the locks of those who work on them."""
 
+import contextlib
 import ctypes
 import errno
+import fcntl
+import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
-from espnet_ext.errors import UserError
+from espnet_ext.errors import NO_SPACE, DiskFull, UserError, disk_full
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # to this system, or to this file system
+HELD, NO_LOCKS = (errno.EWOULDBLOCK, errno.EACCES), (errno.ENOLCK, *UNKNOWN)  # of flock
+MISSING = "missing"  # the version of what is not there
+PATIENCE = 2.0  # seconds in which the processes of a run that was killed give their lock back
 
 
-def swap(new, directory):
-    """Put a directory in the place of another one, which is removed.
-
-    One system call exchanges the two. Where the file system cannot do that, the old one is moved
-    aside first; ``settle`` puts it back after a kill between the two halves.
+@contextlib.contextmanager
+def beside(path):
+    """Lend a name beside a path for what is not whole yet, and remove what is there at the end.
 
     Args:
-        new: Directory, on the same file system.
-        directory: Where it goes.
+        path: File or directory that is to be; missing directories above it are made.
+
+    Yields:
+        Path: Nothing is there yet; the same each time, so that a kill leaves at most one.
+
+    Raises:
+        DiskFull: There is no space left.
+        UserError: The system refused something in the block.
+    """
+    path = Path(path)
+    new = temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _discard(new)
+        yield new
+    except UserError:
+        raise
+    except Exception as error:
+        if not disk_full(error) and getattr(error, "errno", None) is None:
+            raise  # not the system's
+        raise _not_written(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            _discard(new)
+
+
+@contextlib.contextmanager
+def whole(path, sync=False):
+    """Write a file or a directory that is either whole or not there.
+
+    Args:
+        path: What to write. A file may be there; a directory must not.
+        sync: Have the file reach the disk before it takes its place.
+
+    Yields:
+        Path: Where to write; see ``beside``. It takes its place at the end of the block.
+    """
+    with beside(path) as new:
+        yield new
+        if sync:
+            with open(new, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(new, path)
+
+
+def write_atomic(path, content):
+    """Write a file that is either whole or not there; see ``whole``.
+
+    Args:
+        path: File to write or to replace.
+        content: Bytes.
+    """
+    write_together({path: content})
+
+
+def write_together(contents, seal=None):
+    """Write files; none is replaced before all the new ones are on the disk.
+
+    Args:
+        contents: Dict ``{path: bytes}``, or ``{path: None}`` for a file to remove; they are
+            replaced and removed in this order. Missing directories are made.
+        seal: The last of them, which says that the others belong together; it is removed before
+            the first is replaced.
+
+    Raises:
+        DiskFull: There is no space left; every file is as it was.
+        UserError: A directory is not writable, ...
+    """
+    with contextlib.ExitStack() as last_first:
+        for path, content in reversed(contents.items()):
+            if content is None:
+                last_first.enter_context(_removed(path))
+            else:
+                last_first.enter_context(whole(path)).write_bytes(content)
+        if seal is not None:
+            remove(seal)
+
+
+@contextlib.contextmanager
+def _removed(path):
+    yield
+    remove(path)
+
+
+def remove(path):
+    """Remove a file if it is there.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: It cannot be removed.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be removed ({error.strerror})") from error
+
+
+def replace(new, path):
+    """Let a file or a directory take the place of another, which is removed; none need be there.
+
+    One system call exchanges two directories. Where the file system cannot do that, the old one is
+    moved aside first; ``settle`` puts it back after a kill between the two halves.
+
+    Args:
+        new: What is whole, on the same file system.
+        path: Where it goes.
 
     Raises:
         UserError: It cannot be moved; the old one stays.
     """
-    new, directory = Path(new), Path(directory)
-    settle(new, directory)
+    new, path = Path(new), Path(path)
+    settle(new, path)
     aside = _aside(new)
     try:
-        if not directory.exists():
-            os.rename(new, directory)
-        elif not _exchange(new, directory):
+        if not (path.is_dir() and new.is_dir()):
+            os.replace(new, path)
+        elif not _exchange(new, path):
             shutil.rmtree(aside, ignore_errors=True)
-            os.rename(directory, aside)
-            os.rename(new, directory)
+            os.replace(path, aside)
+            os.replace(new, path)
     except OSError as error:
-        settle(new, directory)
-        raise UserError(f"{directory}: cannot be replaced ({error.strerror})") from error
+        settle(new, path)
+        raise UserError(f"{path}: cannot be replaced ({error.strerror})") from error
     for old in (new, aside):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def settle(new, directory):
-    """Put an old directory back that a killed ``swap`` had moved aside.
+def settle(new, path):
+    """Put an old directory back that a killed ``replace`` had moved aside.
 
     Args:
-        new: See ``swap``; it stays, if it is there.
-        directory: See ``swap``.
+        new: See ``replace``; it stays, if it is there.
+        path: See ``replace``.
     """
-    if not Path(directory).exists() and _aside(new).exists():
-        os.rename(_aside(new), directory)
+    if not Path(path).exists() and _aside(new).exists():
+        os.replace(_aside(new), path)
+
+
+def version(path):
+    """Return what tells a large file from another that takes its place: size and time of change."""
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        return MISSING
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def temporary(path):
+    """Return the name beside a path that ``beside`` lends."""
+    return Path(path).with_name(f".{Path(path).name}.tmp")
 
 
 def _aside(new):
@@ -67,3 +192,76 @@ def _exchange(one, other):
     if done != 0 and (code := ctypes.get_errno()) not in UNKNOWN:
         raise OSError(code, os.strerror(code))
     return done == 0
+
+
+def _discard(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _not_written(path, error):
+    """The error of a path for whose sake the system refused something."""
+    if disk_full(error):
+        return DiskFull(f"{path}: {NO_SPACE}")
+    named = error.filename is None or str(error.filename).startswith(str(temporary(path)))
+    what = "" if named or str(error.filename) == str(path) else f"{error.filename}: "
+    return UserError(f"{path}: cannot be written ({what}{error.strerror or error})")
+
+
+@contextlib.contextmanager
+def locked(path, what):
+    """Hold the lock of a file for a block; see ``lock``.
+
+    Args:
+        path: The file, which is made when it is not there.
+        what: See ``lock``.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        lock(file, path.parent, what, os.getpid())
+        yield
+    finally:
+        os.close(file)
+
+
+def lock(file, folder, what, owner):
+    """Take the kernel's lock of an open file; the last process that has it open gives it back.
+
+    Args:
+        file: Its descriptor, open for reading and writing; a shell's may be inherited.
+        folder: What the lock stands for.
+        what: What its owner does there, such as ``"run works"``.
+        owner: Process that will have the lock, for the message to others.
+
+    Raises:
+        UserError: Another process has it, or it cannot be taken. A file system that has no locks at
+            all is worth a warning.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno in HELD and time.monotonic() < end:
+                time.sleep(0.05)
+                continue
+            if error.errno in HELD:
+                other = os.pread(file, 200, 0).decode(errors="replace").strip()
+                raise UserError(
+                    f"another {what} in {folder} ({other}): wait for it or stop it"
+                ) from None
+            if error.errno not in NO_LOCKS:
+                raise UserError(f"{folder}: cannot be locked ({error.strerror})") from error
+            logging.warning(f"{folder}: its file system has no locks, start nothing else there")
+            return
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {owner} on {os.uname().nodename}\n".encode(), 0)
