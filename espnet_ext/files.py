@@ -14,27 +14,25 @@ from espnet_ext.errors import NO_SPACE, DiskFull, UserError, disk_full
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # to this system, or to this file system
-HELD, NO_LOCKS = (errno.EWOULDBLOCK, errno.EACCES), (errno.ENOLCK, *UNKNOWN)  # of flock
 MISSING = "missing"  # the version of what is not there
 PATIENCE = 2.0  # seconds in which the processes of a run that was killed give their lock back
 
 
 @contextlib.contextmanager
 def beside(path):
-    """Lend a name beside a path for what is not whole yet, and remove what is there at the end.
+    """Lend a name beside a path for what is not whole yet; what is there at the end is removed.
 
     Args:
         path: File or directory that is to be; missing directories above it are made.
 
     Yields:
-        Path: Nothing is there yet; the same each time, so that a kill leaves at most one.
+        Path: ``temporary(path)``. Nothing is there yet, also after a kill.
 
     Raises:
         DiskFull: There is no space left.
         UserError: The system refused something in the block.
     """
-    path = Path(path)
-    new = temporary(path)
+    path, new = Path(path), temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _discard(new)
@@ -42,9 +40,13 @@ def beside(path):
     except UserError:
         raise
     except Exception as error:
-        if not disk_full(error) and getattr(error, "errno", None) is None:
-            raise  # not the system's
-        raise _not_written(path, error) from error
+        if disk_full(error):
+            raise DiskFull(f"{path}: {NO_SPACE}") from error
+        if getattr(error, "errno", None) is None:  # not the system's
+            raise
+        name = str(error.filename or new)
+        other = "" if name.startswith((str(new), str(path))) else f"{name}: "
+        raise UserError(f"{path}: cannot be written ({other}{error.strerror})") from error
     finally:
         with contextlib.suppress(OSError):
             _discard(new)
@@ -70,12 +72,7 @@ def whole(path, sync=False):
 
 
 def write_atomic(path, content):
-    """Write a file that is either whole or not there; see ``whole``.
-
-    Args:
-        path: File to write or to replace.
-        content: Bytes.
-    """
+    """Write a file of some bytes that is either whole or not there; see ``whole``."""
     write_together({path: content})
 
 
@@ -84,13 +81,12 @@ def write_together(contents, seal=None):
 
     Args:
         contents: Dict ``{path: bytes}``, or ``{path: None}`` for a file to remove; they are
-            replaced and removed in this order. Missing directories are made.
+            replaced and removed in this order.
         seal: The last of them, which says that the others belong together; it is removed before
             the first is replaced.
 
     Raises:
-        DiskFull: There is no space left; every file is as it was.
-        UserError: A directory is not writable, ...
+        UserError: See ``beside``; every file is as it was.
     """
     with contextlib.ExitStack() as last_first:
         for path, content in reversed(contents.items()):
@@ -109,14 +105,7 @@ def _removed(path):
 
 
 def remove(path):
-    """Remove a file if it is there.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: It cannot be removed.
-    """
+    """Remove a file if it is there; one that cannot be removed is a ``UserError``."""
     try:
         Path(path).unlink(missing_ok=True)
     except OSError as error:
@@ -124,7 +113,7 @@ def remove(path):
 
 
 def replace(new, path):
-    """Let a file or a directory take the place of another, which is removed; none need be there.
+    """Let a file or a directory take the place of another, if there is one, which is removed.
 
     One system call exchanges two directories. Where the file system cannot do that, the old one is
     moved aside first; ``settle`` puts it back after a kill between the two halves.
@@ -154,12 +143,7 @@ def replace(new, path):
 
 
 def settle(new, path):
-    """Put an old directory back that a killed ``replace`` had moved aside.
-
-    Args:
-        new: See ``replace``; it stays, if it is there.
-        path: See ``replace``.
-    """
+    """Put an old directory back that a killed ``replace(new, path)`` had moved aside."""
     if not Path(path).exists() and _aside(new).exists():
         os.replace(_aside(new), path)
 
@@ -201,23 +185,9 @@ def _discard(path):
         path.unlink(missing_ok=True)
 
 
-def _not_written(path, error):
-    """The error of a path for whose sake the system refused something."""
-    if disk_full(error):
-        return DiskFull(f"{path}: {NO_SPACE}")
-    named = error.filename is None or str(error.filename).startswith(str(temporary(path)))
-    what = "" if named or str(error.filename) == str(path) else f"{error.filename}: "
-    return UserError(f"{path}: cannot be written ({what}{error.strerror or error})")
-
-
 @contextlib.contextmanager
 def locked(path, what):
-    """Hold the lock of a file for a block; see ``lock``.
-
-    Args:
-        path: The file, which is made when it is not there.
-        what: See ``lock``.
-    """
+    """Hold the lock of a file, which is made when it is not there, for a block; see ``lock``."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,12 +207,12 @@ def lock(file, folder, what, owner):
     Args:
         file: Its descriptor, open for reading and writing; a shell's may be inherited.
         folder: What the lock stands for.
-        what: What its owner does there, such as ``"run works"``.
-        owner: Process that will have the lock, for the message to others.
+        what: What is done there, such as ``"run works"``.
+        owner: Number of the process that will have the lock, for the message to others.
 
     Raises:
-        UserError: Another process has it, or it cannot be taken. A file system that has no locks at
-            all is worth a warning.
+        UserError: Another process has it, or it cannot be taken. That a file system has no locks at
+            all is a warning.
     """
     end = time.monotonic() + PATIENCE
     while True:
@@ -250,18 +220,15 @@ def lock(file, folder, what, owner):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
-            if error.errno in HELD and time.monotonic() < end:
-                time.sleep(0.05)
-                continue
-            if error.errno in HELD:
-                other = os.pread(file, 200, 0).decode(errors="replace").strip()
-                raise UserError(
-                    f"another {what} in {folder} ({other}): wait for it or stop it"
-                ) from None
-            if error.errno not in NO_LOCKS:
+            if error.errno in (errno.ENOLCK, *UNKNOWN):
+                logging.warning(f"{folder}: its file system has no locks, start nothing else there")
+                return
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError(f"{folder}: cannot be locked ({error.strerror})") from error
-            logging.warning(f"{folder}: its file system has no locks, start nothing else there")
-            return
+        if time.monotonic() > end:
+            other = os.pread(file, 200, 0).decode(errors="replace").strip()
+            raise UserError(f"another {what} in {folder} ({other}): wait for it or stop it")
+        time.sleep(0.05)
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {owner} on {os.uname().nodename}\n".encode(), 0)

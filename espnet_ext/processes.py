@@ -36,15 +36,12 @@ def die_with_parent(parent=None, signum=signal.SIGKILL):
 
 @contextmanager
 def pool(n, environment=(), **more):
-    """Run fresh worker processes that end with this one, and at once on Ctrl-C.
+    """Run ``n`` fresh worker processes that end with this one, and at once on Ctrl-C.
 
     Args:
         n: How many.
         environment: Dict of variables for them.
-        more: Other options of ``ProcessPoolExecutor``.
-
-    Yields:
-        ``ProcessPoolExecutor``.
+        more: Other options of the ``ProcessPoolExecutor`` that is yielded.
 
     Raises:
         UserError: A worker died.
@@ -116,12 +113,12 @@ def _running(pid):
 
 def _started_by(run):
     """Processes that a run has started, less this one."""
-    found = []
+    found = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # another user's, or it has just ended
             if f"{RUN}={run}".encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return set(found) - {os.getpid()}
+                found.add(int(path.parent.name))
+    return found - {os.getpid()}
 
 
 if __name__ == "__main__" and sys.platform == "linux":

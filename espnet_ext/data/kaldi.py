@@ -211,19 +211,7 @@ def find_problems(path, tables, on_disk=False):
                 f"{path / name}: {key} has no value" for key, value in table.items() if not value
             ]
     wavs = tables.get("wav.scp", {})
-    commands = not_files(path, wavs)
-    problems += commands
-    if on_disk:
-        problems += [
-            f"{path / name}: not sorted by bytes (LC_ALL=C sort)"
-            for name, table in tables.items()
-            if list(table) != sorted(table)
-        ]
-        problems += [
-            f"{path / 'wav.scp'}: {key}: no such file: {audio}"
-            for key, audio in wavs.items()
-            if audio and not commands and not os.path.exists(audio)
-        ]
+    problems += not_files(path, wavs)
     if problems:
         return problems
 
@@ -249,7 +237,7 @@ def find_problems(path, tables, on_disk=False):
             parse_speed(speed)
         except UserError as error:
             problems.append(f"{path / 'utt2speed'}: {error}")
-    lacking = {}
+    unknown = {}
     for utt in tables.get("segments", {}):
         try:
             recording, _, _ = parse_segment(tables, utt)
@@ -259,14 +247,19 @@ def find_problems(path, tables, on_disk=False):
             )
         else:
             if recording not in wavs:
-                lacking.setdefault(recording, utt)
-    if same := alike(lacking, wavs):
+                unknown[utt] = recording
+    if same := alike(unknown.values(), wavs):
         problems.append(f"{path / 'segments'}: {same}; the other is in wav.scp")
-    else:
-        problems += [
-            f"{path / 'segments'}: {utt} is cut from {recording}, which wav.scp lacks"
-            for recording, utt in lacking.items()
-        ]
+        unknown = {}
+    for utt, recording in unknown.items():
+        problems.append(f"{path / 'segments'}: {utt} is cut from {recording}, which wav.scp lacks")
+    if on_disk and not problems:
+        for name, table in tables.items():
+            if list(table) != sorted(table):
+                problems.append(f"{path / name}: not sorted by bytes (LC_ALL=C sort)")
+        for key, audio in wavs.items():
+            if not os.path.exists(audio):
+                problems.append(f"{path / 'wav.scp'}: {key}: no such file: {audio}")
     return problems
 
 
