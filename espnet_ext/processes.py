@@ -4,6 +4,7 @@ import ctypes
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from espnet_ext.errors import UserError
 
 PR_SET_PDEATHSIG = 1
-RUN = "ESPNET_EXT_RUN"  # environment of all that a run starts: the process whose end is its end
+RUN = "ESPNET_EXT_RUN"  # the variable of all that a run starts: its process, after an outer run's
 CHUNK = 32  # items handed to a worker at a time
 
 
@@ -35,32 +36,41 @@ def die_with_parent(parent=None, signum=signal.SIGKILL):
 
 
 @contextmanager
-def pool(n, environment=(), **more):
-    """Run ``n`` fresh worker processes that end with this one, and at once on Ctrl-C.
+def pool(n, begin=None, *args, **more):
+    """Run fresh worker processes, which end with this one and when an error leaves the block.
 
     Args:
         n: How many.
-        environment: Dict of variables for them.
+        begin: Function that each calls first, of ``args``.
         more: Other options of the ``ProcessPoolExecutor`` that is yielded.
 
     Raises:
         UserError: A worker died.
     """
+    before = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")  # threads of this process are not forked
-    start = {"initializer": _begin, "initargs": (os.getpid(), dict(environment))}
     try:
-        with ProcessPoolExecutor(n, context, **start, **more) as workers:
-            yield workers
+        with ProcessPoolExecutor(n, context, _begin, (os.getpid(), begin, args), **more) as workers:
+            try:
+                yield workers
+            except BaseException:
+                for process in set(multiprocessing.active_children()) - set(before):
+                    process.kill()
+                raise
     except BrokenProcessPool as error:
         fewer = f"; use fewer than --nj {n}" if n > 1 else ""
         raise UserError(f"a worker process died, perhaps for lack of memory{fewer}") from error
 
 
-def _begin(parent, environment):
+def _begin(parent, begin, args):
     die_with_parent(parent)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is not for us
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
+    if begin:
+        begin(*args)
+
+
+def _one_thread():
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def parallel_map(function, items, nj):
@@ -83,7 +93,7 @@ def parallel_map(function, items, nj):
     if nj <= 1:
         yield from progress(map(function, items))
         return
-    with pool(nj, {"OMP_NUM_THREADS": "1"}) as workers:
+    with pool(nj, _one_thread) as workers:
         yield from progress(workers.map(function, items, chunksize=CHUNK))
 
 
@@ -113,10 +123,10 @@ def _running(pid):
 
 def _started_by(run):
     """Processes that a run has started, less this one."""
-    found = set()
+    found, mark = set(), re.compile(rf"(\A|\0){RUN}=[0-9 ]*\b{run}\b".encode())
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # another user's, or it has just ended
-            if f"{RUN}={run}".encode() in path.read_bytes().split(b"\0"):
+            if mark.search(path.read_bytes()):
                 found.add(int(path.parent.name))
     return found - {os.getpid()}
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 # The mark of all that this run starts, its subshells too, by which espnet_ext/processes.py ends them with it.
-[ "${ESPNET_EXT_RUN:-}" = $$ ] || ESPNET_EXT_RUN=$$ exec "${BASH}" "$0" "$@"
+[[ " ${ESPNET_EXT_RUN:-} " = *" $$ "* ]] || ESPNET_EXT_RUN="${ESPNET_EXT_RUN:-} $$" exec "${BASH}" "$0" "$@"
 
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (asr.sh) $*"; }
 die() { log "error: $*" >&2; exit 1; }
