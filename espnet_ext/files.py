@@ -15,7 +15,7 @@ from espnet_ext.errors import NO_SPACE, DiskFull, UserError, disk_full
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # to this system, or to this file system
 MISSING = "missing"  # the version of what is not there
-PATIENCE = 2.0  # seconds in which the processes of a run that was killed give their lock back
+PATIENCE = 5.0  # seconds in which the processes of a run that was killed give their lock back
 
 
 @contextlib.contextmanager

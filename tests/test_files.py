@@ -93,7 +93,9 @@ HOLD = (
 )
 
 
-def test_lock_is_refused_to_others_with_its_owner_and_free_when_that_is_killed(tmp_path):
+def test_lock_is_refused_to_others_with_its_owner_and_free_when_that_is_killed(
+    tmp_path, monkeypatch
+):
     path, host = tmp_path / "below" / ".lock", os.uname().nodename
     owner = subprocess.Popen(
         [sys.executable, "-c", HOLD.format(str(path))],
@@ -103,8 +105,10 @@ def test_lock_is_refused_to_others_with_its_owner_and_free_when_that_is_killed(t
     )
     owner.stdout.readline()
     said = f"another run works in {path.parent} (process {owner.pid} on {host}): wait"
-    with pytest.raises(UserError, match=re.escape(said)), files.locked(path, "run works"):
-        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "PATIENCE", 0.1)
+        with pytest.raises(UserError, match=re.escape(said)), files.locked(path, "run works"):
+            pass
     owner.kill()  # nobody has waited for its end
     with files.locked(path, "run works"):
         assert path.read_text() == f"process {os.getpid()} on {host}\n"
@@ -137,7 +141,7 @@ python3 -m espnet_ext.bin.marker claim . $$ && echo held && read -r _
 """
 
 
-def test_lock_of_a_shell_outlives_the_command_that_took_it(tmp_path):
+def test_lock_of_a_shell_outlives_the_command_that_took_it(tmp_path, monkeypatch):
     shell = subprocess.Popen(
         ["bash", "-c", LOCKED.replace("python3", sys.executable)],
         cwd=tmp_path,
@@ -148,6 +152,7 @@ def test_lock_of_a_shell_outlives_the_command_that_took_it(tmp_path):
     )
     assert shell.stdout.readline() == "held\n"
     lock = tmp_path / ".lock"
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
     with pytest.raises(UserError, match=f"process {shell.pid} "), files.locked(lock, ""):
         pass
     shell.communicate("\n")
