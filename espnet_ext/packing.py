@@ -6,7 +6,6 @@ archive; ESPnet's own ``Speech2Text.from_pretrained`` reads it too, after ``impo
 
 import os
 import platform
-import shutil
 import time
 import zipfile
 import zlib
@@ -17,6 +16,7 @@ import yaml
 
 import espnet_ext
 from espnet_ext.errors import UserError, printable
+from espnet_ext.files import whole
 
 #: what an archive may hold, by the place in meta.yaml that says so: arguments of ``Speech2Text``
 ARGUMENTS = {
@@ -73,24 +73,15 @@ def pack(out, configs, files, options=()):
         "timestamp": time.time(),
         **_versions(),
     }
-    out = Path(out)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w") as archive:
-            archive.writestr("meta.yaml", yaml.safe_dump(meta))
-            for path, member in members.items():
-                if member in meta["yaml_files"].values():
-                    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-                    config = _change(config, lambda text: members.get(os.path.abspath(text), text))
-                    archive.writestr(member, yaml.safe_dump(config, sort_keys=False))
-                else:
-                    archive.write(path, member)
-        temporary.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr("meta.yaml", yaml.safe_dump(meta))
+        for path, member in members.items():
+            if member in meta["yaml_files"].values():
+                config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+                config = _change(config, lambda text: members.get(os.path.abspath(text), text))
+                archive.writestr(member, yaml.safe_dump(config, sort_keys=False))
+            else:
+                archive.write(path, member)
 
 
 def unpack(archive, folder):
@@ -110,9 +101,13 @@ def unpack(archive, folder):
     folder = Path(os.path.abspath(folder))
     if folder.exists():
         raise UserError(f"{folder}: is there already; give a directory that is not")
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    with whole(folder) as temporary:
+        return _extract(archive, temporary, folder)
+
+
+def _extract(archive, temporary, folder):
+    """Write what is in an archive to ``temporary``, for ``folder``; return what ``unpack`` does."""
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         with zipfile.ZipFile(archive) as packed:
             names = set(packed.namelist())
             if outside := [name for name in names if name[:1] == "/" or ".." in Path(name).parts]:
@@ -139,15 +134,10 @@ def unpack(archive, folder):
             path = temporary / Path(arguments[key]).relative_to(folder)
             config = _change(yaml.safe_load(path.read_text(encoding="utf-8")), place)
             path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        temporary.rename(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive}: damaged or no .zip archive ({error}); get it again") from error
     except FileNotFoundError as error:
         raise UserError(f"{archive}: no packed model ({error.filename} is not there)") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(f"{archive}: no packed model, its meta.yaml is of another form") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return arguments, {key: printable(str(meta[key])) for key in _versions() if key in meta}

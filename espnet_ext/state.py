@@ -8,12 +8,12 @@ what it leaves; nothing else writes to one.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
 from dataclasses import dataclass, field
 
 import torch
 
+from espnet_ext.files import whole
 from espnet_ext.positions import PositionTable, plain_tensors
 
 CACHE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -382,10 +382,9 @@ class StreamState:
 
     def save(self, path) -> None:
         """Write the state to a file that ``load`` reads, in this process or another."""
-        temporary = f"{path}.tmp"
         values = {"version": VERSION} | _plain(dataclasses.replace(self, positions=None))
-        torch.save(values, temporary)
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            torch.save(values, temporary)
 
     @classmethod
     @plain_tensors()

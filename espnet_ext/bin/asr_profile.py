@@ -7,13 +7,12 @@ Exit status 1 if a measured cache differs from its formula.
 """
 
 import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, context, device, positive_int
+from espnet_ext.processes import pool
 from espnet_ext.profiling.config import KINDS, describe, read_model_config, read_yaml
 from espnet_ext.results import to_json
 
@@ -122,8 +121,7 @@ def main(argv=None):
     """Run the command line."""
     args = parse(argv)
     if args.measure == "all":
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as fresh:
+        with pool(1, max_tasks_per_child=1) as fresh:
             results = [fresh.submit(measure, args, path) for path in args.config]
             results = [result.result() for result in results]
     else:

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import shutil
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from espnet_ext.convert.weights import Moments, allocate_ranks
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.data.packets import read_whole
 from espnet_ext.errors import UserError, no_checkpoint
+from espnet_ext.files import whole
 from espnet_ext.frontend import known_front_end
 from espnet_ext.profiling.config import ENCODERS, read_yaml
 from espnet_ext.results import to_json
@@ -83,14 +83,12 @@ def convert_model(source, output, request: Request, checkpoint="valid.acc.ave.pt
     if request.decoder_attention:
         report |= _convert_decoder(model, config, request)
     config["output_dir"] = str(output)
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    torch.save(model.state_dict(), temporary / checkpoint)
-    (temporary / "conversion.json").write_text(to_json(report, indent=1), "utf-8")
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    (temporary / "config.yaml").write_text(text, "utf-8")
-    temporary.rename(output)
+    with whole(output) as directory:
+        directory.mkdir()
+        torch.save(model.state_dict(), directory / checkpoint)
+        (directory / "conversion.json").write_text(to_json(report, indent=1), "utf-8")
+        (directory / "config.yaml").write_text(text, "utf-8")
     return report
 
 

@@ -1,16 +1,9 @@
 """Audio files: read with clear errors, brought to one rate, one channel and one format."""
 
-import ctypes
 import functools
 import hashlib
 import io
-import multiprocessing
-import os
 import re
-import signal
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -19,15 +12,15 @@ from urllib.parse import quote
 
 import numpy as np
 import soundfile as sf
-from tqdm import tqdm
 
+from espnet_ext import files
 from espnet_ext.data import kaldi
 from espnet_ext.errors import DiskFull, UserError
+from espnet_ext.processes import parallel_map
 
 IN_PLACE = ("FLAC", "WAV", "WAVEX")
 OVERRUN = 0.1  # seconds that a segment may end after its recording, from rounded times
 UNKNOWN_LENGTH = 0x7FFF0000  # bytes; piped WAV files promise this much or more
-CHUNK = 32  # files handed to a worker at a time
 BLOCK = 2**20  # samples read at a time where none is kept
 LOUDEST = 2.0**32  # full scale is 1, or that of 32 bits in files that were never scaled
 
@@ -170,47 +163,6 @@ def encode(samples, rate, audio_format):
     return content.getvalue()
 
 
-def _start_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            1, signal.SIGKILL
-        )  # PR_SET_PDEATHSIG: a killed parent leaves nothing behind
-
-
-def parallel_map(function, items, nj):
-    """Apply a picklable function in worker processes, never more than there are processors.
-
-    Args:
-        function: Function of one item.
-        items: List.
-        nj: Worker processes wanted; 1 means this process.
-
-    Yields:
-        Results in the order of ``items``.
-
-    Raises:
-        UserError: A worker died.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    nj = min(nj, cores, -(-len(items) // CHUNK))
-    progress = functools.partial(tqdm, total=len(items), unit="file", disable=None, leave=False)
-    if nj <= 1:
-        yield from progress(map(function, items))
-        return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # threads of this process, if any, are not forked
-    try:
-        with ProcessPoolExecutor(nj, context, _start_worker) as pool:
-            yield from progress(pool.map(function, items, chunksize=CHUNK))
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a worker process died, perhaps for lack of memory; use fewer than --nj {nj}"
-        ) from error
-
-
 class _Job(NamedTuple):
     """One utterance to format."""
 
@@ -254,7 +206,7 @@ def _format(job):
             if not job.written.exists():
                 samples = read(audio, first, last - first).mean(axis=1)
                 samples = resample(samples, job.speed * audio.samplerate / job.rate)
-                kaldi.write_atomic(job.written, encode(samples, job.rate, job.audio_format))
+                files.write_atomic(job.written, encode(samples, job.rate, job.audio_format))
             return _Done(str(job.target), sf.info(job.written).frames, audio.channels)
     except DiskFull:
         raise  # every other file would say so too
@@ -264,11 +216,7 @@ def _format(job):
 
 def _signature(job):
     """Describe what a converted file is made from; a file with another signature is made again."""
-    try:
-        stat = os.stat(job.source)
-        version = f"{stat.st_size} {stat.st_mtime_ns}"
-    except OSError:
-        version = "missing"
+    version = files.version(job.source)
     return f"{job.rate} {job.speed} {job.start} {job.end} {version} {job.source}"
 
 
@@ -300,14 +248,14 @@ def _keep_outdated(record, jobs):
 
 def _replace_outdated(out, jobs, used):
     """Let new files take the place of old ones, and remove what is not used."""
-    kaldi.remove(out / "wav.scp")  # lengths and audio do not fit until it is written anew
+    files.remove(out / "wav.scp")  # lengths and audio do not fit until it is written anew
     for job in jobs:
         if job.written != job.target and str(job.target) in used:
-            os.replace(job.written, job.target)
+            files.replace(job.written, job.target)
     folder = out / "data"
     for path in folder.iterdir() if folder.exists() else ():
         if str(path) not in used:
-            kaldi.remove(path)
+            files.remove(path)
 
 
 def format_data_dir(source, out, rate, audio_format="flac", nj=1):
@@ -340,7 +288,7 @@ def format_data_dir(source, out, rate, audio_format="flac", nj=1):
             "fits is used in place)"
         )
     tables = kaldi.read_data_dir(source)
-    kaldi.refuse(kaldi.find_problems(source, tables))
+    kaldi.refuse(kaldi.find_problems(source, tables, on_disk=True))
     speeds = {
         speed: kaldi.parse_speed(speed) for speed in {"1.0", *tables.get("utt2speed", {}).values()}
     }

@@ -5,7 +5,6 @@ is named, counted and left out; what cannot be understood is refused, with what 
 """
 
 import csv
-import functools
 import hashlib
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from espnet_ext.data import audio, kaldi
 from espnet_ext.errors import UserError
+from espnet_ext.processes import parallel_map
 
 SETS = ("train", "dev", "test")
 SHARE, MOST = 0.1, 5 * 3600  # of the speech, and seconds: what dev and test get each
@@ -25,7 +25,6 @@ RULES = ("one", "directory", "field1", "field2", "field3", "field4")
 AUDIO = set(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .caf .sph .w64".split())
 UNREAD = set(".m4a .mp4 .aac .wma .webm .amr .3gp".split())
 FIELDS = re.compile("[-_]")
-NORMAL_NAME = functools.partial(unicodedata.normalize, "NFC")  # not all systems store "é" alike
 OF_SETS = ("train", "dev", "test", "valid", "eval")  # how folders begin that are no speakers
 LINES = "lines of an id or file name, a tab or comma, and the"
 WITHOUT = "if they do not matter, --speaker_from one splits by text"
@@ -63,7 +62,7 @@ def some(ids, most=5):
 def bare(name):
     """Return a file name without its ending, if that is an audio file's."""
     stem, ending = os.path.splitext(name)
-    return stem if ending.lower() in AUDIO | UNREAD else name
+    return stem.rstrip() if ending.lower() in AUDIO | UNREAD else name
 
 
 class Names:
@@ -77,7 +76,7 @@ class Names:
         self._whole, self._ends = defaultdict(set), defaultdict(set)
         self.example = min(names.values())
         for utt, name in names.items():
-            parts = NORMAL_NAME(name).split("/")
+            parts = kaldi.shown(name).split("/")
             for n in range(len(parts)):
                 end = "/".join(parts[n:])
                 for form in {end, bare(end)}:
@@ -85,7 +84,7 @@ class Names:
 
     def find(self, name):
         """Return the set of utterances that a name may mean, empty if none."""
-        parts = NORMAL_NAME(name).replace("\\", "/").removeprefix("./").split("/")
+        parts = kaldi.shown(name).replace("\\", "/").removeprefix("./").split("/")
         name = "/".join(parts)
         tries = [(self._whole, name), (self._ends, name)]
         tries += [(self._whole, "/".join(parts[n:])) for n in range(1, len(parts))]
@@ -361,14 +360,16 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     changed = sum(texts[utt] != kaldi.normal_space(words) for utt, words in tables["text"].items())
     if changed:
         notes.append(f"texts with other characters in Unicode's form NFKC, now in it: {changed}")
-    leave_out(list(unknown), "texts without a recording")
     silent = {utt for utt in paths if not texts.get(utt)}
+    if same := kaldi.alike(unknown, silent):
+        raise UserError(f"{source}: {same}")
+    leave_out(list(unknown), "texts without a recording")
     leave_out(silent, "recordings without text")
     keep = paths.keys() - silent
 
     segments = {utt: kaldi.parse_segment(tables, utt) for utt in sorted(keep)}
     files = {reco: tables["wav.scp"][reco] for reco, _, _ in segments.values()}
-    probed = dict(zip(files, audio.parallel_map(_probe, list(files.values()), nj), strict=True))
+    probed = dict(zip(files, parallel_map(_probe, list(files.values()), nj), strict=True))
     kaldi.refuse([problem for problem in probed.values() if isinstance(problem, str)])
     seconds, problems = {}, []
     for utt, (reco, start, end) in segments.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from espnet_ext.data import audio, kaldi
 from espnet_ext.data.download import Archive
 from espnet_ext.errors import UserError
+from espnet_ext.processes import parallel_map
 
 SAMPLE_RATE = 16000
 UTTERANCES = {
@@ -168,7 +169,7 @@ def prepare(split, check_counts=True, decode=True, nj=1):
                 f"{split.parent / 'SPEAKERS.TXT'}: the speaker {speaker} of {chapter} is not listed"
             )
     if decode:
-        results = audio.parallel_map(check_audio, list(tables["wav.scp"].values()), nj)
+        results = parallel_map(check_audio, list(tables["wav.scp"].values()), nj)
         problems += [problem for problem in results if problem]
     kaldi.refuse(problems)
 

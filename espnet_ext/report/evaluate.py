@@ -1,13 +1,12 @@
 """Evaluate trained models: what is not measured yet is measured, then it is all put together."""
 
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from espnet_ext.data.kaldi import read_scp, write_atomic, write_scp
 from espnet_ext.errors import UserError, about, no_checkpoint
 from espnet_ext.jobs.markers import BESIDE
+from espnet_ext.processes import pool
 from espnet_ext.profiling import config as profiling
 from espnet_ext.profiling.config import read_model_config
 from espnet_ext.profiling.process import commit
@@ -80,8 +79,7 @@ class Evaluation:
         """Measure, announce the results so far, certify and decode as streams what is not there."""
         options = ["--asr_train_config", str(self.config_path)]
         options += ["--asr_model_file", str(self.checkpoint), "--device", self.args.device]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.args.nj, mp_context=context) as workers:
+        with pool(self.args.nj) as workers:
             wavs = self.data(self.sets[0]) / "wav.scp"
             if not self._profiled(wavs):
                 workers.submit(_profile, self._profile_arguments()).result()

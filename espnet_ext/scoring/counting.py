@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jiwer
 import numpy as np
 
-from espnet_ext.data.kaldi import normal_space
+from espnet_ext.data.kaldi import alike, normal_space
 from espnet_ext.errors import UserError
 from espnet_ext.scoring.resampling import bootstrap, error_rates, interval, nesting
 
@@ -111,6 +111,8 @@ def score(references, hypotheses, tokenize):
     Raises:
         UserError: If the ids of the two differ, or there is nothing to score.
     """
+    if same := alike(hypotheses.keys() - references.keys(), references.keys() - hypotheses.keys()):
+        raise UserError(same)
     for ids, what in (
         (references.keys() - hypotheses.keys(), "reference utterances have no hypothesis"),
         (hypotheses.keys() - references.keys(), "hypotheses have no reference"),

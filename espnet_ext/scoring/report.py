@@ -5,8 +5,9 @@ from itertools import zip_longest
 from pathlib import Path
 from platform import python_version
 
-from espnet_ext.data.kaldi import write_atomic, write_scp
+from espnet_ext.data.kaldi import write_scp
 from espnet_ext.errors import UserError
+from espnet_ext.files import write_atomic
 from espnet_ext.jobs.markers import BESIDE
 from espnet_ext.results import read_json, to_json
 from espnet_ext.scoring.resampling import nesting

@@ -13,6 +13,7 @@ import soundfile as sf
 from espnet_ext.bin import data_format
 from espnet_ext.data import audio, kaldi
 from espnet_ext.errors import UserError
+from espnet_ext.processes import CHUNK, parallel_map
 
 RATE = 16000
 
@@ -214,9 +215,9 @@ def test_run_that_fails_leaves_the_earlier_result_whole_and_the_next_one_goes_on
 
 
 def test_killed_parallel_run_leaves_no_worker_and_the_next_run_completes_it(tmp_path):
-    source, out = perturbed(tmp_path, audio.CHUNK + 8), tmp_path / "out"
+    source, out = perturbed(tmp_path, CHUNK + 8), tmp_path / "out"
     whole = run_format(source, tmp_path / "whole")
-    last = tmp_path / "org" / f"{audio.CHUNK + 7}.flac"
+    last = tmp_path / "org" / f"{CHUNK + 7}.flac"
     last.rename(tmp_path / "aside")
     os.mkfifo(last)  # the worker that opens it waits, so the run cannot end
     command = [sys.executable, "-m", "espnet_ext.bin.data_format", "--nj", "2"]
@@ -252,7 +253,6 @@ def cut(path):
 
 
 BROKEN = {
-    "missing": (lambda p: p.unlink(), "cannot be read (No such file or directory)"),
     "empty": (lambda p: p.write_bytes(b""), "empty, the file has 0 bytes"),
     "no samples": (lambda p: sf.write(p, [], RATE, format="WAV"), "no samples"),
     "garbage": (lambda p: p.write_bytes(b"garbage" * 99), "corrupt or no audio file"),
@@ -355,7 +355,7 @@ def die(_):
 
 def test_worker_that_dies_is_reported():
     with pytest.raises(UserError, match="worker process died"):
-        list(audio.parallel_map(die, list(range(2 * audio.CHUNK)), 2))
+        list(parallel_map(die, list(range(2 * CHUNK)), 2))
 
 
 @pytest.mark.parametrize("promised,readable", [(0xFFFFFFFF, True), (32000, True), (64000, False)])

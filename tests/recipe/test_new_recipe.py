@@ -427,6 +427,11 @@ BAD = {
         lambda f: lines(f / "data/all/utt2spk", [(f"r{n}", f"r{n}") for n in (1, 2, 3)]),
         "cannot tell who speaks",
     ),
+    "ids that only look the same": (
+        DATA,
+        lambda f: lines(f / "data/all/text", [("r1\u200b", "one"), ("r2", "two"), ("r3", "three")]),
+        "'r1\\u200b' and 'r1' differ only in what does not show",
+    ),
     "speaker map with holes": (
         [*SIMPLE, "--speakers", "who"],
         lambda f: lines(f / "who", [("a_0", "a"), ("b_0", "b")]),

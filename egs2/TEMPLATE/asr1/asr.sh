@@ -3,6 +3,9 @@
 # local/data.sh. Stage numbers, options and their defaults are ESPnet's; docs/recipe.md says what each stage writes.
 set -euo pipefail
 
+# The mark of all that this run starts, its subshells too, by which espnet_ext/processes.py ends them with it.
+[[ " ${ESPNET_EXT_RUN:-} " = *" $$ "* ]] || ESPNET_EXT_RUN="${ESPNET_EXT_RUN:-} $$" exec "${BASH}" "$0" "$@"
+
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (asr.sh) $*"; }
 die() { log "error: $*" >&2; exit 1; }
 
@@ -132,8 +135,7 @@ for file in "${asr_config}" "${lm_config}" "${inference_config}"; do
 done
 [[ "${init_from}" != *:* ]] || die "--init_from ${init_from}: ESPnet ends a checkpoint's path at a colon; make a link without"
 
-with_parent=                   # what ends a command when this script is killed; not on every system
-! command -v setpriv > /dev/null || with_parent="setpriv --pdeathsig KILL"
+python -m espnet_ext.processes $$ < /dev/null > /dev/null 2>&1 & # ends what this run leaves behind, should it be killed
 
 # Which stages to run.
 skip_stages="${skip_stages_list[*]-}"
@@ -185,17 +187,14 @@ begin_beside() { # begin_beside DIR: the lock of DIR, which this run has, goes w
 }
 replace() { tool marker replace "$1"; } # replace DIR
 
-# The lock is the kernel's and goes with the processes that hold it. 75 is "held"; a file system may have no locks.
+# The lock is the kernel's and goes with the processes that hold it. In a condition no failure ends the script by itself.
 claim() { # claim DIR
-    local code=0
-    mkdir -p "$1"
-    exec 9>> "$1/.lock"
-    flock --nonblock --conflict-exit-code 75 9 2> /dev/null || code=$?
-    [ "${code}" -ne 75 ] || die "another run works in $1 ($(<"$1/.lock")): wait for it or stop it"
-    echo "process $$ on ${HOSTNAME}" > "$1/.lock"
+    { mkdir -p "$1" && exec 9<> "$1/.lock"; } 2> /dev/null \
+        || die "$1/.lock cannot be opened, and without it two runs might write there: see its rights, or remove it"
+    tool marker claim "$1" $$ || exit 1
 }
 
-tool() { ${with_parent} "${python}" -m "espnet_ext.bin.$1" "${@:2}"; }
+tool() { "${python}" -m "espnet_ext.bin.$1" "${@:2}"; }
 lines() { wc -l < "$1"; }
 by_line() { printf '%s\n' "$@"; }
 among() { # among WORD WORD...: whether the first is one of the others
@@ -428,8 +427,7 @@ if wanted 6; then
     state+=("${lm_train_text_list[@]}" "${lm_dev_text}" "${token_files[@]}")
     if ! finished "${state[@]}" -- train.txt "${lm_shapes[@]}"; then
         mkdir -p "${lm_stats_dir}"
-        cat -- "${lm_train_text_list[@]}" | awk 'NF > 1' > "${lm_train_file}.tmp"
-        mv "${lm_train_file}.tmp" "${lm_train_file}"
+        cat -- "${lm_train_text_list[@]}" | awk 'NF > 1' > "${lm_train_file}"
         collect_stats "${lm_stats_dir}" lm_train "${lm_train_file}" "${lm_dev_text}" "${lm_opts[@]}"
         finish "${lm_stats_dir}/.done"
     fi
