@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from espnet_ext.inference import StreamingSpeech2Text
+from espnet_ext.streaming.speech2text import StreamingSpeech2Text
 from espnet_ext.utterance import has_features
 
 #: largest error allowed anywhere from the features on, by the dtype of the comparison. float32 sums

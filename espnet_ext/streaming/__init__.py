@@ -1,0 +1,1 @@
+"""Live recordings: text from packets, long recordings, proof that a stream equals offline."""
