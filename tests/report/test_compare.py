@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from espnet_ext.bin.asr_compare import BASELINES, main
+from espnet_ext.bin.asr_compare import main
 from espnet_ext.errors import UserError
 from espnet_ext.report.compare import BUDGETS, Comparison
 from espnet_ext.report.page import report_html
@@ -17,6 +17,7 @@ from espnet_ext.report.plots import PLOTS
 from espnet_ext.report.schema import csv_text
 from espnet_ext.report.statistics import paired_bootstrap
 from espnet_ext.report.tables import comparison_csv, summary_report
+from espnet_ext.resources import PUBLISHED_BASELINES
 
 FILES = {
     "summary_report.txt",
@@ -216,7 +217,7 @@ def test_published_rows_only_beside_the_very_test_set(output, runs):
         results = json.loads(path.read_text())
         results["wer"]["test_clean"]["words"] = 52576
         path.write_text(json.dumps(results))
-    comparison = Comparison(runs, ENCODERS, ATTENTIONS, BASELINES)
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS, PUBLISHED_BASELINES)
     rows = read_csv(comparison_csv(comparison))
     published = [row for row in rows if row["status"] == "published"]
     assert rows[-len(published) :] == published
