@@ -29,7 +29,7 @@ def get_parser() -> Parser:
         "--encoders", default="conformer branchformer", help="rows that are expected [%(default)s]"
     )
     parser.add_argument("--attentions", help="rows that are expected [every attention there is]")
-    parser.add_argument("--published", default=PUBLISHED_BASELINES, help="YAML of published results")
+    parser.add_argument("--published", default=PUBLISHED_BASELINES, help="YAML of others' results")
     return parser
 
 
