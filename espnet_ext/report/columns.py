@@ -5,7 +5,8 @@ its columns.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from espnet_ext.profiling.config import KINDS
@@ -13,7 +14,7 @@ from espnet_ext.report.compare import BUDGETS, Comparison, Row, row_name
 from espnet_ext.report.schema import text
 from espnet_ext.scoring.resampling import FEWEST_SPEAKERS
 
-#: the key of each test set, in the ``value`` of a column that is there once per test set
+#: stands for the test set in a column that is there once per test set
 SET = "{set}"
 #: what ``drawn`` says, for every table with an interval
 DRAWN = (
@@ -35,7 +36,7 @@ class Column:
     Attributes:
         title: Heading; None where the table leaves it out. ``{set}`` is the test set, ``{frames}``
             the frames of the cache figures.
-        value: Keys to the value in a row, from the outside in, of which one may be ``SET``; or a
+        value: Keys to the value in a row, from the outside in, as in ``wer.{set}.words``; or a
             function of the row.
         csv: Key in ``comparison_table.csv``; None where that leaves it out. It takes the columns of
             tables with a row per model.
@@ -43,37 +44,27 @@ class Column:
     """
 
     title: str | None
-    value: tuple[str, ...] | Callable[[Row], Any]
+    value: str | Callable[[Row], Any]
     csv: str | None = None
     show: Callable[[Any], str] = text
 
-    @property
-    def per_set(self) -> bool:
-        """Whether each test set has a column of its own."""
-        return not callable(self.value) and SET in self.value
-
-    def at(self, name: str) -> "Column":
-        """The column of one test set."""
-        keys = () if callable(self.value) else self.value
-        return replace(
-            self,
-            title=self.title and self.title.replace(SET, name),
-            value=tuple(name if key == SET else key for key in keys),
-            csv=self.csv and self.csv.replace(SET, name),
-        )
-
-    def of(self, row: Row) -> Any:
-        """The value, None where a row has none."""
+    def of(self, row: Row, name: str = "") -> Any:
+        """The value, for test set ``name``; None where a row has none."""
         if callable(self.value):
             return self.value(row)
         found: Any = row
-        for key in self.value:
+        for key in self.value.split("."):
+            key = name if key == SET else key
             found = found.get(key) if isinstance(found, dict) else None
         return found
 
-    def csv_cells(self, row: Row) -> dict[str, Any]:
+    def heading(self, comparison: Comparison, name: str = "") -> str:
+        """The title, for test set ``name``."""
+        return str(self.title).replace(SET, name).replace("{frames}", comparison.frames)
+
+    def csv_cells(self, row: Row, name: str) -> dict[str, Any]:
         """What ``comparison_table.csv`` has of it, by key."""
-        return {self.csv: self.of(row)} if self.csv else {}
+        return {self.csv.replace(SET, name): self.of(row, name)} if self.csv else {}
 
 
 def interval(pair: Any) -> str:
@@ -83,14 +74,15 @@ def interval(pair: Any) -> str:
 
 @dataclass(frozen=True)
 class Interval(Column):
-    """A column of [low, high], which are two in ``comparison_table.csv``."""
+    """A column of [low, high], in ``comparison_table.csv`` two."""
 
     show: Callable[[Any], str] = interval
 
-    def csv_cells(self, row: Row) -> dict[str, Any]:
+    def csv_cells(self, row: Row, name: str) -> dict[str, Any]:
         """See ``Column``."""
-        low, high = self.of(row) or (None, None)
-        return {f"{self.csv}_low": low, f"{self.csv}_high": high} if self.csv else {}
+        low, high = self.of(row, name) or (None, None)
+        key = str(self.csv).replace(SET, name)
+        return {f"{key}_low": low, f"{key}_high": high}
 
 
 @dataclass
@@ -100,7 +92,7 @@ class Table:
     Attributes:
         title: Heading.
         note: What the reader must know; may be empty.
-        columns: From left to right.
+        columns: From left to right; neighbours that are there per test set stay together.
         rows: What of a comparison has a row in it.
         per_model: Whether that is the models, so that its columns go into
             ``comparison_table.csv`` too.
@@ -112,18 +104,15 @@ class Table:
     rows: Callable[[Comparison], Iterable[Row]]
     per_model: bool = False
 
-    def columns_of(self, sets: list[str]) -> list[Column]:
-        """The columns for these test sets; neighbours that are there per set stay together."""
-        columns: list[Column] = []
-        together: list[Column] = []
-        for column in [*self.columns, None]:
-            if column is not None and column.per_set:
-                together.append(column)
-                continue
-            columns += [each.at(name) for name in sets for each in together]
-            together = []
-            columns += [column] if column else []
-        return columns
+    def columns_of(self, sets: list[str]) -> list[tuple[Column, str]]:
+        """The columns, each with its test set, if it has one."""
+        groups = groupby(self.columns, lambda c: isinstance(c.value, str) and SET in c.value)
+        return [
+            (column, name)
+            for per_set, group in [(per_set, list(group)) for per_set, group in groups]
+            for name in (sets if per_set else [""])
+            for column in group
+        ]
 
 
 def _name_and_reason(row: Row) -> str:
@@ -151,31 +140,31 @@ def _or_nothing(value: Any) -> str:
     return text(value, missing="")
 
 
-def _error(value: Any) -> str:
-    return f"{value:.1e}" if isinstance(value, float) else text(value)
+def _error(key: str, name: str) -> Callable[[Row], str | None]:
+    """An error of a certificate, which has null where it was not a number."""
 
+    def value(row: Row) -> str | None:
+        errors = row["equivalence"].get(key)
+        return errors and ("not a number" if errors[name] is None else f"{errors[name]:.1e}")
 
-def _worst(row: Row, key: str, name: str) -> Any:
-    """An error of a certificate, which is null where it was not a number."""
-    errors = row["equivalence"].get(key)
-    return errors and ("not a number" if errors[name] is None else float(errors[name]))
+    return value
 
 
 MODEL = Column("model", row_name)
-CACHE = Column("cache KB, {frames} frames", ("kv_cache_kb",), "kv_cache_kb")
-WER = Column("WER {set}", ("wer", SET, "wer"), "wer_{set}")
-WER_INTERVAL = Interval("95% interval", ("wer", SET, "interval_95"), "wer_{set}")
-WER_DRAWN = Column("drawn", ("wer", SET, "drawn"), "drawn_{set}")
-MS_PER_UTTERANCE = Column("ms / utterance", ("inference_time_ms",), "inference_time_ms")
+CACHE = Column("cache KB, {frames} frames", "kv_cache_kb", "kv_cache_kb")
+WER = Column("WER {set}", "wer.{set}.wer", "wer_{set}")
+WER_INTERVAL = Interval("95% interval", "wer.{set}.interval_95", "wer_{set}")
+WER_DRAWN = Column("drawn", "wer.{set}.drawn", "drawn_{set}")
+MS_PER_UTTERANCE = Column("ms / utterance", "inference_time_ms", "inference_time_ms")
 MS_PER_CHUNK = Column(
-    "ms / chunk, median", ("streaming", "ms_per_chunk_median"), "streaming_ms_per_chunk_median"
+    "ms / chunk, median", "streaming.ms_per_chunk_median", "streaming_ms_per_chunk_median"
 )
-MS_PER_CHUNK_P95 = Column("p95", ("streaming", "ms_per_chunk_p95"), "streaming_ms_per_chunk_p95")
+MS_PER_CHUNK_P95 = Column("p95", "streaming.ms_per_chunk_p95", "streaming_ms_per_chunk_p95")
 STREAM = [
-    Column("chunk", ("stream", "chunk_size")),
-    Column("left context", ("stream", "left_context"), show=show_frames),
+    Column("chunk", "stream.chunk_size"),
+    Column("left context", "stream.left_context", show=show_frames),
 ]
-STATE_KB = Column("state KB", ("stream", "total_kb"))
+STATE_KB = Column("state KB", "stream.total_kb")
 
 TABLES = [
     Table(
@@ -188,20 +177,20 @@ TABLES = [
         f"model's. {DRAWN}",
         [
             Column(None, row_name, "model"),
-            Column(None, ("status",), "status"),
-            Column(None, ("encoder",), "encoder"),
-            Column(None, ("attention",), "attention"),
-            Column(None, ("cache_kind",), "cache"),
+            Column(None, "status", "status"),
+            Column(None, "encoder", "encoder"),
+            Column(None, "attention", "attention"),
+            Column(None, "cache_kind", "cache"),
             Column("model", _name_and_reason),
             CACHE,
-            Column("MHA / this", ("compression_ratio",), "compression_ratio"),
+            Column("MHA / this", "compression_ratio", "compression_ratio"),
             WER,
             WER_INTERVAL,
             WER_DRAWN,
             MS_PER_UTTERANCE,
-            Column("memory MB", ("memory_mb",), "memory_mb"),
-            Column("parameters", ("parameters",), "parameters"),
-            Column("training s", ("training_seconds",), "training_seconds"),
+            Column("memory MB", "memory_mb", "memory_mb"),
+            Column("parameters", "parameters", "parameters"),
+            Column("training s", "training_seconds", "training_seconds"),
         ],
         lambda comparison: comparison.rows,
         per_model=True,
@@ -213,11 +202,11 @@ TABLES = [
         f"their number). {DRAWN}",
         [
             MODEL,
-            Column("difference {set}", ("tests", SET, "difference"), "difference_{set}"),
-            Interval("95% interval", ("tests", SET, "interval_95"), "difference_{set}"),
-            Column("p", ("tests", SET, "p"), "p_{set}"),
-            Column("drawn", ("tests", SET, "drawn")),
-            Column("compared with", ("tests", SET, "baseline")),
+            Column("difference {set}", "tests.{set}.difference", "difference_{set}"),
+            Interval("95% interval", "tests.{set}.interval_95", "difference_{set}"),
+            Column("p", "tests.{set}.p", "p_{set}"),
+            Column("drawn", "tests.{set}.drawn"),
+            Column("compared with", "tests.{set}.baseline"),
         ],
         lambda comparison: (row for row in comparison.own if row["tests"]),
         per_model=True,
@@ -230,24 +219,24 @@ TABLES = [
         "which costs the same. Multiply-adds: of the encoder, per second of audio.",
         [
             MODEL,
-            Column("chunk", ("streaming", "chunk_size")),
-            Column("left context", ("streaming", "left_context"), show=show_frames),
+            Column("chunk", "streaming.chunk_size"),
+            Column("left context", "streaming.left_context", show=show_frames),
             MS_PER_CHUNK,
             MS_PER_CHUNK_P95,
-            Column("real-time factor", ("streaming", "real_time_factor")),
-            Column("first token ms", ("streaming", "first_token_ms", "total"), "first_token_ms"),
-            Column("of which computing", ("streaming", "first_token_ms", "compute")),
-            Column("peak MB", ("streaming", "memory_mb")),
-            Column("offline real-time factor", ("real_time_factor",), "real_time_factor"),
+            Column("real-time factor", "streaming.real_time_factor"),
+            Column("first token ms", "streaming.first_token_ms.total", "first_token_ms"),
+            Column("of which computing", "streaming.first_token_ms.compute"),
+            Column("peak MB", "streaming.memory_mb"),
+            Column("offline real-time factor", "real_time_factor", "real_time_factor"),
             Column(
                 "M multiply-adds / s offline",
-                ("multiply_adds_per_second", "offline"),
+                "multiply_adds_per_second.offline",
                 "multiply_adds_per_second_offline",
                 _millions,
             ),
             Column(
                 "streaming",
-                ("multiply_adds_per_second", "streaming"),
+                "multiply_adds_per_second.streaming",
                 "multiply_adds_per_second_streaming",
                 _millions,
             ),
@@ -258,15 +247,15 @@ TABLES = [
     Table(
         "Streaming word error rates",
         f"Decoded as a live stream. {STATE}",
-        [MODEL, *STREAM, STATE_KB, Column("WER {set}", ("stream_wer", SET, "wer"))],
+        [MODEL, *STREAM, STATE_KB, Column("WER {set}", "stream_wer.{set}.wer")],
         lambda comparison: comparison.points,
     ),
     Table(
         "Best model for a budget per stream",
         "Of the streaming decodings above, the lowest WER whose whole state fits the budget.",
         [
-            Column("budget KB", ("budget",)),
-            Column("test set", ("test_set",)),
+            Column("budget KB", "budget"),
+            Column("test set", "test_set"),
             MODEL,
             *STREAM,
             STATE_KB,
@@ -301,9 +290,9 @@ TABLES = [
         [
             MODEL,
             *STREAM,
-            *(Column(f"{kind} KB", ("stream", "kb", kind)) for kind in KINDS),
-            Column("sum KB", ("stream", "total_kb")),
-            Column("allocated KB", ("stream", "allocated_kb")),
+            *(Column(f"{kind} KB", f"stream.kb.{kind}") for kind in KINDS),
+            Column("sum KB", "stream.total_kb"),
+            Column("allocated KB", "stream.allocated_kb"),
         ],
         lambda comparison: (
             row | {"stream": stream}
@@ -316,9 +305,9 @@ TABLES = [
         "",
         [
             MODEL,
-            *(Column(key, ("decoder_cache", key)) for key in ("hypotheses", "tokens", "frames")),
-            Column("self-attention KB", ("decoder_cache", "self_attention"), show=_kib),
-            Column("cross-attention KB", ("decoder_cache", "src_attention"), show=_kib),
+            *(Column(key, f"decoder_cache.{key}") for key in ("hypotheses", "tokens", "frames")),
+            Column("self-attention KB", "decoder_cache.self_attention", show=_kib),
+            Column("cross-attention KB", "decoder_cache.src_attention", show=_kib),
         ],
         lambda comparison: (row for row in comparison.own if row.get("decoder_cache")),
     ),
@@ -332,20 +321,11 @@ TABLES = [
             Column(
                 "equal", lambda row: _yes((row.get("equivalence") or {}).get("equal")), "equivalent"
             ),
-            Column("recordings", ("equivalence", "utterances")),
-            *(
-                Column(title, lambda row, name=name: _worst(row, "max_error", name), show=_error)
-                for name, title in (
-                    ("features", "features"),
-                    ("encoder", "encoder"),
-                    ("logits", "log probabilities"),
-                )
-            ),
-            Column(
-                "the same in float64",
-                lambda row: _worst(row, "max_error_float64", "logits"),
-                show=_error,
-            ),
+            Column("recordings", "equivalence.utterances"),
+            Column("features", _error("max_error", "features")),
+            Column("encoder", _error("max_error", "encoder")),
+            Column("log probabilities", _error("max_error", "logits")),
+            Column("the same in float64", _error("max_error_float64", "logits")),
             Column("same text", lambda row: _yes(row["equivalence"]["text_identical"])),
         ],
         lambda comparison: (row for row in comparison.own if row.get("equivalence")),
@@ -355,11 +335,11 @@ TABLES = [
         "Published baselines",
         "Not measured here. Trained on LibriSpeech train-clean-100, without a language model.",
         [
-            Column("published by others", ("name",)),
-            Column("M parameters", ("parameters_m",), show=_or_nothing),
-            Column("WER {set}", ("wer", SET, "wer"), show=_or_nothing),
-            Column("note", ("note",), show=_or_nothing),
-            Column("source", ("config",)),
+            Column("published by others", "name"),
+            Column("M parameters", "parameters_m", show=_or_nothing),
+            Column("WER {set}", "wer.{set}.wer", show=_or_nothing),
+            Column("note", "note", show=_or_nothing),
+            Column("source", "config"),
         ],
         lambda comparison: comparison.published,
     ),
@@ -369,15 +349,15 @@ TABLES = [
         "0, latencies and times include waiting for the others.",
         [
             MODEL,
-            Column("directory", ("model",), "directory"),
-            Column("config", ("config",), "config"),
-            Column("decoding", ("inference",)),
-            Column("commit", ("commit",), "commit"),
-            Column("device", ("device",), "device"),
-            Column("threads", ("threads",)),
-            Column("load", ("load_average",)),
-            Column("torch", ("torch",)),
-            Column(None, ("reason",), "reason"),
+            Column("directory", "model", "directory"),
+            Column("config", "config", "config"),
+            Column("decoding", "inference"),
+            Column("commit", "commit", "commit"),
+            Column("device", "device", "device"),
+            Column("threads", "threads"),
+            Column("load", "load_average"),
+            Column("torch", "torch"),
+            Column(None, "reason", "reason"),
         ],
         lambda comparison: comparison.own,
         per_model=True,

@@ -71,7 +71,7 @@ def _bars(
     axes.bar_label(bars, fmt="{:.4g}", padding=4)
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set_xlabel(str(column.title).replace("{frames}", comparison.frames))
+    axes.set_xlabel(column.heading(comparison))
     _log_if_wide(axes, values)
 
 
@@ -121,15 +121,14 @@ def wer_vs_cache(comparison: Comparison) -> bytes:
         1, len(sets), figsize=(max(6.5, 5 * len(sets)), 4.8), squeeze=False, constrained_layout=True
     )
     for axes, name in zip(panels[0], sets, strict=True):
-        wer, interval, drawn = (column.at(name) for column in (WER, WER_INTERVAL, WER_DRAWN))
-        rows = [row for row in comparison.measured if wer.of(row) is not None]
+        rows = [row for row in comparison.measured if name in row["wer"]]
         for row in rows:
             colour, _, marker = styles[_kind(row)]
-            low, high = interval.of(row)
+            wer, (low, high) = WER.of(row, name), WER_INTERVAL.of(row, name)
             axes.errorbar(
                 CACHE.of(row),
-                wer.of(row),
-                [[max(0, wer.of(row) - low)], [max(0, high - wer.of(row))]],
+                wer,
+                [[max(0, wer - low)], [max(0, high - wer)]],
                 fmt=marker,
                 markersize=10,
                 markerfacecolor=colour,
@@ -141,10 +140,10 @@ def wer_vs_cache(comparison: Comparison) -> bytes:
                 label=row_name(row),
             )
         _log_if_wide(axes, [CACHE.of(row) for row in rows])
-        units = "/".join(sorted({drawn.of(row) for row in rows}))
+        units = "/".join(sorted({WER_DRAWN.of(row, name) for row in rows}))
         axes.set_title(f"{WER_INTERVAL.title}, {units} drawn")
-        axes.set_xlabel(str(CACHE.title).replace("{frames}", comparison.frames))
-        axes.set_ylabel(f"{wer.title}, %")
+        axes.set_xlabel(CACHE.heading(comparison))
+        axes.set_ylabel(f"{WER.heading(comparison, name)}, %")
         axes.grid(alpha=0.3)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)

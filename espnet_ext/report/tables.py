@@ -38,18 +38,18 @@ def sections(comparison: Comparison) -> list[Section]:
     """Every table of the report that has something to show, the most important one first."""
     made = []
     for table in TABLES:
-        columns = [c for c in table.columns_of(comparison.sets) if c.title is not None]
-        header = [str(c.title).replace("{frames}", comparison.frames) for c in columns]
-        rows = [[c.show(c.of(row)) for c in columns] for row in table.rows(comparison)]
+        columns = [(c, name) for c, name in table.columns_of(comparison.sets) if c.title]
+        header = [c.heading(comparison, name) for c, name in columns]
+        rows = [[c.show(c.of(row, name)) for c, name in columns] for row in table.rows(comparison)]
         made.append(Section(table.title, table.note, header, rows))
     return [section for section in made if section.rows]
 
 
 def comparison_csv(comparison: Comparison) -> str:
     """The wide table: a line per row, empty cells where a value is missing."""
-    columns = [c for t in TABLES if t.per_model for c in t.columns_of(comparison.sets)]
+    columns = [pair for t in TABLES if t.per_model for pair in t.columns_of(comparison.sets)]
     lines = [
-        {key: value for column in columns for key, value in column.csv_cells(row).items()}
+        {key: cell for c, name in columns for key, cell in c.csv_cells(row, name).items()}
         for row in (*comparison.rows, *comparison.published)
     ]
     return csv_text(list(lines[0]), lines)
