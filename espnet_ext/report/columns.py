@@ -6,6 +6,7 @@ its columns.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -276,7 +277,7 @@ TABLES = [
             *(
                 Column(
                     f"{budget} KB",
-                    lambda row, budget=budget: Comparison.affordable(row, budget),
+                    partial(Comparison.affordable, budget=budget),
                     show=lambda frames: "-" if frames is None else show_frames(frames),
                 )
                 for budget in BUDGETS

@@ -78,8 +78,8 @@ class PrefixBeamSearch:
                 if token != BLANK:  # a repeated token is a new one only after a blank
                     add((*prefix, token), 1, (blank if token == last else total) + frame[token])
         possible = [(p, ends) for p, ends in beam.items() if max(ends) > -math.inf]
-        best = sorted(possible, key=lambda item: -np.logaddexp(*item[1]))[: self.beam_size]
-        self.beam = {prefix: tuple(ends) for prefix, ends in best}
+        best = sorted(possible, key=lambda item: -np.logaddexp(item[1][0], item[1][1]))
+        self.beam = {prefix: (ends[0], ends[1]) for prefix, ends in best[: self.beam_size]}
 
     def _commit(self) -> None:
         best = next(iter(self.beam))

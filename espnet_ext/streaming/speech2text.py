@@ -1,8 +1,10 @@
 """Text from a live stream: feed packets of samples, get partial text, then the final one."""
 
+import argparse
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +106,7 @@ class StreamingSpeech2Text:
         rescore: bool = False,
         ctc_weight: float = 0.3,
         device: str = "cpu",
-    ):
+    ) -> None:
         if search not in ("greedy", "beam"):
             raise UserError(f"search: must be greedy or beam, got {search!r}")
         if rescore and search != "beam":
@@ -154,7 +156,7 @@ class StreamingSpeech2Text:
         return Stream(self.frontend.init_state(), encoder, search)
 
     @torch.no_grad()
-    def __call__(self, stream: Stream, samples=(), is_final: bool = False) -> Result:
+    def __call__(self, stream: Stream, samples: Any = (), is_final: bool = False) -> Result:
         """Read a packet.
 
         Args:
@@ -179,12 +181,12 @@ class StreamingSpeech2Text:
         return self.read(stream, y, is_final)
 
     @torch.no_grad()
-    def offline(self, samples) -> Result:
+    def offline(self, samples: Any) -> Result:
         """Text of a whole recording by the chunk-masked offline pass and the same search."""
         return self.read(self.start(), self.encode_offline(samples), is_final=True)
 
     @torch.no_grad()
-    def encode_offline(self, samples) -> torch.Tensor:
+    def encode_offline(self, samples: Any) -> torch.Tensor:
         """Encoder output (1, T, n_feat) of the chunk-masked offline pass; T is 0 if too short."""
         samples, encoder = self._checked(samples), self.model.encoder
         saved = encoder.chunk_size, encoder.left_context
@@ -194,7 +196,7 @@ class StreamingSpeech2Text:
         finally:
             encoder.chunk_size, encoder.left_context = saved
 
-    def _checked(self, samples):
+    def _checked(self, samples: Any) -> torch.Tensor:
         if np.ndim(samples) != 1:
             raise UserError(f"samples: must be mono (n,), got shape {np.shape(samples)}")
         return waveform(samples, self.frontend.front.dtype, self.device)
@@ -212,7 +214,9 @@ class StreamingSpeech2Text:
         words = self.converter.ids2tokens(tokens)
         return Result(self.tokenizer.tokens2text(words), list(tokens), score, is_final)
 
-    def _rescored(self, nbest, encoded):
+    def _rescored(
+        self, nbest: list[tuple[list[int], float]], encoded: torch.Tensor
+    ) -> list[tuple[list[int], float]]:
         """Possible hypotheses in the order of CTC and attention decoder together.
 
         Where the decoder thinks none possible, that of CTC stands.
@@ -271,7 +275,7 @@ def add_search_options(parser: Parser) -> None:
     )
 
 
-def model_options(args) -> dict:
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """The values of ``add_model_options`` as arguments of ``StreamingSpeech2Text``."""
     names = (
         "asr_train_config",
