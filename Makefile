@@ -7,7 +7,7 @@ SOURCES := espnet_ext tests benchmarks
 
 help:
 	@echo "make setup   create $(VENV) with the pinned packages (PYTHON=... picks the interpreter)"
-	@echo "make test    setup, then every test"
+	@echo "make test    setup, then every test (TESTS=tests/attention: those)"
 	@echo "make lint    ruff and mypy on the Python files, bash -n on the scripts"
 	@echo "make demo    eight small models on a synthetic corpus: trained, decoded, measured and compared"
 	@echo "make bench   every benchmark into benchmarks/RESULTS.md, about half an hour"
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installed into $(VENV)."
 
 test: setup
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest $(TESTS)
 
 lint: setup
 	@$(VENV)/bin/ruff check $(wildcard $(SOURCES))
