@@ -10,9 +10,8 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from espnet_ext.profiling.config import KINDS
 from espnet_ext.report.compare import BUDGETS, Comparison, Row, row_name
-from espnet_ext.report.schema import text
+from espnet_ext.report.schema import KINDS, text
 from espnet_ext.scoring.resampling import FEWEST_SPEAKERS
 
 #: stands for the test set in a column that is there once per test set

@@ -6,7 +6,6 @@ from typing import Any
 
 import matplotlib
 
-from espnet_ext.profiling.config import KINDS
 from espnet_ext.report.columns import (
     CACHE,
     MS_PER_CHUNK,
@@ -20,6 +19,7 @@ from espnet_ext.report.columns import (
     show_frames,
 )
 from espnet_ext.report.compare import Comparison, Row, row_name
+from espnet_ext.report.schema import KINDS
 
 matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
