@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
-from tqdm.utils import CallbackIOWrapper
 
 from espnet_ext.data import kaldi
 from espnet_ext.errors import UserError
@@ -193,6 +192,18 @@ def fetch(archive, folder, urls, timeout=60):
             time.sleep(min(timeout, 5))
 
 
+class _Counted:
+    """A file that moves a progress bar while it is read."""
+
+    def __init__(self, file, bar):
+        self.file, self.bar = file, bar
+
+    def read(self, size=-1):
+        block = self.file.read(size)
+        self.bar.update(len(block))
+        return block
+
+
 def extract(archive, path, corpus):
     """Extract an archive; ``<corpus>/<name>`` is there, with ``.complete`` in it, or it is not.
 
@@ -212,7 +223,7 @@ def extract(archive, path, corpus):
         with (
             open(path, "rb") as file,
             _progress(f"extracting {path.name}", _bytes(path)) as bar,
-            gzip.GzipFile(fileobj=CallbackIOWrapper(bar.update, file)) as stream,
+            gzip.GzipFile(fileobj=_Counted(file, bar)) as stream,
         ):
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in tar:

@@ -120,17 +120,17 @@ def score(references: dict[str, str], hypotheses: dict[str, str], tokenize: Toke
     Raises:
         UserError: If the ids of the two differ, or there is nothing to score.
     """
-    for odd, what in (
+    for ids, what in (
         (references.keys() - hypotheses.keys(), "reference utterances have no hypothesis"),
         (hypotheses.keys() - references.keys(), "hypotheses have no reference"),
     ):
-        if odd:
-            raise UserError(f"{len(odd)} {what}, the first is {min(odd)}: decode this set again")
+        if ids:
+            raise UserError(f"{len(ids)} {what}, the first is {min(ids)}: decode this set again")
     if not references:
         raise UserError("there are no utterances to score")
-    ids = sorted(references)
-    refs = [tokenize(references[i]) for i in ids]
-    hyps = [tokenize(hypotheses[i]) for i in ids]
+    order = sorted(references)
+    refs = [tokenize(references[i]) for i in order]
+    hyps = [tokenize(hypotheses[i]) for i in order]
     aligned = jiwer.process_words([" ".join(r) for r in refs], [" ".join(h) for h in hyps])
     alignments = [
         [
@@ -139,9 +139,9 @@ def score(references: dict[str, str], hypotheses: dict[str, str], tokenize: Toke
         ]
         for ref, hyp, chunks in zip(refs, hyps, aligned.alignments, strict=True)
     ]
-    counts = np.zeros((len(ids), 4), dtype=np.int64)
+    counts = np.zeros((len(order), 4), dtype=np.int64)
     column = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}
     for row, chunks in zip(counts, alignments, strict=True):
         for kind, ref, hyp in chunks:
             row[column[kind]] += max(len(ref), len(hyp))
-    return Score(ids, refs, hyps, alignments, counts)
+    return Score(order, refs, hyps, alignments, counts)
