@@ -1,0 +1,3 @@
+"""Old name of ``espnet_ext.streaming``."""
+
+from espnet_ext.streaming.speech2text import *  # noqa: F403
