@@ -3,8 +3,10 @@
 import errno
 import functools
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 NO_SPACE = (
     "no space left on the disk (or in the quota): free some and run the same command again, "
@@ -21,7 +23,7 @@ class DiskFull(UserError):
 
 
 @contextmanager
-def about(name):
+def about(name: object) -> Iterator[None]:
     """Put the name of what is worked on (an utterance, a file) before a user's mistake."""
     try:
         yield
@@ -32,7 +34,7 @@ def about(name):
         raise UserError(str(error) if named else f"{name}: {error}") from None
 
 
-def no_checkpoint(path):
+def no_checkpoint(path: str | Path) -> UserError:
     """Return the error of a checkpoint that is not there; it names those of its directory."""
     path = Path(path)
     there = ", ".join(sorted(file.name for file in path.parent.glob("*.*.*.pth")))
@@ -40,7 +42,7 @@ def no_checkpoint(path):
     return UserError(f"{path}: no such file; {what}")
 
 
-def disk_full(error):
+def disk_full(error: BaseException | None) -> bool:
     """Say whether an exception, or one that led to it, is a full disk's."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -49,7 +51,7 @@ def disk_full(error):
     return False
 
 
-def refuse_not_finite(arrays, what, advice):
+def refuse_not_finite(arrays: Mapping[str, Any], what: object, advice: str) -> None:
     """Look for values that are infinite or not a number.
 
     Statistics of features and a BatchNorm's running mean that hold such a value spoil every later
@@ -75,7 +77,7 @@ def refuse_not_finite(arrays, what, advice):
         raise UserError(f"{what}: {bad[0]}{more} is infinite or not a number: {advice}")
 
 
-def _message(error):
+def _message(error: UserError) -> str:
     """Return what a ``UserError`` says; PyTorch's loader puts a worker's traceback around it."""
     text = str(error)
     if text.startswith("Caught UserError in DataLoader worker"):
@@ -83,7 +85,7 @@ def _message(error):
     return text
 
 
-def printable(text):
+def printable(text: str) -> str:
     """Escape the characters of a text that a terminal or a table would obey; line ends stay."""
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode()
@@ -91,7 +93,7 @@ def printable(text):
     )
 
 
-def cli(main):
+def cli(main: Callable[..., Any]) -> Callable[..., Any]:
     """Turn ``main`` into a command line that ends a user's mistake in one line on stderr.
 
     Args:
@@ -104,7 +106,7 @@ def cli(main):
     """
 
     @functools.wraps(main)
-    def wrapped(argv=None):
+    def wrapped(argv: list[str] | None = None) -> Any:
         try:
             return main(argv)
         except UserError as error:

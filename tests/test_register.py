@@ -17,7 +17,7 @@ TASKS = ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
 
 @pytest.mark.parametrize(
     "order",
-    [("espnet_ext", *TASKS), (TASKS[0], "espnet_ext"), ("espnet_ext.inference", TASKS[0])],
+    [("espnet_ext", *TASKS), (TASKS[0], "espnet_ext"), ("espnet_ext.streaming", TASKS[0])],
     ids=str,
 )
 def test_choices_are_extended_in_either_order(order):

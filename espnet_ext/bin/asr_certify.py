@@ -15,16 +15,16 @@ import torch
 import espnet_ext  # noqa: F401
 from espnet_ext.data.kaldi import read_scp, write_atomic
 from espnet_ext.data.packets import read_whole
-from espnet_ext.equivalence import TOLERANCE, compare, to_float64
 from espnet_ext.errors import UserError, about, cli
-from espnet_ext.inference import (
+from espnet_ext.options import Parser, count, packet_length
+from espnet_ext.results import to_json
+from espnet_ext.streaming.equivalence import TOLERANCE, compare, to_float64
+from espnet_ext.streaming.speech2text import (
     StreamingSpeech2Text,
     add_model_options,
     model_options,
     packet_samples,
 )
-from espnet_ext.options import Parser, count, packet_length
-from espnet_ext.results import to_json
 
 
 def get_parser() -> Parser:

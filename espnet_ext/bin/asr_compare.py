@@ -17,8 +17,7 @@ from espnet_ext.report.compare import Comparison
 from espnet_ext.report.page import report_html
 from espnet_ext.report.plots import PLOTS
 from espnet_ext.report.tables import comparison_csv, summary_report
-
-BASELINES = Path(__file__).parents[2] / "conf" / "published_baselines.yaml"
+from espnet_ext.resources import PUBLISHED_BASELINES
 
 
 def get_parser() -> Parser:
@@ -30,7 +29,7 @@ def get_parser() -> Parser:
         "--encoders", default="conformer branchformer", help="rows that are expected [%(default)s]"
     )
     parser.add_argument("--attentions", help="rows that are expected [every attention there is]")
-    parser.add_argument("--published", default=BASELINES, help="YAML of published results")
+    parser.add_argument("--published", default=PUBLISHED_BASELINES, help="YAML of others' results")
     return parser
 
 

@@ -23,8 +23,8 @@ import espnet_ext  # noqa: F401
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.errors import UserError, about, cli
-from espnet_ext.long_audio import LongAudio
 from espnet_ext.options import boolean, data_triple, declare, non_negative
+from espnet_ext.streaming.long_audio import LongAudio
 from espnet_ext.utterance import (
     check_finite,
     check_number,

@@ -71,11 +71,9 @@ def print_table(rows: list[tuple[str, dict, dict]]) -> None:
             parts = [*(stream["ledger"][kind] for kind in KINDS), stream["bytes"]]
             kib = [f"{part / 1024:.10g} KiB" for part in parts]
             table.append([*(figures if not number else [""] * 6), str(kept), *kib])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    from espnet_ext.report.tables import text_table
+
+    print(text_table(table[0], table[1:]), end="")
 
 
 def measure(args, path) -> dict:

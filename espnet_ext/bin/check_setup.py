@@ -19,10 +19,11 @@ LIBRISPEECH_100_GB = 32
 
 
 def check_versions(constraints=ROOT / "constraints.txt"):
-    """Compare the installed packages with the pinned ones.
+    """Compare the installed packages with the pinned ones, or with what the package asks for.
 
     Args:
-        constraints: File of ``name==version`` lines, markers and comments allowed.
+        constraints: File of ``name==version`` lines, markers and comments allowed; without it, as
+            where no clone is, the ranges of the installed package count.
 
     Returns:
         A line that says what was found.
@@ -30,20 +31,25 @@ def check_versions(constraints=ROOT / "constraints.txt"):
     Raises:
         UserError: A package is missing or has another version.
     """
-    lines = [line.partition("#")[0].strip() for line in constraints.read_text().splitlines()]
-    pins = [Requirement(line) for line in lines if line]
-    pins = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    pinned = constraints.is_file()
+    if pinned:
+        lines = [line.partition("#")[0].strip() for line in constraints.read_text().splitlines()]
+    else:
+        lines = importlib.metadata.requires("espnet-ext")
+    wanted = [Requirement(line) for line in lines if line]
+    wanted = [w for w in wanted if w.marker is None or w.marker.evaluate({"extra": ""})]
     wrong = []
-    for pin in pins:
+    for package in wanted:
         try:
-            version = importlib.metadata.version(pin.name)
+            version = importlib.metadata.version(package.name)
         except importlib.metadata.PackageNotFoundError:
             version = "missing"
-        if version not in pin.specifier:
-            wrong.append(f"{pin.name} {version}, pinned {pin.specifier}")
+        if version not in package.specifier:
+            wrong.append(f"{package.name} {version}, needed is {package.specifier}")
     if wrong:
-        raise UserError(f"{'; '.join(wrong)}; run: make setup")
-    return f"Python {platform.python_version()}, {len(pins)} packages as in {constraints.name}"
+        raise UserError(f"{'; '.join(wrong)}; run: {'make setup' if pinned else 'pip install'}")
+    found = f"as in {constraints.name}" if pinned else "in the ranges that espnet-ext needs"
+    return f"Python {platform.python_version()}, {len(wanted)} packages {found}"
 
 
 def check_audio():

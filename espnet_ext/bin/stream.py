@@ -14,14 +14,14 @@ import torch
 import espnet_ext  # noqa: F401
 from espnet_ext.data.packets import read_packets
 from espnet_ext.errors import UserError, about, cli
-from espnet_ext.inference import (
+from espnet_ext.options import Parser
+from espnet_ext.streaming.speech2text import (
     StreamingSpeech2Text,
     add_model_options,
     add_search_options,
     model_options,
     packet_samples,
 )
-from espnet_ext.options import Parser
 
 SHOWN = 60
 

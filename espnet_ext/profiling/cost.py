@@ -195,7 +195,7 @@ def _decoder_ledger(speech2text, frames, tokens):
 
 def _streaming(full, model_file, recordings, timed, device):
     """``streaming``: what a live stream costs, or None and the reason in ``streaming_missing``."""
-    from espnet_ext.inference import StreamingSpeech2Text
+    from espnet_ext.streaming.speech2text import StreamingSpeech2Text
 
     try:
         with _config_file(with_encoder_conf(full, causal=True)) as path:

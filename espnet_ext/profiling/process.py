@@ -6,6 +6,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+from espnet_ext import __version__
+
 STATUS = Path("/proc/self/status")
 
 
@@ -65,7 +67,9 @@ def device_name(device: str = "cpu") -> str:
 
 
 def commit(*written) -> str:
-    """Commit of this repository, ``-dirty`` if files under version control differ, or unknown.
+    """Commit of this repository, ``-dirty`` if files under version control differ.
+
+    Of an installed package, which is in no repository or in somebody else's, its version.
 
     Args:
         written: Files that a measurement itself writes, which may differ.
@@ -80,7 +84,8 @@ def commit(*written) -> str:
 
     try:
         others = [f":(exclude){Path(path).resolve()}" for path in written]
+        git("ls-files", "--error-unmatch", __file__)
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *others)
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return f"espnet_ext {__version__}"

@@ -9,10 +9,11 @@ from espnet_ext.errors import UserError, about
 from espnet_ext.jobs.markers import BESIDE
 from espnet_ext.profiling.cache import measure_cache
 from espnet_ext.profiling.config import read_model_config
+from espnet_ext.report.columns import DRAWN
 from espnet_ext.report.plots import COLOURS, MARKERS, plain_numbers, png, pyplot
 from espnet_ext.report.schema import csv_text, rounded, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
-from espnet_ext.report.tables import DRAWN, Section
+from espnet_ext.report.tables import Section
 from espnet_ext.results import read_json
 from espnet_ext.scoring import read_numbers
 from espnet_ext.utterance import check_number, encode

@@ -1,7 +1,11 @@
 """Measured caches are the formula's, for every attention there is; logs are read as written."""
 
+import importlib.util
+import inspect
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -122,9 +126,9 @@ def test_command_line_prints_and_writes_every_model(tmp_path, capsys):
     arguments = ["--config", *map(str, sorted(tmp_path.glob("train*"))), "--output"]
     arguments += [str(tmp_path / "out.json"), "--profile_config", str(profile)]
     assert main(arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:3] == ["gqa", "gqa", "128"] and "2x" in lines[1].split()
-    assert lines[2].split()[3:7] == ["0.015625", "MiB", "0.015625", "MiB"]  # 64 frames of 256 B
+    _, _, *lines = capsys.readouterr().out.splitlines()  # titles, a line
+    assert lines[0].split()[:3] == ["gqa", "gqa", "128"] and "2x" in lines[0].split()
+    assert lines[1].split()[3:7] == ["0.015625", "MiB", "0.015625", "MiB"]  # 64 frames of 256 B
     written = [json.loads(line) for line in (tmp_path / "out.json").read_text().splitlines()]
     assert [result["cache"]["bytes"] for result in written] == [64 * 128, 64 * 256]
 
@@ -249,3 +253,15 @@ def test_large_configs_are_those_of_the_course_project():
 def test_unreadable_config_is_named(tmp_path):
     with pytest.raises(UserError, match="nope.yaml: cannot be read"):
         read_model_config(tmp_path / "nope.yaml")
+
+
+def test_commit_of_an_installed_package_is_not_that_of_a_repository_around_it(tmp_path):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    commit = ["git", "-C", tmp_path, *identity, "commit", "-q", "--allow-empty", "-m", "theirs"]
+    subprocess.run(commit, check=True)
+    copy = shutil.copy(inspect.getfile(PeakMemory), tmp_path)
+    spec = importlib.util.spec_from_file_location("installed", copy)
+    installed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(installed)
+    assert re.fullmatch(r"espnet_ext \d+\.\d+\.\d+", installed.commit())

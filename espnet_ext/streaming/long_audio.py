@@ -5,6 +5,8 @@ is cut where the CTC layer hears no speech, so that beam search meets pieces as 
 trained on: an attention decoder fails on a whole hour, and its time grows with the square of it.
 """
 
+from typing import Any
+
 import torch
 from espnet2.legacy.nets.beam_search import Hypothesis
 from tqdm import tqdm
@@ -55,13 +57,14 @@ class LongAudio:
             are decoded as ESPnet does. 0 never cuts.
     """
 
-    def __init__(self, speech2text, max_segment: float):
+    def __init__(self, speech2text: Any, max_segment: float) -> None:
         if not (max_segment == 0 or max_segment >= 1):  # not-a-number is neither
             raise UserError(f"max_segment: must be 0 or at least 1 second, got {max_segment:g}")
         self.speech2text = speech2text
         self.model = speech2text.asr_model
         self.max_segment = max_segment
-        self.frontend, self.obstacle = None, None
+        self.frontend: StreamingFrontend | None = None
+        self.obstacle: str | None = None
         try:
             self.frontend = self._frontend()
         except ValueError as error:
@@ -69,7 +72,7 @@ class LongAudio:
         front = front_end(self.model.frontend)
         self.fs = 16000 if front is None else front.fs
 
-    def _frontend(self):
+    def _frontend(self) -> StreamingFrontend:
         model, s2t = self.model, self.speech2text
         if not self.max_segment:
             raise ValueError("max_segment: 0 decodes every recording in one piece")
@@ -104,7 +107,7 @@ class LongAudio:
         return False
 
     @torch.no_grad()
-    def __call__(self, samples: torch.Tensor):
+    def __call__(self, samples: torch.Tensor) -> list[tuple]:
         """Decode one recording (n,) of samples; ESPnet's n-best list, of one hypothesis.
 
         Raises:
@@ -121,7 +124,9 @@ class LongAudio:
             ]
         )
         per_second = encoded.size(0) * self.fs / samples.numel()
-        tokens, texts, score = [], [], 0.0
+        tokens: list[str] = []
+        texts: list[str] = []
+        score = 0.0
         space = getattr(s2t.tokenizer, "space_symbol", None)
         pieces = cut_points(blank, max(2, int(self.max_segment * per_second)))
         total = round(encoded.size(0) / per_second)
@@ -141,7 +146,8 @@ class LongAudio:
 
     def encode(self, samples: torch.Tensor) -> torch.Tensor:
         """Encoder output (T, n_feat) of a whole recording (n,)."""
-        state, feats = self.frontend.init_state(), []
+        assert self.frontend is not None, self.obstacle
+        state, parts = self.frontend.init_state(), []
         packets = samples.split(PACKET * self.fs)
         for i, packet in enumerate(packets):
             final = i == len(packets) - 1
@@ -149,12 +155,12 @@ class LongAudio:
                 made, _, state = self.frontend.forward_chunk(packet[None], state, final)
             except ValueError as error:
                 raise UserError(str(error)) from None
-            feats.append(made)
-        feats = torch.cat(feats, dim=1)
+            parts.append(made)
+        feats = torch.cat(parts, dim=1)
         layers = self.model.encoder.encoders
         with tqdm(total=len(layers), unit="layer", desc="encoding", disable=None) as bar:
 
-            def layer_done(*_):
+            def layer_done(*_: Any) -> None:
                 bar.update()
 
             hooks = [layer.register_forward_hook(layer_done) for layer in layers]

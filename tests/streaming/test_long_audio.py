@@ -7,10 +7,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espnet_ext import long_audio
 from espnet_ext.bin import asr_inference
 from espnet_ext.errors import UserError
-from espnet_ext.long_audio import cut_points
+from espnet_ext.streaming import long_audio
+from espnet_ext.streaming.long_audio import cut_points
 from tiny import FS, max_error, speech
 
 

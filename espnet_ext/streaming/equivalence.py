@@ -1,11 +1,13 @@
 """Proof on a trained model and real audio that streaming equals the chunk-masked offline pass."""
 
 import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from espnet_ext.inference import StreamingSpeech2Text
+from espnet_ext.streaming.speech2text import StreamingSpeech2Text
 from espnet_ext.utterance import has_features
 
 #: largest error allowed anywhere from the features on, by the dtype of the comparison. float32 sums
@@ -15,9 +17,9 @@ TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 
 
 @contextmanager
-def _layer_outputs(encoder):
+def _layer_outputs(encoder: Any) -> Iterator[list[list[torch.Tensor]]]:
     """Collect what every layer puts out, offline (B, T, n_feat) or chunk by chunk."""
-    outputs = [[] for _ in encoder.encoders]
+    outputs: list[list[torch.Tensor]] = [[] for _ in encoder.encoders]
     index = {id(layer): i for i, layer in enumerate(encoder.encoders)}
     hooks = [
         layer.register_forward_hook(lambda _, __, out, i=i: outputs[i].append(out[0][0]))
@@ -25,7 +27,7 @@ def _layer_outputs(encoder):
     ]
     layer_chunk = encoder.layer_chunk
 
-    def recorded(layer, x, past):
+    def recorded(layer: torch.nn.Module, x: torch.Tensor, past: Any) -> torch.Tensor:
         y = layer_chunk(layer, x, past)
         outputs[index[id(layer)]].append(y)
         return y
@@ -39,17 +41,17 @@ def _layer_outputs(encoder):
             hook.remove()
 
 
-def _error(chunks, whole):
+def _error(chunks: Sequence[torch.Tensor], whole: Sequence[torch.Tensor]) -> float:
     """Largest difference between what streaming and the offline pass put out, two lists of parts.
 
     Infinite if lengths differ or any of it is not a number: no comparison lets that pass.
     """
     if not chunks or not whole:
         return 0.0 if sum(part.numel() for part in (*chunks, *whole)) == 0 else math.inf
-    joined, whole = torch.cat(chunks, dim=1), torch.cat(whole, dim=1)
-    if joined.shape != whole.shape:
+    streamed, offline = torch.cat(list(chunks), dim=1), torch.cat(list(whole), dim=1)
+    if streamed.shape != offline.shape:
         return math.inf
-    error = (joined - whole).abs().max().item() if whole.numel() else 0.0
+    error = (streamed - offline).abs().max().item() if offline.numel() else 0.0
     return error if math.isfinite(error) else math.inf
 
 
@@ -60,7 +62,7 @@ def to_float64(speech2text: StreamingSpeech2Text) -> None:
 
 
 @torch.no_grad()
-def compare(speech2text: StreamingSpeech2Text, samples, packet: int) -> dict:
+def compare(speech2text: StreamingSpeech2Text, samples: Any, packet: int) -> dict[str, Any]:
     """Largest errors of streaming one recording in packets of ``packet`` samples.
 
     Args:

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espnet_ext import equivalence
 from espnet_ext.bin import asr_certify, asr_inference_streaming, stream
 from espnet_ext.errors import UserError
-from espnet_ext.inference import MAX_OPEN, GreedySearch, PrefixBeamSearch, StreamingSpeech2Text
 from espnet_ext.results import read_json
+from espnet_ext.streaming import equivalence
+from espnet_ext.streaming.searches import MAX_OPEN, GreedySearch, PrefixBeamSearch
+from espnet_ext.streaming.speech2text import StreamingSpeech2Text
 from tiny import FS, speech
 
 

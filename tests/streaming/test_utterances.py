@@ -12,7 +12,7 @@ import torch
 from espnet_ext.bin import asr_certify, asr_inference, asr_inference_streaming, stream
 from espnet_ext.decoder import FastCTCPrefixScorer
 from espnet_ext.errors import UserError
-from espnet_ext.inference import GreedySearch, PrefixBeamSearch, StreamingSpeech2Text
+from espnet_ext.streaming.speech2text import GreedySearch, PrefixBeamSearch, StreamingSpeech2Text
 from espnet_ext.utterance import waveform
 from tiny import FS, speech
 
