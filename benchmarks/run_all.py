@@ -13,7 +13,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from espnet_ext.profiling.process import commit, device_name
+from espnet_ext.evaluate.process import commit, device_name
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import cli
+from espnet_ext.evaluate.conversion import curve, curve_csv, curve_plot, curve_section
 from espnet_ext.options import Parser
-from espnet_ext.report.conversion import curve, curve_csv, curve_plot, curve_section
 from espnet_ext.report.page import page
 
 

@@ -10,8 +10,8 @@ import argparse
 import sys
 
 from espnet_ext.errors import UserError, cli
+from espnet_ext.evaluate.evaluation import evaluate
 from espnet_ext.options import Parser, device, positive_int
-from espnet_ext.report.evaluate import evaluate
 from espnet_ext.report.schema import text
 
 

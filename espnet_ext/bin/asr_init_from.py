@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
+from espnet_ext.config import read_yaml
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli, no_checkpoint
 from espnet_ext.options import Parser, path
-from espnet_ext.profiling.config import read_yaml
 
 #: what makes the parameters, and so cannot change
 MODEL = (

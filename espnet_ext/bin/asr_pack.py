@@ -1,9 +1,9 @@
 """Pack a trained model, its config and what decoding needs in one archive, in ESPnet's format."""
 
 from espnet_ext import packing
+from espnet_ext.config import read_yaml
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser
-from espnet_ext.profiling.config import read_yaml
 
 
 @cli

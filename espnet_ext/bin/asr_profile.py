@@ -11,10 +11,12 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from espnet_ext.config import read_yaml
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
+from espnet_ext.evaluate.models import describe, read_model_config
 from espnet_ext.options import Parser, context, device, positive_int
-from espnet_ext.profiling.config import KINDS, describe, read_model_config, read_yaml
+from espnet_ext.report.schema import KINDS
 from espnet_ext.results import to_json
 
 MIB = 2**20
@@ -82,7 +84,7 @@ def print_table(rows: list[tuple[str, dict, dict]]) -> None:
 def measure(args, path) -> dict:
     """One model's measurements; ``--measure all`` wants a fresh process."""
     if args.measure == "all":
-        from espnet_ext.profiling.cost import profile
+        from espnet_ext.evaluate.cost import profile
 
         names = "inference_config frames chunk_size left_contexts num_utts decoder_tokens"
         options = {name: getattr(args, name) for name in names.split()}
@@ -94,7 +96,7 @@ def measure(args, path) -> dict:
             device=args.device,
             **options,
         )
-    from espnet_ext.profiling.cache import measure_cache
+    from espnet_ext.evaluate.cache import measure_cache
 
     config = read_model_config(path)
     cache = measure_cache(config, args.frames, args.chunk_size, args.left_contexts)

@@ -13,6 +13,7 @@ from espnet2.tasks.asr import encoder_choices
 
 from espnet_ext.attention import attention_label, build_attention, layer_attentions
 from espnet_ext.checkpoint import StrictASRTask
+from espnet_ext.config import read_yaml
 from espnet_ext.convert.weights import (
     Moments,
     allocate_ranks,
@@ -27,7 +28,7 @@ from espnet_ext.data.packets import read_whole
 from espnet_ext.decoder.attention import build as build_decoder_attention
 from espnet_ext.errors import UserError, no_checkpoint
 from espnet_ext.frontend import known_front_end
-from espnet_ext.profiling.config import ENCODERS, read_yaml
+from espnet_ext.register import ENCODERS
 from espnet_ext.results import to_json
 from espnet_ext.utterance import encode, waveform
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from espnet_ext.config import read_yaml
 from espnet_ext.errors import UserError
-from espnet_ext.profiling.config import read_yaml
 from espnet_ext.report.schema import NAME, read, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
 

@@ -4,8 +4,8 @@ import io
 
 import matplotlib
 
-from espnet_ext.profiling.config import KINDS
 from espnet_ext.report.compare import row_name
+from espnet_ext.report.schema import KINDS
 
 matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $

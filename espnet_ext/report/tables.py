@@ -4,9 +4,8 @@ import textwrap
 from dataclasses import dataclass
 
 from espnet_ext.errors import printable
-from espnet_ext.profiling.config import KINDS
 from espnet_ext.report.compare import BUDGETS, Comparison, row_name
-from espnet_ext.report.schema import csv_text, text
+from espnet_ext.report.schema import KINDS, csv_text, text
 from espnet_ext.scoring.resampling import FEWEST_SPEAKERS
 
 #: what ``drawn`` says, for every table with an interval

@@ -10,9 +10,9 @@ import yaml
 from espnet_ext import long_audio
 from espnet_ext.bin import asr_certify, asr_convert
 from espnet_ext.bin.asr_inference import Speech2Text
+from espnet_ext.evaluate.cost import profile
+from espnet_ext.evaluate.models import complete
 from espnet_ext.inference import StreamingSpeech2Text
-from espnet_ext.profiling.config import complete
-from espnet_ext.profiling.cost import profile
 from tiny import FS, max_error, speech
 
 

@@ -275,8 +275,8 @@ def test_winner_fits_the_budget_and_nothing_that_fits_is_better(eight_runs):
 
 
 def test_left_context_that_a_budget_buys_is_the_largest_that_fits(eight_runs):
-    from espnet_ext.profiling.cache import measure_cache
-    from espnet_ext.profiling.config import read_model_config
+    from espnet_ext.evaluate.cache import measure_cache
+    from espnet_ext.evaluate.models import read_model_config
 
     comparison = Comparison(eight_runs, ENCODERS, ATTENTIONS)
     for row in comparison.rows:

@@ -10,7 +10,7 @@ import yaml
 
 from espnet_ext.bin.asr_evaluate import get_parser, main
 from espnet_ext.bin.score import main as score
-from espnet_ext.report.evaluate import evaluate
+from espnet_ext.evaluate.evaluation import evaluate
 
 TAG = "decode_asr_asr_model_valid.acc.ave"
 TOKENS = ["<blank>", "<unk>", "A", "B", "C", "<sos/eos>"]

@@ -1,15 +1,12 @@
 """Models from a YAML of conf/ or from the config.yaml of a training run."""
 
 import importlib
-from pathlib import Path
-
-import yaml
 
 from espnet_ext.attention import attention_label
+from espnet_ext.config import read_yaml
 from espnet_ext.errors import UserError
-from espnet_ext.register import CHOICES
+from espnet_ext.register import CHOICES, ENCODERS
 
-ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
 FRONTENDS = {
     "default": "espnet2.asr.frontend.default:DefaultFrontend",
     **CHOICES["espnet2.tasks.asr"]["frontend_choices"],
@@ -17,25 +14,6 @@ FRONTENDS = {
 
 #: of profile.json; changes when a key changes its meaning
 VERSION = 2
-#: what the bytes of a stream are made of, as every table lists them
-KINDS = ("attention", "convolution", "subsampling", "frontend")
-
-
-def read_yaml(path) -> dict:
-    """Mapping in a YAML file.
-
-    Raises:
-        UserError: The file is unreadable or no mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a mapping of options")
-    return content
 
 
 def read_model_config(path) -> dict:

@@ -15,9 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.data.packets import read_whole
 from espnet_ext.errors import UserError, about
-from espnet_ext.frontend import FrontEnd, known_front_end
-from espnet_ext.profiling.cache import feature_frames, measure_cache, stream_noise
-from espnet_ext.profiling.config import (
+from espnet_ext.evaluate.cache import feature_frames, measure_cache, stream_noise
+from espnet_ext.evaluate.models import (
     VERSION,
     build_encoder,
     complete,
@@ -26,9 +25,10 @@ from espnet_ext.profiling.config import (
     read_yaml,
     with_encoder_conf,
 )
-from espnet_ext.profiling.process import PeakMemory, commit, device_name
-from espnet_ext.profiling.products import ProductCounter
-from espnet_ext.profiling.training import sampling_rate
+from espnet_ext.evaluate.process import PeakMemory, commit, device_name
+from espnet_ext.evaluate.products import ProductCounter
+from espnet_ext.evaluate.training import sampling_rate
+from espnet_ext.frontend import FrontEnd, known_front_end
 
 #: seconds of noise that stand in for recordings where none are given
 NOISE_SECONDS = (2.0, 4.0, 8.0)

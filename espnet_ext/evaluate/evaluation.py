@@ -7,11 +7,11 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import read_scp, write_atomic, write_scp
 from espnet_ext.errors import UserError, about, no_checkpoint
+from espnet_ext.evaluate import models
+from espnet_ext.evaluate.models import read_model_config
+from espnet_ext.evaluate.process import commit
+from espnet_ext.evaluate.training import read_training
 from espnet_ext.jobs.markers import BESIDE
-from espnet_ext.profiling import config as profiling
-from espnet_ext.profiling.config import read_model_config
-from espnet_ext.profiling.process import commit
-from espnet_ext.profiling.training import read_training
 from espnet_ext.report.schema import NAME, VERSION, rounded
 from espnet_ext.results import read_json, to_json
 from espnet_ext.scoring import read_numbers
@@ -66,14 +66,14 @@ class Evaluation:
             "profile.json", self.args.profile_config, self.args.inference_config, wavs
         ):
             return False
-        return self.profile().get("version") == profiling.VERSION
+        return self.profile().get("version") == models.VERSION
 
     def data(self, name):
         """A test set's directory."""
         return Path(self.args.dumpdir) / "raw" / name
 
     def profile(self):
-        """Measured costs; see ``espnet_ext.profiling.cost.profile``."""
+        """Measured costs; see ``espnet_ext.evaluate.cost.profile``."""
         return read_json(self.expdir / "profile.json")
 
     def measure(self, announce):

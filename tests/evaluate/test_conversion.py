@@ -14,7 +14,7 @@ import yaml
 from convert.models import CHECKPOINT, write_audio, write_model
 from espnet_ext.bin import asr_convert
 from espnet_ext.errors import UserError
-from espnet_ext.report.conversion import _change
+from espnet_ext.evaluate.conversion import _change
 
 REPO = Path(__file__).parents[2]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from espnet_ext.convert.model import load, mha_config, recordings
 from espnet_ext.errors import UserError, about
+from espnet_ext.evaluate.cache import measure_cache
+from espnet_ext.evaluate.models import read_model_config
 from espnet_ext.jobs.markers import BESIDE
-from espnet_ext.profiling.cache import measure_cache
-from espnet_ext.profiling.config import read_model_config
 from espnet_ext.report.plots import COLOURS, MARKERS, plain_numbers, png, pyplot
 from espnet_ext.report.schema import csv_text, rounded, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
