@@ -155,7 +155,7 @@ def _config_file(config):
 
 def _load_offline(full, model_file, decoding, device):
     """ESPnet's recogniser, loaded strictly, with this package's caches in the beam search."""
-    from espnet_ext.bin.asr_inference import ESPnetSpeech2Text, Speech2Text
+    from espnet_ext.streaming.offline import ESPnetSpeech2Text, Speech2Text
 
     known = inspect.signature(ESPnetSpeech2Text.__init__).parameters
     options = {key: value for key, value in decoding.items() if key in known}
