@@ -1,26 +1,26 @@
 """Give a trained model another attention without training it again.
 
---from is the directory of a model with multi-head attention, of this package or of stock ESPnet
+EXPDIR is the directory of a model with multi-head attention, of this package or of stock ESPnet
 (conformer, branchformer, e_branchformer). --output is a directory of the same kind, which every
 other command takes. mla at kv_lora_rank = output_size, gqa at n_kv_head = attention_heads and mha
 with cache=input give the source's outputs; what else is lost, the table says. linear is an
 initialisation and needs fine-tuning.
 """
 
-import argparse
-
 import yaml
 
+from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, positive, positive_int
+from espnet_ext.options import Parser, path, positive, positive_int
 
 
 def get_parser() -> Parser:
     """Options of this command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="source", required=True, help="directory of the model")
+    parser = Parser(description=__doc__)
+    parser.add_argument("expdir", nargs="?", type=path, metavar="EXPDIR", help="model to convert")
+    parser.add_argument("--from", dest="source", type=path, help="in place of EXPDIR: the same")
     parser.add_argument("--output", required=True, help="directory to write, not there yet")
-    parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
+    shared.add_checkpoint(parser)
     parser.add_argument(
         "--attention",
         help="mha, gqa, mla or linear; A,B,... is one per layer [the encoder stays as it is]",
@@ -93,6 +93,8 @@ def _line(name, lost):
 def main(argv=None):
     """Run the command line."""
     args = get_parser().parse_args(argv)
+    if bool(args.expdir) == bool(args.source):
+        raise UserError("give EXPDIR, or --from, the model to convert")
     if not args.attention and not args.decoder_attention:
         raise UserError("give --attention or --decoder_attention: there is nothing to convert")
     from espnet_ext.convert.model import Request, convert_model
@@ -108,7 +110,8 @@ def main(argv=None):
         decoder_attention=args.decoder_attention,
         decoder_attention_conf=options("decoder_attention_conf", args.decoder_attention_conf),
     )
-    report = convert_model(args.source, args.output, request, args.inference_asr_model)
+    config, checkpoint = shared.find_model(args.expdir or args.source, args.inference_asr_model)
+    report = convert_model(config.parent, args.output, request, checkpoint.name)
     print(table(report))
     print(f"written: {args.output}")
 

@@ -4,7 +4,6 @@ It has the model and the options of training of --init_from, and over them what 
 may be anything but the shape of the model.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
 @cli
 def main(argv=None):
     """Run the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--init_from", required=True, type=path, help="directory of the model")
     parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
     parser.add_argument("--config", required=True, type=path, help="e.g. conf/finetune_asr.yaml")

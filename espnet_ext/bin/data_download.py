@@ -1,6 +1,5 @@
 """Download LibriSpeech's splits, check them and extract them to DIR/LibriSpeech."""
 
-from espnet_ext.data import download, librispeech
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, positive
 
@@ -10,9 +9,8 @@ def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument(
         "--url",
-        default=",".join(librispeech.MIRRORS),
         help="where <split>.tar.gz is; several, separated by commas, are mirrors "
-        "(default: %(default)s)",
+        "(default: OpenSLR and its mirrors)",
     )
     parser.add_argument(
         "--checksums",
@@ -28,7 +26,9 @@ def main(argv=None):
     parser.add_argument("output", metavar="DIR")
     parser.add_argument("splits", metavar="SPLIT", nargs="+", help="such as dev-clean")
     args = parser.parse_args(argv)
-    urls = args.url.split(",")
+    from espnet_ext.data import download, librispeech
+
+    urls = args.url.split(",") if args.url else list(librispeech.MIRRORS)
     wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
     if wrong:
         raise UserError(f"--url {wrong[0]!r}: give http://... or https://..., commas between")

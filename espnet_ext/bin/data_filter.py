@@ -2,8 +2,6 @@
 
 import sys
 
-from espnet_ext.data import kaldi
-from espnet_ext.data.audio import parse_rate
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, non_negative, positive, rate
 
@@ -29,6 +27,9 @@ def main(argv=None):
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)
+    from espnet_ext.data import kaldi
+    from espnet_ext.data.audio import parse_rate
+
     hertz = parse_rate(args.fs)
     tables = kaldi.read_data_dir(args.input)
     try:

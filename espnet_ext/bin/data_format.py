@@ -2,7 +2,6 @@
 
 import sys
 
-from espnet_ext.data import audio
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, positive_int, rate
 
@@ -25,6 +24,8 @@ def main(argv=None):
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)
+    from espnet_ext.data import audio
+
     counts = audio.format_data_dir(
         args.input, args.output, audio.parse_rate(args.fs), args.audio_format, args.nj
     )

@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
-from espnet_ext.data import corpus
 from espnet_ext.errors import UserError, cli, printable
 from espnet_ext.options import Parser, one_of, path, positive_int
 
 SOURCE = ("wavs", "text", "data", "speakers", "speaker_from")
+
+
+def rule(word):
+    """Where a speaker's name is in a file's."""
+    from espnet_ext.data.corpus import RULES
+
+    return one_of(*RULES)(word)
 
 
 def add_source(parser):
@@ -35,7 +41,7 @@ def add_source(parser):
     )
     parser.add_argument(
         "--speaker_from",
-        type=one_of(*corpus.RULES),
+        type=rule,
         metavar="RULE",
         help="directory: each folder of DIR is a speaker; field1: the file name up to the first - "
         "or _ is, field2: the next part, ...; one: do not tell speakers apart",
@@ -67,6 +73,8 @@ def main(argv=None):
     add_source(parser)
     parser.add_argument("out", metavar="OUT", help="directory that receives train, dev and test")
     args = parser.parse_args(argv)
+    from espnet_ext.data import corpus
+
     _, notes = corpus.prepare(corpus.read(**source(args), nj=args.nj), args.out)
     print(printable("\n".join(notes)))
 

@@ -1,6 +1,5 @@
 """Split a file by lines into at most NUM parts, PREFIX.1.SUFFIX and so on; prints how many."""
 
-from espnet_ext.data import kaldi
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, positive_int
 
@@ -13,6 +12,8 @@ def main(argv=None):
     parser.add_argument("prefix", metavar="PREFIX")
     parser.add_argument("suffix", metavar="SUFFIX")
     args = parser.parse_args(argv)
+    from espnet_ext.data import kaldi
+
     print(kaldi.split_lines(args.file, args.num, args.prefix, args.suffix))
 
 

@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from espnet_ext.data import tokens
-from espnet_ext.data.kaldi import read_lines, write_atomic
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, positive_int, probability
 
@@ -47,6 +45,9 @@ def main(argv=None):
         help="sentences used at most",
     )
     args = parser.parse_args(argv)
+    from espnet_ext.data import tokens
+    from espnet_ext.data.kaldi import read_lines, write_atomic
+
     texts, files = tokens.read_texts(args.text), {}
     checked = {path: tokens.read_transcripts(path) for path in (*args.text, *args.transcripts)}
     if args.token_type == "bpe":

@@ -50,6 +50,7 @@ def profile(
     decoder_tokens=100,
     vocab_size=5000,
     device="cpu",
+    threads=1,
 ) -> dict:
     """Measure everything about one model. Call it in a process that has done nothing else.
 
@@ -65,6 +66,7 @@ def profile(
         decoder_tokens: Tokens per hypothesis of the decoder's ledger.
         vocab_size: Tokens of a model from conf/.
         device: ``cpu`` or ``cuda``.
+        threads: Of the CPU.
 
     Returns:
         The object that docs/profiling.md describes.
@@ -73,7 +75,7 @@ def profile(
         UserError: The config, checkpoint or a recording is of no use; the message names it.
     """
     load_average = os.getloadavg()[0]
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     config = read_model_config(path)
     full = complete(config, vocab_size)

@@ -2,7 +2,6 @@
 
 import importlib
 
-from espnet_ext.attention import attention_label
 from espnet_ext.config import read_yaml
 from espnet_ext.errors import UserError
 from espnet_ext.register import CHOICES, ENCODERS
@@ -28,6 +27,8 @@ def read_model_config(path) -> dict:
 
 def describe(config: dict, path) -> dict:
     """What names a model in every table."""
+    from espnet_ext.attention import attention_label
+
     conf = config.get("encoder_conf", {})
     return {
         "config": str(path),
@@ -88,6 +89,8 @@ def complete(config: dict, vocab_size: int) -> dict:
     """
     if config.get("token_list"):
         return config
+    if vocab_size < 4:
+        raise UserError(f"vocab_size: must be at least 4, got {vocab_size}")
     from espnet2.tasks.asr import ASRTask
 
     tokens = ["<blank>", "<unk>", *(f"t{i}" for i in range(vocab_size - 3)), "<sos/eos>"]

@@ -1,10 +1,17 @@
-"""Memory of this process, the machine it runs on, and the commit it runs."""
+"""Fresh processes, their memory, the machine that they run on, and the commit that they run."""
 
 import ctypes
+import multiprocessing
 import os
 import platform
 import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
+
+from espnet_ext.errors import UserError
+from espnet_ext.jobs import die_with_parent
 
 STATUS = Path("/proc/self/status")
 
@@ -14,6 +21,46 @@ def _status_mb(key):
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) / 1024
     raise KeyError(key)
+
+
+@contextmanager
+def workers(number: int, log=None, **options):
+    """A pool of fresh processes, which end with this one and when an error leaves the block.
+
+    Args:
+        number: How many.
+        log: File that gets what they print, appended; their own outputs without it.
+        options: Of ``ProcessPoolExecutor``.
+
+    Yields:
+        The pool.
+
+    Raises:
+        UserError: One of them was killed.
+    """
+    spawn, before = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+    pool = ProcessPoolExecutor(number, spawn, _begin, (log,), **options)
+    try:
+        yield pool
+    except BaseException as error:
+        for process in multiprocessing.active_children():
+            if process not in before:
+                process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise UserError("a process was killed; is the memory too small?") from None
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(log):
+    die_with_parent()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and PyTorch are imported
+    if log:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        for output in (1, 2):
+            os.dup2(file, output)
+        os.close(file)
 
 
 class PeakMemory:
