@@ -2,14 +2,13 @@
 
 import json
 import random
-from argparse import Namespace
 
 import pytest
 import yaml
 
 from espnet_ext.bin.score import main as score
 from espnet_ext.evaluate.cache import measure_cache
-from espnet_ext.evaluate.evaluation import Evaluation, evaluate
+from espnet_ext.evaluate.evaluation import Evaluation, Settings, evaluate
 from espnet_ext.evaluate.models import VERSION
 
 TAG = "decode_asr_asr_model_valid.acc.ave"
@@ -24,23 +23,6 @@ EPOCH = (
     "loss=1.0, train_time=0.3, time={train}, total_count={batches}, [valid] loss=2.0, "
     "time=0.5 seconds, total_count=1, [att_plot] time=9 seconds, total_count=0\n"
 )
-
-
-def options(**changed):
-    """Options of ``asr_evaluate``."""
-    return Namespace(
-        **{
-            "inference_tag": TAG,
-            "inference_asr_model": "valid.acc.ave.pth",
-            "inference_config": None,
-            "streaming_config": None,
-            "profile_config": None,
-            "dumpdir": "dump",
-            "nj": 1,
-            "device": "cpu",
-        }
-        | changed
-    )
 
 
 def transcripts(errors, utterances=30):
@@ -153,7 +135,7 @@ def make_run():
             "max_error_float64": {"logits": 4e-15},
         }
         (directory / "equivalence.json").write_text(json.dumps(certificate))
-        evaluate(directory, options())
+        evaluate(directory, Settings())
         return directory
 
     return make_run
@@ -171,5 +153,5 @@ def eight_runs(make_run, tmp_path_factory):
 
 @pytest.fixture
 def evaluation():
-    """``Evaluation`` of a directory with the options given."""
-    return lambda directory, **changed: Evaluation(directory, options(**changed))
+    """``Evaluation`` of a directory."""
+    return lambda directory: Evaluation(directory, Settings())

@@ -5,6 +5,7 @@ curve.csv, a plot curve_<test set>.png per test set, and report.html. Run it aga
 what is done is kept.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from espnet_ext import model_options as shared
@@ -82,10 +83,11 @@ def main(argv=None):
     if args.finetune_config:
         options += ["--finetune_config", args.finetune_config]
     expdir = Path(args.expdir or f"{source}_converted")
-    chosen = settings(args)
+    tag = args.inference_tag or Path(args.inference_config).stem
+    chosen = replace(settings(args), inference_tag=tag)
     driver = Driver(chosen, source.parent, tuple(args.run_args), say=say)
     models = sweep(driver, source, expdir, requested, args.finetune, options)
-    tag, checkpoint = chosen.inference_tag, chosen.inference_asr_model
+    checkpoint = chosen.inference_asr_model
     print(write_curve(args.output, source, models, tag, checkpoint, args.dumpdir), end="")
     print(f"All of it with plots: {Path(args.output) / 'report.html'}")
 

@@ -35,12 +35,11 @@ def settings(args):
     """The options as ``evaluate`` takes them."""
     from espnet_ext.evaluate.evaluation import Settings
 
-    tag = getattr(args, "inference_tag", None)
     decoding, checkpoint = Path(args.inference_config), Path(args.inference_asr_model)
     return Settings(
         inference_config=args.inference_config,
         inference_asr_model=args.inference_asr_model,
-        inference_tag=tag or f"{decoding.stem}_asr_model_{checkpoint.stem}",
+        inference_tag=f"{decoding.stem}_asr_model_{checkpoint.stem}",
         streaming_config=args.streaming_config,
         profile_config=args.profile_config,
         dumpdir=args.dumpdir,

@@ -180,7 +180,7 @@ class Evaluation:
 
     def _score(self, tag, name, parts):
         directory, data = self.expdir / tag / name, self.data(name)
-        texts = {utt: result.text for part in parts for utt, result in part.items()}
+        texts = {utt: result.text.strip() for part in parts for utt, result in part.items()}
         write_scp(directory / "text", texts)
         kind = self.config["token_type"]
         bpemodel = self.config["bpemodel"] if kind == "bpe" else None

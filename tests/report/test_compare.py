@@ -205,7 +205,7 @@ def test_nothing_evaluated_is_one_clear_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["--expdir", str(tmp_path), "--output", str(tmp_path / "out")])
     assert end.value.code == 1
-    assert "evaluate_all.sh" in capsys.readouterr().err
+    assert "espnet-ext evaluate" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
