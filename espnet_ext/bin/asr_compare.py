@@ -40,8 +40,7 @@ def compare(expdir, output, encoders, attentions, published=BASELINES):
         print(f"{Path(sys.argv[0]).stem}: {note}", file=sys.stderr)
     if not comparison.models:
         raise UserError(
-            f"{expdir}: no */evaluation_results.json of use below it; "
-            "run espnet-ext evaluate first"
+            f"{expdir}: no */evaluation_results.json of use below it; run espnet-ext evaluate first"
         )
     print(write_comparison(comparison, output))
     print(f"All of it with plots: {Path(output) / 'report.html'}")

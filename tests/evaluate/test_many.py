@@ -1,6 +1,7 @@
 """The scripts around training: what fails is named, what is there is kept, the rest goes on."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from espnet_ext.evaluate.driver import time_left
+from espnet_ext.evaluate.driver import Driver, Model, time_left
+from espnet_ext.evaluate.evaluation import Settings
 from processes import running, wait_for
 
 REPO = Path(__file__).parents[2]
@@ -153,3 +155,52 @@ def test_wrong_option_is_one_clear_line(recipe, script, options, message):
 def test_evaluation_without_a_model_says_so(recipe):
     done = run(recipe, "evaluate_all.sh")
     assert done.returncode == 1 and "train a model first" in done.stderr
+
+
+def test_costs_are_measured_while_nothing_trains(recipe, monkeypatch):
+    """Each measurement looks for trainings that have begun and not ended."""
+    run = recipe / "run.sh"
+    training = 'touch "training_${name}"; sleep 0.3; rm "training_${name}"'
+    run.write_text(run.read_text().replace("[ ! -f wait ]", f"{training}\n[ ! -f wait ]"))
+    monkeypatch.chdir(recipe)
+    measured, said = [], []
+
+    def announce(results):
+        assert not list(recipe.glob("training_*"))
+        measured.append(results["model"])
+
+    names = [f"conformer {attention}" for attention in ("mha", "mla", "linear")]
+    models = [
+        Model(name, Path(f"conf/train_asr_{name.replace(' ', '_')}.yaml"), ("--seed", "1"))
+        for name in names
+    ]
+    settings = Settings(inference_config="conf/decode.yaml", profile_config="conf/profile.yaml")
+    Driver(settings, jobs=2, announce=announce, say=said.append).train(models)
+    assert not any(model.failure for model in models), said
+    assert measured == [model.expdir.name for model in models]
+    assert measured[0] == "asr_train_asr_conformer_mha_raw_word"
+    calls = (recipe / "calls").read_text().splitlines()
+    assert all(call.endswith("--seed 1") for call in calls)
+    for model in models:  # one of them said where it goes, the others were told
+        own = [call for call in calls if f"--asr_exp {model.expdir} " in call]
+        assert [re.search("--stop_stage ([0-9]+)", call)[1] for call in own] == ["11", "13"]
+
+
+def test_measurement_that_ends_in_a_bug_is_one_model_s_failure(recipe, monkeypatch):
+    monkeypatch.chdir(recipe)
+    said = []
+
+    def announce(results):
+        if results["attention"] == "mha":
+            raise ZeroDivisionError("a bug")
+
+    models = [
+        Model(f"conformer {name}", Path(f"conf/train_asr_conformer_{name}.yaml"))
+        for name in ("mha", "mla")
+    ]
+    settings = Settings(inference_config="conf/decode.yaml", profile_config="conf/profile.yaml")
+    driver = Driver(settings, announce=announce, say=said.append)
+    driver.train(models)
+    assert [bool(model.failure) for model in models] == [True, False]
+    assert "a bug" in models[0].failure and str(driver.log(models[0])) in models[0].failure
+    assert "Traceback" in driver.log(models[0]).read_text()
