@@ -24,22 +24,19 @@ from espnet_ext.packing import CHECKPOINT, find_model
 
 def add_device(parser: Parser) -> None:
     """Where a model runs."""
-    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
-    parser.add_argument(
-        "--threads",
-        type=positive_int,
-        default=os.environ.get("OMP_NUM_THREADS", "1"),
-        help="threads of a process on the CPU [OMP_NUM_THREADS, or 1]",
+    parser.option("device", device, "cpu", "cpu or cuda")
+    parser.option(
+        "threads",
+        positive_int,
+        os.environ.get("OMP_NUM_THREADS", "1"),
+        "threads of a process on the CPU, as OMP_NUM_THREADS says",
     )
 
 
 def add_checkpoint(parser: Parser) -> None:
     """Which checkpoint of a model's directory."""
-    parser.add_argument(
-        "--inference_asr_model",
-        type=name,
-        default=CHECKPOINT,
-        help="checkpoint in the directory of a trained model [%(default)s]",
+    parser.option(
+        "inference_asr_model", name, CHECKPOINT, "checkpoint in the directory of a trained model"
     )
 
 
@@ -53,10 +50,8 @@ def add_model(parser: Parser) -> None:
         help="directory of a trained or unpacked model",
     )
     add_checkpoint(parser)
-    parser.add_argument("--asr_train_config", type=path, help="in place of EXPDIR: its config.yaml")
-    parser.add_argument(
-        "--asr_model_file", type=path, help="and its checkpoint; random weights without one"
-    )
+    parser.option("asr_train_config", path, help="in place of EXPDIR: its config.yaml")
+    parser.option("asr_model_file", path, help="and its checkpoint; random weights without one")
 
 
 def model_files(args) -> dict:
@@ -71,37 +66,25 @@ def model_files(args) -> dict:
 
 def add_stream(parser: Parser) -> None:
     """How a model streams."""
-    parser.add_argument(
-        "--chunk_size", type=positive_int, help="encoder frames per step [the model's own]"
+    parser.option("chunk_size", positive_int, help="encoder frames per step [the model's own]")
+    parser.option(
+        "left_context", context, help="encoder frames before a chunk, -1 all [the model's own]"
     )
-    parser.add_argument(
-        "--left_context",
-        type=context,
-        help="encoder frames before a chunk, -1 all [the model's own]",
-    )
-    parser.add_argument(
-        "--cache_dtype",
-        choices=("float32", "bfloat16", "float16", "int8"),
+    parser.option(
+        "cache_dtype",
         default="float32",
-        help="of keys and values [%(default)s]",
+        help="of keys and values",
+        choices=("float32", "bfloat16", "float16", "int8"),
     )
 
 
 def add_search(parser: Parser) -> None:
     """In what packets a recording arrives, and how text is searched for."""
-    parser.add_argument(
-        "--packet_ms", type=packet_length, default=100, help="packet length [%(default)s]"
-    )
-    parser.add_argument(
-        "--search", choices=("greedy", "beam"), default="greedy", help="[%(default)s]"
-    )
-    parser.add_argument(
-        "--beam_size", type=positive_int, default=10, help="hypotheses [%(default)s]"
-    )
-    parser.add_argument("--rescore", type=boolean, default=False, help="attention rescoring")
-    parser.add_argument(
-        "--ctc_weight", type=probability, default=0.3, help="in rescoring [%(default)s]"
-    )
+    parser.option("packet_ms", packet_length, 100, "packet length")
+    parser.option("search", default="greedy", choices=("greedy", "beam"))
+    parser.option("beam_size", positive_int, 10, "hypotheses")
+    parser.option("rescore", boolean, False, "attention rescoring")
+    parser.option("ctc_weight", probability, 0.3, "in rescoring")
 
 
 def stream_options(args) -> dict:
@@ -114,64 +97,38 @@ def add_decoding(parser: Parser) -> None:
     """How a data set is decoded as streams."""
     add_stream(parser)
     add_search(parser)
-    parser.add_argument(
-        "--offline", type=boolean, default=False, help="the chunk-masked offline pass instead"
-    )
+    parser.option("offline", boolean, False, "the chunk-masked offline pass instead")
 
 
 def add_costs(parser: Parser) -> None:
     """What is measured of a model."""
-    parser.add_argument(
-        "--frames", type=positive_int, default=1000, help="encoder frames [%(default)s]"
-    )
-    parser.add_argument(
-        "--chunk_size", type=positive_int, default=16, help="where a config has none"
-    )
-    parser.add_argument("--left_contexts", type=context, nargs="+", default=[64], help="-1 is all")
-    parser.add_argument(
-        "--vocab_size", type=positive_int, default=5000, help="tokens [%(default)s]"
-    )
-    parser.add_argument(
-        "--num_utts", type=positive_int, default=20, help="recordings timed [%(default)s]"
-    )
-    parser.add_argument(
-        "--decoder_tokens", type=positive_int, default=100, help="for the decoder's ledger"
-    )
-    parser.add_argument("--wav_scp", help="recordings to time; noise without it")
-    parser.add_argument("--inference_config", help="YAML of decoding options")
+    parser.option("frames", positive_int, 1000, "encoder frames")
+    parser.option("chunk_size", positive_int, 16, "where a config has none")
+    parser.option("left_contexts", context, [64], "-1 is all", nargs="+")
+    parser.option("vocab_size", positive_int, 5000, "tokens")
+    parser.option("num_utts", positive_int, 20, "recordings timed")
+    parser.option("decoder_tokens", positive_int, 100, "for the decoder's ledger")
+    parser.option("wav_scp", help="recordings to time; noise without it")
+    parser.option("inference_config", help="YAML of decoding options")
 
 
 def add_recipe(parser: Parser) -> None:
     """Which recipe, and how its models are decoded and measured."""
-    parser.add_argument(
-        "--corpus",
-        type=name,
-        default="librispeech_100",
-        help="the recipe egs2/<corpus>/asr1, or the repository's own [%(default)s]",
+    parser.option(
+        "corpus", name, "librispeech_100", "the recipe egs2/<corpus>/asr1, or the repository's own"
     )
-    parser.add_argument("--expdir", type=path, default="exp", help="models [%(default)s]")
-    parser.add_argument("--dumpdir", type=path, default="dump", help="formatted data [%(default)s]")
+    parser.option("expdir", path, "exp", "models")
+    parser.option("dumpdir", path, "dump", "formatted data")
     add_checkpoint(parser)
-    parser.add_argument(
-        "--inference_config",
-        type=path,
-        default="conf/decode_asr.yaml",
-        help="decoding of whole recordings [%(default)s]",
-    )
-    parser.add_argument(
-        "--streaming_config", type=maybe(path), help="decoding of streams [greedy CTC search]"
-    )
-    parser.add_argument(
-        "--profile_config",
-        type=maybe(path),
+    parser.option("inference_config", path, "conf/decode_asr.yaml", "decoding of whole recordings")
+    parser.option("streaming_config", maybe(path), help="decoding of streams [greedy CTC search]")
+    parser.option(
+        "profile_config",
+        maybe(path),
         help="what is measured [the recipe's conf/profile.yaml, or the repository's]",
     )
-    parser.add_argument(
-        "--nj", type=positive_int, default=2, help="processes that decode streams [%(default)s]"
-    )
-    parser.add_argument(
-        "--run_args", type=listed(text), default=[], help="more options of run.sh, in one word"
-    )
+    parser.option("nj", positive_int, 2, "processes that decode streams")
+    parser.option("run_args", listed(text), [], "more options of run.sh, in one word")
     add_device(parser)
 
 

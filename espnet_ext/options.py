@@ -215,6 +215,14 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, formatter_class=argparse.RawDescriptionHelpFormatter, **options):
         super().__init__(formatter_class=formatter_class, allow_abbrev=False, **options)
 
+    def option(self, name, kind=text, default=None, help=None, **more):
+        """Add ``--name``, whose help shows the default."""
+        if isinstance(default, bool):
+            help = f"{help or ''} [{str(default).lower()}]".strip()
+        elif isinstance(default, (int, float, str)) and default != "":
+            help = f"{help or ''} [{default}]".strip()
+        self.add_argument(f"--{name}", type=kind, default=default, help=help, **more)
+
     def parse_args(self, args=None, namespace=None):
         """See ``argparse.ArgumentParser``."""
         for action in self._actions:

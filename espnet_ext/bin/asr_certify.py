@@ -19,16 +19,10 @@ def main(argv=None):
     shared.add_model(parser)
     shared.add_device(parser)
     shared.add_stream(parser)
-    parser.add_argument("--wav_scp", required=True, help="recordings to certify on")
-    parser.add_argument("--num_utts", type=count, default=10, help="how many, 0 for all")
-    parser.add_argument(
-        "--packet_ms",
-        type=packet_length,
-        nargs="+",
-        default=[10, 70, 640],
-        help="packet lengths to try",
-    )
-    parser.add_argument("--output", required=True, help="the JSON file to write")
+    parser.option("wav_scp", help="recordings to certify on", required=True)
+    parser.option("num_utts", count, 10, "how many, 0 for all")
+    parser.option("packet_ms", packet_length, [10, 70, 640], "packet lengths to try", nargs="+")
+    parser.option("output", help="the JSON file to write", required=True)
     args = parser.parse_args(argv)
     model = shared.model_files(args) | shared.stream_options(args)
     from espnet_ext.data.kaldi import write_atomic

@@ -17,14 +17,9 @@ BASELINES = Path(__file__).parents[2] / "conf" / "published_baselines.yaml"
 
 def add_expected(parser):
     """Options that say which models a comparison is of."""
-    parser.add_argument(
-        "--encoders",
-        type=listed(name),
-        default="conformer branchformer",
-        help="rows that are expected [%(default)s]",
-    )
-    parser.add_argument(
-        "--attentions", type=listed(name), help="rows that are expected [every attention there is]"
+    parser.option("encoders", listed(name), "conformer branchformer", "rows that are expected")
+    parser.option(
+        "attentions", listed(name), help="rows that are expected [every attention there is]"
     )
 
 
@@ -50,10 +45,10 @@ def compare(expdir, output, encoders, attentions, published=BASELINES):
 def main(argv=None):
     """Run the command line."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--expdir", default="exp", help="directory of the models [%(default)s]")
-    parser.add_argument("--output", default="comparison", help="[%(default)s]")
+    parser.option("expdir", default="exp", help="directory of the models")
+    parser.option("output", default="comparison")
     add_expected(parser)
-    parser.add_argument("--published", default=BASELINES, help="YAML of published results")
+    parser.option("published", default=BASELINES, help="YAML of published results")
     args = parser.parse_args(argv)
     compare(args.expdir, args.output, args.encoders, args.attentions, args.published)
 

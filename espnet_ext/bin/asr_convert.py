@@ -18,40 +18,38 @@ def get_parser() -> Parser:
     """Options of this command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("expdir", nargs="?", type=path, metavar="EXPDIR", help="model to convert")
-    parser.add_argument("--from", dest="source", type=path, help="in place of EXPDIR: the same")
-    parser.add_argument("--output", required=True, help="directory to write, not there yet")
+    parser.option("from", path, help="in place of EXPDIR: the same", dest="source")
+    parser.option("output", help="directory to write, not there yet", required=True)
     shared.add_checkpoint(parser)
-    parser.add_argument(
-        "--attention",
+    parser.option(
+        "attention",
         help="mha, gqa, mla or linear; A,B,... is one per layer [the encoder stays as it is]",
     )
-    parser.add_argument(
-        "--attention_conf",
-        nargs="+",
+    parser.option(
+        "attention_conf",
         default=[],
-        metavar="KEY=VALUE",
         help="e.g. kv_lora_rank=64, n_kv_head=2, cache=input; [64,32,...] is a value per layer",
+        nargs="+",
+        metavar="KEY=VALUE",
     )
-    parser.add_argument(
-        "--budget_kb",
-        type=positive,
+    parser.option(
+        "budget_kb",
+        positive,
         help="mla: KB (1024 bytes) of 1000 frames in float32, shared among the layers where each "
         "rank saves most, in place of kv_lora_rank",
     )
-    parser.add_argument(
-        "--grouping",
-        choices=("neighbours", "similar"),
+    parser.option(
+        "grouping",
         default="neighbours",
-        help="gqa: heads that share keys and values [%(default)s]",
+        help="gqa: heads that share keys and values",
+        choices=("neighbours", "similar"),
     )
-    parser.add_argument(
-        "--calibration_scp", help="gqa, mla: wav.scp whose recordings the new weights fit best"
+    parser.option(
+        "calibration_scp", help="gqa, mla: wav.scp whose recordings the new weights fit best"
     )
-    parser.add_argument(
-        "--num_utts", type=positive_int, default=50, help="how many of them [%(default)s]"
-    )
-    parser.add_argument("--decoder_attention", help="gqa or mla [the decoder stays as it is]")
-    parser.add_argument("--decoder_attention_conf", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.option("num_utts", positive_int, 50, "how many of them")
+    parser.option("decoder_attention", help="gqa or mla [the decoder stays as it is]")
+    parser.option("decoder_attention_conf", default=[], nargs="+", metavar="KEY=VALUE")
     return parser
 
 

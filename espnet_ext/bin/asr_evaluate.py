@@ -36,19 +36,17 @@ def main(argv=None):
     """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("expdir", nargs="+", help="model directories")
-    parser.add_argument(
-        "--inference_tag",
+    parser.option(
+        "inference_tag",
         default="decode_asr_asr_model_valid.acc.ave",
-        help="directory of the offline decoding [%(default)s]",
+        help="directory of the offline decoding",
     )
     shared.add_checkpoint(parser)
-    parser.add_argument("--inference_config", help="decoding options of the timed offline pass")
-    parser.add_argument("--streaming_config", help="decoding options of streams; greedy without it")
-    parser.add_argument("--profile_config", help="what is measured, e.g. conf/profile.yaml")
-    parser.add_argument("--dumpdir", default="dump", help="formatted data [%(default)s]")
-    parser.add_argument(
-        "--nj", type=positive_int, default=1, help="processes that decode [%(default)s]"
-    )
+    parser.option("inference_config", help="decoding options of the timed offline pass")
+    parser.option("streaming_config", help="decoding options of streams; greedy without it")
+    parser.option("profile_config", help="what is measured, e.g. conf/profile.yaml")
+    parser.option("dumpdir", default="dump", help="formatted data")
+    parser.option("nj", positive_int, 1, "processes that decode")
     shared.add_device(parser)
     args = vars(parser.parse_args(argv))
     from espnet_ext.evaluate.evaluation import Settings, evaluate

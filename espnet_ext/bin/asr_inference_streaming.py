@@ -17,15 +17,13 @@ def main(argv=None):
     parser = Parser(description=__doc__)
     shared.add_model(parser)
     shared.add_device(parser)
-    parser.add_argument("--config", help="YAML file of options; the command line goes first")
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--data_path_and_name_and_type", required=True, help="WAV_SCP,speech,sound")
-    parser.add_argument("--key_file", help="recordings to decode, one id per line [all]")
+    parser.option("config", help="YAML file of options; the command line goes first")
+    parser.option("output_dir", required=True)
+    parser.option("data_path_and_name_and_type", help="WAV_SCP,speech,sound", required=True)
+    parser.option("key_file", help="recordings to decode, one id per line [all]")
     shared.add_decoding(parser)
-    parser.add_argument("--ngpu", type=count, default=0, help="0 for --device [%(default)s]")
-    parser.add_argument(
-        "--log_level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO"
-    )
+    parser.option("ngpu", count, 0, "0 for --device")
+    parser.option("log_level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     args = parser.parse_with_file(argv, "config")
     model = shared.model_files(args) | shared.stream_options(args)
     if args.ngpu:

@@ -61,10 +61,10 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
 def main(argv=None):
     """Run the command line."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--init_from", required=True, type=path, help="directory of the model")
-    parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
-    parser.add_argument("--config", required=True, type=path, help="e.g. conf/finetune_asr.yaml")
-    parser.add_argument("--output", required=True, help="YAML to write")
+    parser.option("init_from", path, help="directory of the model", required=True)
+    parser.option("inference_asr_model", default="valid.acc.ave.pth")
+    parser.option("config", path, help="e.g. conf/finetune_asr.yaml", required=True)
+    parser.option("output", help="YAML to write", required=True)
     args = parser.parse_args(argv)
     config = merged(Path(args.init_from), Path(args.config), args.inference_asr_model)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -14,12 +14,12 @@ def main(argv=None):
     """Run the command line."""
     parser = Parser(description=__doc__)
     shared.add_model(parser)
-    parser.add_argument("--lm_train_config", help="config.yaml of the language model")
-    parser.add_argument("--lm_file", help="its checkpoint")
+    parser.option("lm_train_config", help="config.yaml of the language model")
+    parser.option("lm_file", help="its checkpoint")
     parser.add_argument(
         "--option", action="append", default=[], help="another file to pack; may be repeated"
     )
-    parser.add_argument("--outpath", required=True, help="the .zip to write")
+    parser.option("outpath", help="the .zip to write", required=True)
     args = parser.parse_args(argv)
     files = shared.model_files(args) | {"lm_file": args.lm_file}
     configs = {"asr_train_config": files.pop("asr_train_config")}

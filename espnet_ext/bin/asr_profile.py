@@ -30,12 +30,12 @@ def main(argv=None):
     parser.add_argument(
         "--asr_train_config", "--config", type=path, nargs="+", default=[], help="the same YAML"
     )
-    parser.add_argument("--asr_model_file", type=path, help="checkpoint of the one YAML")
-    parser.add_argument("--measure", choices=("cache", "all"), default="cache")
-    parser.add_argument("--profile_config", help="YAML of options, e.g. conf/profile.yaml")
+    parser.option("asr_model_file", path, help="checkpoint of the one YAML")
+    parser.option("measure", default="cache", choices=("cache", "all"))
+    parser.option("profile_config", help="YAML of options, e.g. conf/profile.yaml")
     shared.add_costs(parser)
     shared.add_device(parser)
-    parser.add_argument("--output", help="file for the measurements, one JSON object per line")
+    parser.option("output", help="file for the measurements, one JSON object per line")
     args = parser.parse_with_file(argv, "profile_config")
     models = find_models(args)
     from espnet_ext.data.kaldi import write_atomic
@@ -53,14 +53,13 @@ def main(argv=None):
 
 def find_models(args) -> list[tuple]:
     """Config and checkpoint, or None for random weights, of every model that is named."""
-    found = [(config, args.asr_model_file) for config in args.asr_train_config]
-    for model in args.models:
-        directory = Path(model).is_dir()
-        found.append(
-            shared.find_model(model, args.inference_asr_model)
-            if directory
-            else (model, args.asr_model_file)
-        )
+    checkpoint = args.inference_asr_model
+    found = [
+        shared.find_model(model, checkpoint)
+        if Path(model).is_dir()
+        else (model, args.asr_model_file)
+        for model in args.asr_train_config + args.models
+    ]
     if not found:
         raise UserError("give EXPDIR of a model, or the YAML of one")
     if args.asr_model_file and len(found) > 1:

@@ -31,7 +31,7 @@ An ESPnet2 model that needs `espnet_ext`:
 def main(argv=None):
     """Upload the archive in ``argv``."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--repo", type=repository, required=True, help="OWNER/NAME")
+    parser.option("repo", repository, help="OWNER/NAME", required=True)
     parser.add_argument("archive", help=".zip of stage 14")
     args = parser.parse_args(argv)
     from huggingface_hub import HfApi, get_token

@@ -19,51 +19,32 @@ def main(argv=None):
     """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("model", nargs="?", type=path, metavar="EXPDIR", help="model to convert")
-    parser.add_argument("--model", dest="source", type=path, help="in place of EXPDIR: the same")
-    parser.add_argument(
-        "--ranks",
-        type=listed(positive_int),
-        default="512 256 128 64 32",
-        help="kv_lora_rank of MLA [%(default)s]",
-    )
-    parser.add_argument(
-        "--groups",
-        type=listed(positive_int),
-        default="4 2 1",
-        help="n_kv_head of GQA [%(default)s]",
-    )
-    parser.add_argument(
-        "--budgets",
-        type=listed(positive),
-        default=[],
-        help="KB of 1000 frames for MLA with ranks per layer",
-    )
-    parser.add_argument(
-        "--calibration_scp",
-        type=maybe(path),
+    parser.option("model", path, help="in place of EXPDIR: the same", dest="source")
+    parser.option("ranks", listed(positive_int), "512 256 128 64 32", "kv_lora_rank of MLA")
+    parser.option("groups", listed(positive_int), "4 2 1", "n_kv_head of GQA")
+    parser.option("budgets", listed(positive), [], "KB of 1000 frames for MLA with ranks per layer")
+    parser.option(
+        "calibration_scp",
+        maybe(path),
         help="recordings of the activation-aware conversions [those of the validation set]",
     )
-    parser.add_argument(
-        "--num_utts", type=positive_int, default=50, help="how many of them [%(default)s]"
+    parser.option("num_utts", positive_int, 50, "how many of them")
+    parser.option(
+        "finetune",
+        listed(name),
+        [],
+        'which to fine-tune too, e.g. "mla_64_aware gqa_1_similar", or all',
     )
-    parser.add_argument(
-        "--finetune",
-        type=listed(name),
-        default=[],
-        help='which to fine-tune too, e.g. "mla_64_aware gqa_1_similar", or all',
+    parser.option(
+        "finetune_config", maybe(path), help="schedule [the repository's finetune_asr.yaml]"
     )
-    parser.add_argument(
-        "--finetune_config", type=maybe(path), help="schedule [the repository's finetune_asr.yaml]"
+    parser.option(
+        "finetune_args", default="", help='more options of the training, e.g. "--max_epoch 1"'
     )
-    parser.add_argument(
-        "--finetune_args", default="", help='more options of the training, e.g. "--max_epoch 1"'
+    parser.option(
+        "inference_tag", maybe(name), help="directory of the decoding [of inference_config]"
     )
-    parser.add_argument(
-        "--inference_tag", type=maybe(name), help="directory of the decoding [of inference_config]"
-    )
-    parser.add_argument(
-        "--output", type=path, default="conversion", help="table, plots and page [%(default)s]"
-    )
+    parser.option("output", path, "conversion", "table, plots and page")
     shared.add_recipe(parser)
     parser.set_defaults(expdir=None)
     args = parser.parse_args(argv)

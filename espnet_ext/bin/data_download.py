@@ -7,21 +7,17 @@ from espnet_ext.options import Parser, positive
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--url",
-        help="where <split>.tar.gz is; several, separated by commas, are mirrors "
-        "(default: OpenSLR and its mirrors)",
+    parser.option(
+        "url",
+        help="where <split>.tar.gz is, commas between mirrors [OpenSLR and its mirrors]",
     )
-    parser.add_argument(
-        "--checksums",
+    parser.option(
+        "checksums",
+        help="lines 'md5 bytes split' [those of the published archives]",
         metavar="FILE",
-        help="lines 'md5 bytes split' (default: those of the published archives)",
     )
-    parser.add_argument(
-        "--timeout",
-        type=positive,
-        default=60,
-        help="seconds without a byte until a connection counts as broken (default: %(default)s)",
+    parser.option(
+        "timeout", positive, 60, "seconds without a byte until a connection counts as broken"
     )
     parser.add_argument("output", metavar="DIR")
     parser.add_argument("splits", metavar="SPLIT", nargs="+", help="such as dev-clean")

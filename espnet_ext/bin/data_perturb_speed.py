@@ -7,7 +7,7 @@ from espnet_ext.options import Parser
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--factor", required=True, help="such as 0.9; above 1 is faster")
+    parser.option("factor", help="such as 0.9; above 1 is faster", required=True)
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)

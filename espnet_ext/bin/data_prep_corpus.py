@@ -17,38 +17,36 @@ def rule(word):
 
 def add_source(parser):
     """Add the options that say what a corpus is."""
-    parser.add_argument(
-        "--wavs", type=path, metavar="DIR", help="recordings, in folders or not; any rate and depth"
+    parser.option(
+        "wavs", path, help="recordings, in folders or not; any rate and depth", metavar="DIR"
     )
-    parser.add_argument(
-        "--text",
-        type=path,
+    parser.option(
+        "text",
+        path,
+        help="lines of an id or file name, a tab or comma, and the transcript [a .txt beside each "
+        "recording]",
         metavar="FILE",
-        help="lines of an id or file name, a tab or comma, and the transcript (default: a .txt "
-        "beside each recording)",
     )
-    parser.add_argument(
-        "--data",
-        type=path,
-        metavar="DIR",
+    parser.option(
+        "data",
+        path,
         help="in place of both a Kaldi-style directory, or one that holds train, dev and test",
+        metavar="DIR",
     )
-    parser.add_argument(
-        "--speakers",
-        type=path,
-        metavar="FILE",
+    parser.option(
+        "speakers",
+        path,
         help="lines of an id or file name, a tab or comma, and the speaker",
+        metavar="FILE",
     )
-    parser.add_argument(
-        "--speaker_from",
-        type=rule,
-        metavar="RULE",
+    parser.option(
+        "speaker_from",
+        rule,
         help="directory: each folder of DIR is a speaker; field1: the file name up to the first - "
         "or _ is, field2: the next part, ...; one: do not tell speakers apart",
+        metavar="RULE",
     )
-    parser.add_argument(
-        "--nj", type=positive_int, default=32, help="worker processes, at most one per core"
-    )
+    parser.option("nj", positive_int, 32, "worker processes, at most one per core")
 
 
 def source(args):

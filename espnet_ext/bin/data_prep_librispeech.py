@@ -18,9 +18,7 @@ def main(argv=None):
         **truth,
         help="decode every file; refuse other than 16 kHz mono (default: true)",
     )
-    parser.add_argument(
-        "--nj", type=positive_int, default=1, help="worker processes (default: %(default)s)"
-    )
+    parser.option("nj", positive_int, 1, "worker processes")
     parser.add_argument("split", metavar="SPLIT", help="directory; SPEAKERS.TXT is beside it")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)

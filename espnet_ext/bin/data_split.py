@@ -7,7 +7,7 @@ from espnet_ext.options import Parser, positive_int
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--num", type=positive_int, required=True, help="parts wanted")
+    parser.option("num", positive_int, help="parts wanted", required=True)
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("prefix", metavar="PREFIX")
     parser.add_argument("suffix", metavar="SUFFIX")

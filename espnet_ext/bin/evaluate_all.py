@@ -61,7 +61,7 @@ def main(argv=None):
     parser.add_argument(
         "expdirs", nargs="*", type=path, metavar="EXPDIR", help="models [all that are trained]"
     )
-    parser.add_argument("--models", type=listed(path), default=[], help="the same in one word")
+    parser.option("models", listed(path), [], "the same in one word")
     shared.add_recipe(parser)
     args = parser.parse_args(argv)
     in_recipe(args)

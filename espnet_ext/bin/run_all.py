@@ -18,17 +18,13 @@ def main(argv=None):
     """Run the command line."""
     parser = Parser(description=__doc__)
     add_expected(parser)
-    parser.add_argument(
-        "--conf_dir",
-        type=maybe(path),
+    parser.option(
+        "conf_dir",
+        maybe(path),
         help="holds train_asr_<encoder>_<attention>.yaml [conf/tuning, or conf without one]",
     )
-    parser.add_argument(
-        "--comparison", type=path, default="comparison", help="tables, plots, page [%(default)s]"
-    )
-    parser.add_argument(
-        "--jobs", type=positive_int, default=1, help="models trained at once [%(default)s]"
-    )
+    parser.option("comparison", path, "comparison", "tables, plots, page")
+    parser.option("jobs", positive_int, 1, "models trained at once")
     shared.add_recipe(parser)
     args = parser.parse_args(argv)
     in_recipe(args)

@@ -10,12 +10,12 @@ from espnet_ext.options import Parser
 def main(argv=None):
     """Write ``OUTPUT/score_{cer,wer,ter}`` for the arguments in ``argv``."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--ref", required=True, help="Kaldi-style text file of the references")
-    parser.add_argument("--hyp", required=True, help="Kaldi-style text file of the hypotheses")
-    parser.add_argument("--utt2spk", help="speakers for the tables (default: one speaker)")
-    parser.add_argument("--output", required=True, help="directory of the scores")
-    parser.add_argument("--token_type", default="bpe", choices=("bpe", "char", "word"))
-    parser.add_argument("--bpemodel", help="sentencepiece model, needed with --token_type bpe")
+    parser.option("ref", help="Kaldi-style text file of the references", required=True)
+    parser.option("hyp", help="Kaldi-style text file of the hypotheses", required=True)
+    parser.option("utt2spk", help="speakers for the tables (default: one speaker)")
+    parser.option("output", help="directory of the scores", required=True)
+    parser.option("token_type", default="bpe", choices=("bpe", "char", "word"))
+    parser.option("bpemodel", help="sentencepiece model, needed with --token_type bpe")
     args = parser.parse_args(argv)
     from espnet_ext.data.kaldi import normal_space, read_scp
     from espnet_ext.data.tokens import text_warnings
