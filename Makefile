@@ -37,8 +37,8 @@ lint: setup
 # The first model gets all cores, so that its row is on the screen soon; then the others, one per core.
 demo: setup
 	@cd egs2/mini_librispeech/asr1 && OMP_NUM_THREADS="$$(nproc)" ./run.sh --stop_stage 11
-	@local/run_all_baselines.sh --corpus mini_librispeech --encoders conformer --attentions mha
-	@local/run_all_baselines.sh --corpus mini_librispeech --jobs "$$(nproc)" --nj 1 --run_args "--inference_nj 1"
+	@$(VENV)/bin/espnet-ext run-all --corpus mini_librispeech --encoders conformer --attentions mha
+	@$(VENV)/bin/espnet-ext run-all --corpus mini_librispeech --jobs "$$(nproc)" --nj 1 --run_args "--inference_nj 1"
 
 bench: setup
 	@$(VENV)/bin/python benchmarks/run_all.py

@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 import shlex
+import sys
 import unicodedata
 
 from espnet_ext.errors import UserError
@@ -187,6 +188,16 @@ def split(words):
         raise argparse.ArgumentTypeError(f"has a quote without its end: {words!r}") from None
 
 
+def listed(kind):
+    """A type of words in one string, each of a kind; quotes group as in a shell."""
+    return lambda words: [kind(word) for word in split(words)]
+
+
+def maybe(kind):
+    """A type whose value may be empty too, which is None."""
+    return lambda word: kind(word) if word else None
+
+
 def did_you_mean(word, known, prefix=""):
     """Return ": did you mean ...?" where one of the known words is near, else nothing."""
     near = difflib.get_close_matches(word, list(known), n=1)
@@ -197,17 +208,61 @@ class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose values are checked by the types of this module.
 
     Without a type, an option is ``text``; Python's own types, which take nan and -5 as well, are
-    refused.
+    refused. Options and other words come in any order, ``--some-name`` is ``--some_name``, and the
+    word after an option that takes one is its value, also where it begins with a dash.
     """
 
-    def parse_known_args(self, args=None, namespace=None):
+    def __init__(self, formatter_class=argparse.RawDescriptionHelpFormatter, **options):
+        super().__init__(formatter_class=formatter_class, allow_abbrev=False, **options)
+
+    def option(self, name, kind=text, default=None, help=None, **more):
+        """Add ``--name``, whose help shows the default."""
+        if isinstance(default, bool):
+            help = f"{help or ''} [{str(default).lower()}]".strip()
+        elif isinstance(default, (int, float, str)) and default != "":
+            help = f"{help or ''} [{default}]".strip()
+        self.add_argument(f"--{name}", type=kind, default=default, help=help, **more)
+
+    def parse_args(self, args=None, namespace=None):
         """See ``argparse.ArgumentParser``."""
         for action in self._actions:
             if action.type in (int, float, complex, bool, str):
                 raise TypeError(f"{action.dest}: give it a type of espnet_ext.options")
             if action.type is None and action.nargs != 0:
                 action.type = text
-        return super().parse_known_args(args, namespace)
+        words = self._spelled(sys.argv[1:] if args is None else map(str, args))
+        found, others = self.parse_known_intermixed_args(words, namespace)
+        known = self._option_string_actions
+        for option in (word.partition("=")[0] for word in others if word.startswith("--")):
+            refuse(f"unknown option {option}{did_you_mean(option, known) or ', --help lists them'}")
+        if others:
+            refuse(f"{others[0]!r} is one word too many, see --help")
+        return found
+
+    def parse_with_file(self, args, option):
+        """Parse, with the values of the YAML file that an option names as defaults."""
+        from espnet_ext.config import read_yaml
+
+        found = self.parse_args(args)
+        if file := getattr(found, option):
+            self.take_defaults(read_yaml(file), file)
+            found = self.parse_args(args)
+        return found
+
+    def _spelled(self, words):
+        """Words as argparse takes them for what they are: ``--option=value``."""
+        known, spelled, words = self._option_string_actions, [], list(words)
+        while words:
+            word = words.pop(0)
+            option, equals, value = word.partition("=")
+            if option.startswith("--") and option not in known:
+                option = f"--{option[2:].replace('-', '_')}"
+            if action := known.get(option):
+                word = option + equals + value
+                if not equals and action.nargs is None and words and words[0] not in known:
+                    word = f"{option}={words.pop(0)}"
+            spelled.append(word)
+        return spelled
 
     def take_defaults(self, values, source):
         """Make the values of a file the defaults, after the same checks as on the command line.

@@ -15,8 +15,12 @@ from pathlib import Path
 import yaml
 
 import espnet_ext
-from espnet_ext.errors import UserError, printable
+from espnet_ext.config import read_yaml
+from espnet_ext.errors import UserError, no_checkpoint, printable
 from espnet_ext.files import whole
+
+#: the checkpoint that is decoded with, unless another is named
+CHECKPOINT = "valid.acc.ave.pth"
 
 #: what an archive may hold, by the place in meta.yaml that says so: arguments of ``Speech2Text``
 ARGUMENTS = {
@@ -39,6 +43,11 @@ def _member(path):
     path = os.path.abspath(path)
     below = os.path.relpath(path)
     return path.lstrip("/") if below.startswith("..") else below
+
+
+def _inside(path):
+    """Name of a member from what meta.yaml calls it: ESPnet packs absolute paths without "/"."""
+    return os.path.normpath(path).lstrip("/")
 
 
 def _versions():
@@ -117,7 +126,7 @@ def _extract(archive, temporary, folder):
             packed.extractall(temporary)
 
         def place(text):
-            member = os.path.normpath(text).lstrip("/")  # ESPnet packs absolute paths without "/"
+            member = _inside(text)
             return str(folder / member) if member in names else text
 
         meta = yaml.safe_load((temporary / "meta.yaml").read_text(encoding="utf-8"))
@@ -141,3 +150,36 @@ def _extract(archive, temporary, folder):
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(f"{archive}: no packed model, its meta.yaml is of another form") from error
     return arguments, {key: printable(str(meta[key])) for key in _versions() if key in meta}
+
+
+def find_model(directory, checkpoint=CHECKPOINT):
+    """Where a model's config and checkpoint are.
+
+    Args:
+        directory: Of a training run, or that ``unpack`` made.
+        checkpoint: File name of the checkpoint in a training run's; an archive has one.
+
+    Returns:
+        (config, checkpoint): their paths.
+
+    Raises:
+        UserError: The directory is neither, or lacks one of them.
+    """
+    directory = Path(directory)
+    config = directory / "config.yaml"
+    if config.is_file():
+        found = directory / checkpoint
+    elif (directory / "meta.yaml").is_file():
+        meta = read_yaml(directory / "meta.yaml")
+        try:
+            config = directory / _inside(meta["yaml_files"]["asr_train_config"])
+            found = directory / _inside(meta["files"]["asr_model_file"])
+        except (KeyError, TypeError):
+            raise UserError(f"{directory}/meta.yaml: names no ASR model; unpack it again") from None
+    else:
+        raise UserError(
+            f"{directory}: has no config.yaml of a training, and no meta.yaml of an unpacked model"
+        )
+    if not found.is_file():
+        raise no_checkpoint(found)
+    return config, found

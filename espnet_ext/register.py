@@ -35,12 +35,11 @@ CHOICES = {
         "encoder_choices": ENCODERS,
         "frontend_choices": FRONTENDS,
         "decoder_choices": Registry({"kv_transformer": "espnet_ext.decoder:TransformerDecoder"}),
-        "model_choices": Registry(
-            {"kv_distilled": "espnet_ext.convert.distill:DistilledASRModel"}
-        ),
+        "model_choices": Registry({"kv_distilled": "espnet_ext.convert.distill:DistilledASRModel"}),
     }
     for task in ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
 }
+ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
 
 # ESPnet modules that mark functions as not to be compiled
 UNCOMPILED = (

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import espnet_ext
-from espnet_ext.profiling.cache import measure_cache
-from espnet_ext.profiling.config import read_model_config, with_encoder_conf
+from espnet_ext.evaluate.cache import measure_cache
+from espnet_ext.evaluate.models import read_model_config, with_encoder_conf
 
 ROOT = Path(__file__).parents[1]
 FSDD = ROOT / "egs2/fsdd/asr1"

@@ -89,9 +89,7 @@ class Attention(MultiHeadedAttention):
         check_at_least("attention_heads", n_head, 1)
         check_at_least("output_size", n_feat, 1)
         if n_feat % n_head:
-            raise ValueError(
-                f"attention_heads: must divide output_size {n_feat}, got {n_head}"
-            )
+            raise ValueError(f"attention_heads: must divide output_size {n_feat}, got {n_head}")
         if not 0 <= dropout_rate < 1:
             raise ValueError(f"attention_dropout_rate: must be in [0, 1), got {dropout_rate!r}")
         self.h = n_head

@@ -99,9 +99,7 @@ def conversion_options(attention: str) -> list[str]:
 def cache_kind(label: str, attention_conf: dict) -> str:
     """What a frame leaves in the cache of a model, by its ``attention_label`` and its options."""
     names = [part.partition("*")[0] for part in label.split("+")]
-    kinds = [
-        ATTENTIONS[n].cache_kind(attention_conf) if n in ATTENTIONS else "kv" for n in names
-    ]
+    kinds = [ATTENTIONS[n].cache_kind(attention_conf) if n in ATTENTIONS else "kv" for n in names]
     return "+".join(dict.fromkeys(kinds))
 
 

@@ -4,16 +4,15 @@ It has the model and the options of training of --init_from, and over them what 
 may be anything but the shape of the model.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import yaml
 
-from espnet_ext.data.kaldi import write_atomic
+from espnet_ext.config import read_yaml
 from espnet_ext.errors import UserError, cli, no_checkpoint
+from espnet_ext.files import write_atomic
 from espnet_ext.options import Parser, path
-from espnet_ext.profiling.config import read_yaml
 
 #: what makes the parameters, and so cannot change
 MODEL = (
@@ -61,11 +60,11 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
 @cli
 def main(argv=None):
     """Run the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--init_from", required=True, type=path, help="directory of the model")
-    parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
-    parser.add_argument("--config", required=True, type=path, help="e.g. conf/finetune_asr.yaml")
-    parser.add_argument("--output", required=True, help="YAML to write")
+    parser = Parser(description=__doc__)
+    parser.option("init_from", path, help="directory of the model", required=True)
+    parser.option("inference_asr_model", default="valid.acc.ave.pth")
+    parser.option("config", path, help="e.g. conf/finetune_asr.yaml", required=True)
+    parser.option("output", help="YAML to write", required=True)
     args = parser.parse_args(argv)
     config = merged(Path(args.init_from), Path(args.config), args.inference_asr_model)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

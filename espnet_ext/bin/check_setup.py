@@ -1,4 +1,7 @@
-"""Does this machine work? One line per check, exit status 1 if any fails."""
+"""Does this machine work? One line per check, exit status 1 if any fails.
+
+A check returns a line that says what it found, or raises an error that says what is wrong.
+"""
 
 import importlib.metadata
 import platform
@@ -53,14 +56,7 @@ def check_versions(constraints=ROOT / "constraints.txt"):
 
 
 def check_audio():
-    """Write a tone as WAV and FLAC and read it back.
-
-    Returns:
-        A line that says what was found.
-
-    Raises:
-        UserError: Samples came back changed.
-    """
+    """Write a tone as WAV and FLAC and read it back."""
     import numpy as np
     import soundfile
 
@@ -76,18 +72,7 @@ def check_audio():
 
 
 def check_attention(name, device):
-    """Run a small Conformer with one attention forward and backward.
-
-    Args:
-        name: Key of ``espnet_ext.attention.ATTENTIONS``.
-        device: Where to run, as PyTorch names it.
-
-    Returns:
-        A line that says what was found.
-
-    Raises:
-        UserError: A parameter got no finite gradient.
-    """
+    """Run a small Conformer with one attention of the registry forward and backward."""
     import torch
 
     from espnet_ext.encoder import ConformerEncoder
@@ -115,14 +100,7 @@ def check_attention(name, device):
 
 
 def check_sentencepiece():
-    """Train a small unigram model and encode with it.
-
-    Returns:
-        A line that says what was found.
-
-    Raises:
-        UserError: Text did not survive encoding and decoding.
-    """
+    """Train a small unigram model and encode with it."""
     import sentencepiece
 
     text = "one two three four five six seven eight nine zero"
@@ -142,17 +120,7 @@ def check_sentencepiece():
 
 
 def check_disk(folder="."):
-    """Look at the free space where data and experiments go.
-
-    Args:
-        folder: Directory of the recipe.
-
-    Returns:
-        A line that says what was found.
-
-    Raises:
-        UserError: Less than the small recipes need.
-    """
+    """Look at the free space of a recipe's directory."""
     free = shutil.disk_usage(folder).free / 1e9
     found = f"{free:.0f} GB free, LibriSpeech-100 takes about {LIBRISPEECH_100_GB}"
     if free < 1:
@@ -162,11 +130,7 @@ def check_disk(folder="."):
 
 @cli
 def main(argv=None):
-    """Run every check and print one line for each.
-
-    Args:
-        argv: Command-line arguments.
-    """
+    """Run every check and print one line for each."""
     Parser(description=__doc__).parse_args(argv)
     import torch
 

@@ -5,23 +5,11 @@ standard input. Each line: seconds heard, bytes of state, the end of the text. T
 whole text.
 """
 
-import argparse
-import os
 import sys
 
-import torch
-
-import espnet_ext  # noqa: F401
-from espnet_ext.data.packets import read_packets
+from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, about, cli
 from espnet_ext.options import Parser
-from espnet_ext.streaming.speech2text import (
-    StreamingSpeech2Text,
-    add_model_options,
-    add_search_options,
-    model_options,
-    packet_samples,
-)
 
 SHOWN = 60
 
@@ -29,15 +17,21 @@ SHOWN = 60
 @cli
 def main(argv=None):
     """Run the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
+    shared.add_model(parser)
+    shared.add_device(parser)
     parser.add_argument("source", metavar="FILE|-")
-    add_model_options(parser)
-    add_search_options(parser)
+    shared.add_stream(parser)
+    shared.add_search(parser)
     args = parser.parse_args(argv)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    speech2text = StreamingSpeech2Text(
-        **model_options(args), search=args.search, beam_size=args.beam_size
-    )
+    model = shared.model_files(args) | shared.stream_options(args)
+    import torch
+
+    from espnet_ext.data.packets import read_packets
+    from espnet_ext.streaming.speech2text import StreamingSpeech2Text, packet_samples
+
+    torch.set_num_threads(args.threads)
+    speech2text = StreamingSpeech2Text(**model)
     fs = speech2text.fs
     packet = packet_samples(args.packet_ms, fs)
     stream, heard, shown = speech2text.start(), 0, None

@@ -14,13 +14,14 @@ from espnet_ext.attention import ATTENTIONS, attention_label, build_attention, l
 from espnet_ext.attention.decoder import decoder_attention
 from espnet_ext.attention.registry import conversion_options, convertible
 from espnet_ext.checkpoint import StrictASRTask
+from espnet_ext.config import read_yaml
 from espnet_ext.convert.weights import Moments, allocate_ranks
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.data.packets import read_whole
 from espnet_ext.errors import UserError, no_checkpoint
 from espnet_ext.files import whole
 from espnet_ext.frontend import known_front_end
-from espnet_ext.profiling.config import ENCODERS, read_yaml
+from espnet_ext.register import ENCODERS
 from espnet_ext.results import to_json
 from espnet_ext.utterance import encode, waveform
 

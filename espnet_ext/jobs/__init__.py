@@ -3,6 +3,5 @@
 from espnet_ext.jobs.local import run_local
 from espnet_ext.jobs.request import JobRequest, parse_request
 from espnet_ext.jobs.slurm import run_slurm
-from espnet_ext.processes import die_with_parent
 
-__all__ = ["JobRequest", "die_with_parent", "parse_request", "run_local", "run_slurm"]
+__all__ = ["JobRequest", "parse_request", "run_local", "run_slurm"]

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.attention.registry import cache_kind
+from espnet_ext.config import read_yaml
 from espnet_ext.errors import UserError
-from espnet_ext.profiling.config import read_yaml
 from espnet_ext.report.schema import NAME, read, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
 

@@ -1,6 +1,5 @@
 """Text from a live stream: feed packets of samples, get partial text, then the final one."""
 
-import argparse
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
-from espnet_ext.options import Parser, context, device, packet_length, positive_int
 from espnet_ext.register import ENCODERS
 from espnet_ext.state import StreamState
 from espnet_ext.streaming.searches import GreedySearch, PrefixBeamSearch
@@ -240,53 +238,6 @@ class StreamingSpeech2Text:
             if min(ctc, att) > -math.inf  # 0 times that is not a number
         ]
         return sorted(scored, key=lambda hyp: -hyp[1]) or nbest
-
-
-def add_model_options(parser: Parser) -> None:
-    """Options that say which model streams, and how."""
-    parser.add_argument("--asr_train_config", required=True, help="config.yaml of the training run")
-    parser.add_argument("--asr_model_file", help="checkpoint; random weights without one")
-    parser.add_argument(
-        "--chunk_size", type=positive_int, help="encoder frames per step [the model's own]"
-    )
-    parser.add_argument(
-        "--left_context",
-        type=context,
-        help="encoder frames before a chunk, -1 all [the model's own]",
-    )
-    parser.add_argument(
-        "--cache_dtype",
-        choices=("float32", "bfloat16", "float16", "int8"),
-        default="float32",
-        help="of keys and values [%(default)s]",
-    )
-    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
-
-
-def add_search_options(parser: Parser) -> None:
-    """Options that say in what packets a recording arrives, and how text is searched for."""
-    parser.add_argument(
-        "--packet_ms", type=packet_length, default=100, help="packet length [%(default)s]"
-    )
-    parser.add_argument(
-        "--search", choices=("greedy", "beam"), default="greedy", help="[%(default)s]"
-    )
-    parser.add_argument(
-        "--beam_size", type=positive_int, default=10, help="hypotheses [%(default)s]"
-    )
-
-
-def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The values of ``add_model_options`` as arguments of ``StreamingSpeech2Text``."""
-    names = (
-        "asr_train_config",
-        "asr_model_file",
-        "chunk_size",
-        "left_context",
-        "cache_dtype",
-        "device",
-    )
-    return {name: getattr(args, name) for name in names}
 
 
 def packet_samples(milliseconds: float, fs: int) -> int:

@@ -170,9 +170,7 @@ def test_corrupted_results_are_named_and_skipped(runs, content):
 
 
 def test_models_of_one_attention_are_told_apart_by_their_directories(runs):
-    copied = shutil.copytree(
-        runs / "asr_train_asr_conformer_mla_raw_word", runs / "asr_converted"
-    )
+    copied = shutil.copytree(runs / "asr_train_asr_conformer_mla_raw_word", runs / "asr_converted")
     path = copied / "evaluation_results.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model": copied.name}))
     comparison = Comparison(runs, ENCODERS, ATTENTIONS)
@@ -208,7 +206,7 @@ def test_nothing_evaluated_is_one_clear_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["--expdir", str(tmp_path), "--output", str(tmp_path / "out")])
     assert end.value.code == 1
-    assert "evaluate_all.sh" in capsys.readouterr().err
+    assert "espnet-ext evaluate" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -286,8 +284,8 @@ def test_winner_fits_the_budget_and_nothing_that_fits_is_better(eight_runs):
 
 
 def test_left_context_that_a_budget_buys_is_the_largest_that_fits(eight_runs):
-    from espnet_ext.profiling.cache import measure_cache
-    from espnet_ext.profiling.config import read_model_config
+    from espnet_ext.evaluate.cache import measure_cache
+    from espnet_ext.evaluate.models import read_model_config
 
     comparison = Comparison(eight_runs, ENCODERS, ATTENTIONS)
     for row in comparison.rows:

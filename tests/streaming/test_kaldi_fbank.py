@@ -9,8 +9,8 @@ import yaml
 
 from espnet_ext.bin import asr_certify, asr_convert
 from espnet_ext.bin.asr_inference import Speech2Text
-from espnet_ext.profiling.config import complete
-from espnet_ext.profiling.cost import profile
+from espnet_ext.evaluate.cost import profile
+from espnet_ext.evaluate.models import complete
 from espnet_ext.streaming import long_audio
 from espnet_ext.streaming.speech2text import StreamingSpeech2Text
 from tiny import FS, max_error, speech

@@ -61,6 +61,7 @@ lm_fold_length=150             # positive_int: tokens per folded sequence
 use_ngram=false                # false: n-grams need KenLM, which is not used; take --use_lm true
 asr_tag=                       # name: name of the model's directory
 asr_exp=                       # path: directory of the model
+print_asr_exp=false            # boolean: only print which directory that is
 asr_stats_dir=                 # path: directory of the statistics
 asr_config=                    # path: YAML of the model and its training
 asr_args=                      # text*: more options of the training, e.g. "--max_epoch 10"
@@ -125,6 +126,7 @@ if [ -f cmd.sh ]; then . ./cmd.sh; else . "${root}/cmd.sh"; fi
 assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
 eval "${assignments}"
 [ $# -eq 0 ] || die "'$1' is not an option"
+! "${print_asr_exp}" || exec 8>&1 >&2
 
 [ -n "${train_set}" ] && [ -n "${valid_set}" ] && [ -n "${test_sets}" ] \
     || die "--train_set, --valid_set and --test_sets are needed"
@@ -291,6 +293,7 @@ fi
 asr_name="_${feats_type}${lang_name}_${token_name}"
 asr_tag="${asr_tag:-$(basename "${asr_config:-train}" .yaml)${asr_name}$(as_name "${asr_args}")${sp_name}}"
 asr_exp="${asr_exp:-${expdir}/asr_${asr_tag}}"
+if "${print_asr_exp}"; then printf '%s\n' "${asr_exp}" >&8 && exit; fi
 # Models share statistics, but not those of another front end: unless it is ESPnet's default, its name is in theirs.
 model_config="${init_from:+${init_from}/config.yaml}"
 front_end="$({

@@ -8,9 +8,9 @@ import soundfile
 import torch
 import yaml
 
-from espnet_ext.bin.asr_evaluate import get_parser, main
+from espnet_ext.bin.asr_evaluate import main
 from espnet_ext.bin.score import main as score
-from espnet_ext.report.evaluate import evaluate
+from espnet_ext.evaluate.evaluation import Settings, evaluate
 
 TAG = "decode_asr_asr_model_valid.acc.ave"
 TOKENS = ["<blank>", "<unk>", "A", "B", "C", "<sos/eos>"]
@@ -78,7 +78,10 @@ def test_what_is_missing_is_measured_and_what_is_there_is_kept(tmp_path, capsys)
     arguments = [str(expdir), "--dumpdir", str(tmp_path / "dump"), "--nj", "1"]
     arguments += ["--profile_config", str(options), "--inference_config", str(decoding)]
     early = []
-    evaluate(str(expdir), get_parser().parse_args(arguments), early.append)
+    files = {"profile_config": str(options), "inference_config": str(decoding)}
+    log = tmp_path / "log"
+    evaluate(expdir, Settings(dumpdir=str(tmp_path / "dump"), **files), early.append, log)
+    assert "max output length" in log.read_text()  # what ESPnet says while it decodes
     results = json.loads((expdir / "evaluation_results.json").read_text())
     assert results["kv_cache_kb"] == 40 * 2 * 4 * 4 / 1024
     assert results["wer"]["test"]["wer"] == 0.0  # the "decoding" is the reference

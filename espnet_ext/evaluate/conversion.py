@@ -6,10 +6,12 @@ from espnet_ext.attention import ATTENTIONS, attention_label, layer_attentions
 from espnet_ext.attention.registry import conversion_options, options_of
 from espnet_ext.convert.model import load, mha_config, recordings
 from espnet_ext.errors import UserError, about
+from espnet_ext.evaluate.cache import measure_cache
+from espnet_ext.evaluate.models import read_model_config
+from espnet_ext.files import write_atomic
 from espnet_ext.jobs.markers import BESIDE
-from espnet_ext.profiling.cache import measure_cache
-from espnet_ext.profiling.config import read_model_config
 from espnet_ext.report.columns import DRAWN
+from espnet_ext.report.page import page
 from espnet_ext.report.plots import COLOURS, MARKERS, plain_numbers, png, pyplot
 from espnet_ext.report.schema import csv_text, rounded, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
@@ -161,6 +163,25 @@ def _method(conf, origin):
         "conf": text(size, missing=""),
         "training": "fine-tuned" if origin["tuned"] else "zero-shot",
     }
+
+
+def write_curve(output, source, *args) -> str:
+    """Write a curve's table, plots and page into a directory; see ``curve`` for the arguments.
+
+    Returns:
+        The table as CSV.
+    """
+    output, rows = Path(output), curve(source, *args)
+    plots = {
+        f"curve_{name}.png": curve_plot(rows, name)
+        for name in dict.fromkeys(row["test_set"] for row in rows)
+    }
+    for name, image in plots.items():
+        write_atomic(output / name, image)
+    title, table = f"Conversions of {Path(source).name}", curve_csv(rows)
+    write_atomic(output / "curve.csv", table.encode())
+    write_atomic(output / "report.html", page(title, [], [curve_section(rows)], plots).encode())
+    return table
 
 
 def curve_csv(rows: list[dict]) -> str:

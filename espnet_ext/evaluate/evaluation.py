@@ -1,21 +1,50 @@
-"""Evaluate trained models: what is not measured yet is measured, then it is all put together."""
+"""Evaluate a trained model: what is not measured yet is measured, then it is all put together."""
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_ext.data.kaldi import read_scp, write_atomic, write_scp
+from espnet_ext.data.kaldi import read_scp, write_scp
 from espnet_ext.errors import UserError, about, no_checkpoint
+from espnet_ext.evaluate import models
+from espnet_ext.evaluate.models import read_model_config
+from espnet_ext.evaluate.process import commit, workers
+from espnet_ext.evaluate.training import read_training
+from espnet_ext.files import write_atomic
 from espnet_ext.jobs.markers import BESIDE
-from espnet_ext.processes import pool
-from espnet_ext.profiling import config as profiling
-from espnet_ext.profiling.config import read_model_config
-from espnet_ext.profiling.process import commit
-from espnet_ext.profiling.training import read_training
+from espnet_ext.model_options import add_costs, add_decoding, read_values, stream_options
+from espnet_ext.packing import CHECKPOINT
 from espnet_ext.report.schema import NAME, VERSION, rounded
 from espnet_ext.results import read_json, to_json
-from espnet_ext.scoring import read_numbers
+from espnet_ext.scoring import read_numbers, score_files
 
 KIB = 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the models of a recipe are decoded and measured.
+
+    Attributes:
+        inference_config: YAML of the decoding of whole recordings.
+        inference_asr_model: File name of the checkpoint.
+        inference_tag: Name of the directory of that decoding.
+        streaming_config: YAML of the decoding of streams; greedy CTC search without it.
+        profile_config: YAML of what is measured; see ``model_options.add_costs``.
+        dumpdir: Formatted data.
+        nj: Processes that decode streams.
+        device: ``cpu`` or ``cuda``, for streams and measurements.
+        threads: Of a process on the CPU.
+    """
+
+    inference_config: str | None = None
+    inference_asr_model: str = CHECKPOINT
+    inference_tag: str = f"decode_asr_asr_model_{CHECKPOINT.removesuffix('.pth')}"
+    streaming_config: str | None = None
+    profile_config: str | None = None
+    dumpdir: str = "dump"
+    nj: int = 1
+    device: str = "cpu"
+    threads: int = 1
 
 
 class Evaluation:
@@ -23,27 +52,27 @@ class Evaluation:
 
     Args:
         expdir: Directory of the model.
-        args: Options of ``asr_evaluate``.
+        settings: How it is decoded and measured.
 
     Raises:
         UserError: The model is not trained, or was not decoded.
     """
 
-    def __init__(self, expdir, args):
-        self.expdir, self.args = Path(expdir), args
+    def __init__(self, expdir, settings: Settings):
+        self.expdir, self.settings = Path(expdir), settings
         self.config_path = self.expdir / "config.yaml"
-        self.checkpoint = self.expdir / args.inference_asr_model
+        self.checkpoint = self.expdir / settings.inference_asr_model
         if not self.checkpoint.is_file():
             raise no_checkpoint(self.checkpoint)
         self.config = read_model_config(self.config_path)
-        decoded = self.expdir / args.inference_tag
+        decoded = self.expdir / settings.inference_tag
         found = (path.parent.parent for path in decoded.glob("**/score_wer/score.json"))
         self.sets = sorted(  # org/dev is a set too
             str(path.relative_to(decoded)) for path in found if BESIDE not in path.parts
         )
         if not self.sets:
             raise UserError(
-                f"{expdir}: nothing is scored in {args.inference_tag}: run stages 12 and 13"
+                f"{expdir}: nothing is scored in {settings.inference_tag}: run stages 12 and 13"
             )
 
     @property
@@ -62,50 +91,52 @@ class Evaluation:
     def _profiled(self, wavs):
         """Whether ``profile.json`` is fresh, and its keys mean what they mean now."""
         if not self._fresh(
-            "profile.json", self.args.profile_config, self.args.inference_config, wavs
+            "profile.json", self.settings.profile_config, self.settings.inference_config, wavs
         ):
             return False
-        return self.profile().get("version") == profiling.VERSION
+        return self.profile().get("version") == models.VERSION
 
     def data(self, name):
         """A test set's directory."""
-        return Path(self.args.dumpdir) / "raw" / name
+        return Path(self.settings.dumpdir) / "raw" / name
 
     def profile(self):
-        """Measured costs; see ``espnet_ext.profiling.cost.profile``."""
+        """Measured costs; see ``espnet_ext.evaluate.cost.profile``."""
         return read_json(self.expdir / "profile.json")
 
-    def measure(self, announce):
+    def measure(self, announce, log=None):
         """Measure, announce the results so far, certify and decode as streams what is not there."""
-        options = ["--asr_train_config", str(self.config_path)]
-        options += ["--asr_model_file", str(self.checkpoint), "--device", self.args.device]
-        with pool(self.args.nj) as workers:
-            wavs = self.data(self.sets[0]) / "wav.scp"
+        settings, wavs = self.settings, self.data(self.sets[0]) / "wav.scp"
+        with workers(settings.nj, log) as pool:
             if not self._profiled(wavs):
-                workers.submit(_profile, self._profile_arguments()).result()
+                from espnet_ext.evaluate.cost import profile
+
+                costs = pool.submit(profile, **self._profile_options(wavs)).result()
+                write_atomic(self.expdir / "profile.json", to_json(costs).encode())
             announce(self.results())
             if not self.causal:
                 return
-            jobs = []
+            certificate = None
             if not self._fresh("equivalence.json", wavs):
-                jobs.append(workers.submit(_certify, [*options, *self._certify_arguments()]))
-            undone = [
-                (tag, name, stream)
+                from espnet_ext.evaluate.streams import certify
+
+                model = self._model(list(self.streams().values())[-1])
+                certificate = pool.submit(certify, model, wavs, threads=settings.threads)
+            decoded = {
+                (tag, name): list(self._decode(pool, tag, name, stream))
                 for tag, stream in self.streams().items()
                 for name in self.sets
                 if not self._fresh(
                     f"{tag}/{name}/score_wer/score.json",
-                    self.args.streaming_config,
+                    settings.streaming_config,
                     *(self.data(name) / table for table in ("wav.scp", "text")),
                 )
-            ]
-            for tag, name, stream in undone:
-                for arguments in self._decode_arguments(tag, name, stream):
-                    jobs.append(workers.submit(_decode, [*options, *arguments]))
-            for job in jobs:
-                job.result()
-        for tag, name, _ in undone:
-            self._score(tag, name)
+            }
+            if certificate:
+                content = to_json(certificate.result(), indent=1).encode()
+                write_atomic(self.expdir / "equivalence.json", content)
+            for (tag, name), parts in decoded.items():
+                self._score(tag, name, [part.result() for part in parts])
 
     def streams(self):
         """Directory name -> chunk size and left context that the model is decoded with."""
@@ -114,56 +145,48 @@ class Evaluation:
             for s in self.profile()["cache"]["streams"]
         }
 
-    def _profile_arguments(self):
-        arguments = ["--measure", "all", "--config", str(self.config_path)]
-        arguments += ["--asr_model_file", str(self.checkpoint), "--device", self.args.device]
-        arguments += ["--wav_scp", str(self.data(self.sets[0]) / "wav.scp")]
-        arguments += ["--output", str(self.expdir / "profile.json")]
-        for name in ("profile_config", "inference_config"):
-            if value := getattr(self.args, name):
-                arguments += [f"--{name}", value]
-        return arguments
+    def _model(self, stream):
+        """Arguments of ``StreamingSpeech2Text`` for one of ``streams``."""
+        model = {"asr_train_config": str(self.config_path), "asr_model_file": str(self.checkpoint)}
+        sizes = {key: stream[key] for key in ("chunk_size", "left_context")}
+        return model | sizes | {"device": self.settings.device}
 
-    def _certify_arguments(self):
-        stream = list(self.streams().values())[-1]
-        arguments = ["--wav_scp", str(self.data(self.sets[0]) / "wav.scp")]
-        arguments += ["--chunk_size", str(stream["chunk_size"])]
-        arguments += ["--left_context", str(stream["left_context"])]
-        return [*arguments, "--output", str(self.expdir / "equivalence.json")]
+    def _profile_options(self, wavs):
+        settings = self.settings
+        chosen = vars(read_values(add_costs, settings.profile_config)) | {"wav_scp": wavs}
+        if settings.inference_config:
+            chosen["inference_config"] = settings.inference_config
+        files = {"path": self.config_path, "model_file": self.checkpoint}
+        return chosen | files | {"device": settings.device, "threads": settings.threads}
 
-    def _parts(self, tag, name):
-        """Where the jobs of a test set put their hypotheses, and the ids that each decodes."""
-        ids = list(read_scp(self.data(name) / "wav.scp"))
-        count = min(self.args.nj, len(ids))
-        logdir = self.expdir / tag / name / "logdir"
-        return {logdir / f"output.{n + 1}": ids[n::count] for n in range(count)}
+    def _decode(self, pool, tag, name, stream):
+        """Start the processes that decode a test set as streams, each a part of it."""
+        from espnet_ext.evaluate.streams import decode
 
-    def _decode_arguments(self, tag, name, stream):
-        """Arguments of each job that decodes a test set."""
-        shared = ["--data_path_and_name_and_type", f"{self.data(name) / 'wav.scp'},speech,sound"]
-        if self.args.streaming_config:
-            shared += ["--config", self.args.streaming_config]
-        shared += ["--chunk_size", str(stream["chunk_size"]), "--log_level", "WARNING"]
-        shared += ["--left_context", str(stream["left_context"])]
-        for output, ids in self._parts(tag, name).items():
-            keys = output.with_name(f"{output.name}.keys")
-            write_atomic(keys, "".join(f"{i}\n" for i in ids).encode())
-            yield [*shared, "--key_file", str(keys), "--output_dir", str(output)]
+        options = read_values(add_decoding, self.settings.streaming_config)
+        wavs, logdir = self.data(name) / "wav.scp", self.expdir / tag / name / "logdir"
+        ids = list(read_scp(wavs))
+        number = min(self.settings.nj, len(ids))
+        for n in range(number):
+            yield pool.submit(
+                decode,
+                stream_options(options) | self._model(stream),
+                wavs,
+                logdir / f"output.{n + 1}",
+                ids[n::number],
+                options.packet_ms,
+                options.offline,
+                self.settings.threads,
+            )
 
-    def _score(self, tag, name):
-        from espnet_ext.bin.score import main
-
+    def _score(self, tag, name, parts):
         directory, data = self.expdir / tag / name, self.data(name)
-        texts = {}
-        for output in self._parts(tag, name):
-            texts |= read_scp(output / "1best_recog" / "text")
+        texts = {utt: result.text.strip() for part in parts for utt, result in part.items()}
         write_scp(directory / "text", texts)
-        arguments = ["--ref", str(data / "text"), "--hyp", str(directory / "text")]
-        arguments += ["--utt2spk", str(data / "utt2spk"), "--output", str(directory)]
-        arguments += ["--token_type", self.config["token_type"]]
-        if self.config["token_type"] == "bpe":
-            arguments += ["--bpemodel", self.config["bpemodel"]]
-        _run(main, arguments)
+        kind = self.config["token_type"]
+        bpemodel = self.config["bpemodel"] if kind == "bpe" else None
+        files = data / "text", directory / "text", directory, data / "utt2spk"
+        score_files(*files, kind, bpemodel)
 
     def results(self) -> dict:
         """The content of ``evaluation_results.json``; see docs/report.md."""
@@ -176,7 +199,7 @@ class Evaluation:
             "attention": profile["attention"],
             "encoder_conf": self.config["encoder_conf"],
             **_costs(profile),
-            "wer": self._wer(self.args.inference_tag),
+            "wer": self._wer(self.settings.inference_tag),
             "streaming_wer": self._streaming_wer(),
             "inference_time_ms": rounded(profile["offline"]["ms_per_utterance"], 2),
             "real_time_factor": rounded(profile["offline"]["real_time_factor"], 4),
@@ -190,7 +213,7 @@ class Evaluation:
             "decoder_cache": profile["decoder"],
             "input_cache": profile.get("input_cache") and _costs(profile["input_cache"]),
             "equivalence": self._equivalence(),
-            "inference": self.args.inference_tag,
+            "inference": self.settings.inference_tag,
             "config": str(self.config.get("config") or self.config_path),
             "commit": commit(),
             "device": profile["device"],
@@ -275,49 +298,20 @@ def _costs(profile):
     return costs
 
 
-def _run(main, arguments):
-    """Run a command line in this process; its failure becomes an error that the caller can name."""
-    try:
-        return main(arguments)
-    except SystemExit as end:
-        if end.code:
-            raise UserError("a measurement failed, see above") from None
-    return 0
-
-
-def _profile(arguments):
-    from espnet_ext.bin.asr_profile import measure, parse, report
-
-    args = parse(arguments)
-    report([measure(args, path) for path in args.config], args.output)
-
-
-def _certify(arguments):
-    from espnet_ext.bin.asr_certify import main
-
-    _run(main, arguments)
-
-
-def _decode(arguments):
-    from espnet_ext.bin.asr_inference_streaming import main
-
-    _run(main, arguments)
-
-
-def evaluate(expdir, args, announce=lambda results: None) -> dict:
+def evaluate(expdir, settings: Settings, announce=lambda results: None, log=None) -> dict:
     """Evaluate one model and write its ``evaluation_results.json``.
 
     Args:
-        expdir: Directory of the model.
-        args: Options of ``asr_evaluate``.
+        expdir: Directory of the model, decoded and scored.
+        settings: How it is decoded and measured.
         announce: Called with the results as soon as only the figures of streams may be missing.
+        log: File that gets what the processes print; their own outputs without it.
 
     Returns:
         What was written.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    evaluation = Evaluation(expdir, args)
-    evaluation.measure(announce)
+    evaluation = Evaluation(expdir, settings)
+    evaluation.measure(announce, log)
     results = evaluation.results()
     with about(evaluation.expdir):
         content = to_json(results, indent=1).encode()

@@ -1,4 +1,4 @@
-"""Memory of this process, the machine it runs on, and the commit it runs."""
+"""Fresh processes, their memory, the machine that they run on, and the commit that they run."""
 
 import ctypes
 import os
@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from espnet_ext import __version__
+from espnet_ext.processes import pool
 
 STATUS = Path("/proc/self/status")
 
@@ -16,6 +17,26 @@ def _status_mb(key):
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) / 1024
     raise KeyError(key)
+
+
+def workers(number: int, log=None, **options):
+    """``espnet_ext.processes.pool`` of workers on one thread each.
+
+    Args:
+        number: How many.
+        log: File that gets what they print, appended; their own outputs without it.
+        options: Of ``ProcessPoolExecutor``.
+    """
+    return pool(number, _begin, log, **options)
+
+
+def _begin(log):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and PyTorch are imported
+    if log:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        for output in (1, 2):
+            os.dup2(file, output)
+        os.close(file)
 
 
 class PeakMemory:

@@ -1,11 +1,7 @@
 """Models from a YAML of conf/ or from the config.yaml of a training run."""
 
-from pathlib import Path
-
-import yaml
-
 from espnet_ext import register
-from espnet_ext.attention import attention_label
+from espnet_ext.config import read_yaml
 from espnet_ext.errors import UserError
 from espnet_ext.register import ENCODERS
 from espnet_ext.registry import Registry
@@ -16,25 +12,6 @@ FRONTENDS = Registry(
 
 #: of profile.json; changes when a key changes its meaning
 VERSION = 2
-#: what the bytes of a stream are made of, as every table lists them
-KINDS = ("attention", "convolution", "subsampling", "frontend")
-
-
-def read_yaml(path) -> dict:
-    """Mapping in a YAML file.
-
-    Raises:
-        UserError: The file is unreadable or no mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a mapping of options")
-    return content
 
 
 def read_model_config(path) -> dict:
@@ -49,6 +26,8 @@ def read_model_config(path) -> dict:
 
 def describe(config: dict, path) -> dict:
     """What names a model in every table."""
+    from espnet_ext.attention import attention_label
+
     conf = config.get("encoder_conf", {})
     return {
         "config": str(path),
@@ -103,6 +82,8 @@ def complete(config: dict, vocab_size: int) -> dict:
     """
     if config.get("token_list"):
         return config
+    if vocab_size < 4:
+        raise UserError(f"vocab_size: must be at least 4, got {vocab_size}")
     from espnet2.tasks.asr import ASRTask
 
     tokens = ["<blank>", "<unk>", *(f"t{i}" for i in range(vocab_size - 3)), "<sos/eos>"]

@@ -3,8 +3,8 @@
 import torch
 
 from espnet_ext.attention import ATTENTIONS
+from espnet_ext.evaluate.models import build_encoder, build_frontend, with_encoder_conf
 from espnet_ext.frontend import StreamingFrontend
-from espnet_ext.profiling.config import build_encoder, build_frontend, with_encoder_conf
 
 #: encoder frames per step where only the bytes count: large chunks are cheap
 CHUNK = 250

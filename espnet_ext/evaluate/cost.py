@@ -15,9 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.data.packets import read_whole
 from espnet_ext.errors import UserError, about
-from espnet_ext.frontend import FrontEnd, known_front_end
-from espnet_ext.profiling.cache import feature_frames, measure_cache, stream_noise
-from espnet_ext.profiling.config import (
+from espnet_ext.evaluate.cache import feature_frames, measure_cache, stream_noise
+from espnet_ext.evaluate.models import (
     VERSION,
     build_encoder,
     complete,
@@ -26,9 +25,10 @@ from espnet_ext.profiling.config import (
     read_yaml,
     with_encoder_conf,
 )
-from espnet_ext.profiling.process import PeakMemory, commit, device_name
-from espnet_ext.profiling.products import ProductCounter
-from espnet_ext.profiling.training import sampling_rate
+from espnet_ext.evaluate.process import PeakMemory, commit, device_name
+from espnet_ext.evaluate.products import ProductCounter
+from espnet_ext.evaluate.training import sampling_rate
+from espnet_ext.frontend import FrontEnd, known_front_end
 
 #: seconds of noise that stand in for recordings where none are given
 NOISE_SECONDS = (2.0, 4.0, 8.0)
@@ -50,6 +50,7 @@ def profile(
     decoder_tokens=100,
     vocab_size=5000,
     device="cpu",
+    threads=1,
 ) -> dict:
     """Measure everything about one model. Call it in a process that has done nothing else.
 
@@ -65,6 +66,7 @@ def profile(
         decoder_tokens: Tokens per hypothesis of the decoder's ledger.
         vocab_size: Tokens of a model from conf/.
         device: ``cpu`` or ``cuda``.
+        threads: Of the CPU.
 
     Returns:
         The object that docs/profiling.md describes.
@@ -73,7 +75,7 @@ def profile(
         UserError: The config, checkpoint or a recording is of no use; the message names it.
     """
     load_average = os.getloadavg()[0]
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     config = read_model_config(path)
     full = complete(config, vocab_size)
@@ -155,7 +157,7 @@ def _config_file(config):
 
 def _load_offline(full, model_file, decoding, device):
     """ESPnet's recogniser, loaded strictly, with this package's caches in the beam search."""
-    from espnet_ext.bin.asr_inference import ESPnetSpeech2Text, Speech2Text
+    from espnet_ext.streaming.offline import ESPnetSpeech2Text, Speech2Text
 
     known = inspect.signature(ESPnetSpeech2Text.__init__).parameters
     options = {key: value for key, value in decoding.items() if key in known}

@@ -14,7 +14,7 @@ import yaml
 from convert.models import CHECKPOINT, write_audio, write_model
 from espnet_ext.bin import asr_convert
 from espnet_ext.errors import UserError
-from espnet_ext.report.conversion import _change
+from espnet_ext.evaluate.conversion import _change, curve
 
 REPO = Path(__file__).parents[2]
 
@@ -130,25 +130,21 @@ def test_wrong_option_is_one_clear_line(recipe, options, message):
     assert message in line and "Traceback" not in done.stderr
 
 
-def test_model_of_another_source_is_refused(recipe, monkeypatch, capsys):
-    from espnet_ext.bin.asr_conversion_curve import main
-
+def test_model_of_another_source_is_refused(recipe, monkeypatch):
     monkeypatch.chdir(recipe)
     other = Path("exp/asr_other")
     other.mkdir()
     config = yaml.safe_load(Path("exp/asr_mha/config.yaml").read_text())
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     torch.save({}, other / CHECKPOINT)
-    arguments = ["exp/asr_other", "--source", "exp/asr_mha", "--inference_tag", "decode_asr"]
     for conversion, message in [
         (None, "neither written by asr_convert nor fine-tuned"),
         ({"source": "exp/asr_third"}, "was converted from exp/asr_third, not exp/asr_mha"),
     ]:
         if conversion:
             (other / "conversion.json").write_text(json.dumps(conversion))
-        with pytest.raises(SystemExit):
-            main(arguments)
-        assert message in capsys.readouterr().err
+        with pytest.raises(UserError, match=message):
+            curve("exp/asr_mha", ["exp/asr_other"], "decode_asr")
 
 
 def test_change_of_outputs_is_a_number_or_missing():

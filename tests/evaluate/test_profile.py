@@ -15,11 +15,12 @@ import yaml
 from espnet_ext.attention import build_attention
 from espnet_ext.bin.asr_profile import main
 from espnet_ext.errors import UserError
+from espnet_ext.evaluate.cache import measure_cache
+from espnet_ext.evaluate.models import build_encoder, build_frontend, read_model_config
+from espnet_ext.evaluate.process import PeakMemory
+from espnet_ext.evaluate.training import read_training, seconds
 from espnet_ext.frontend.streaming import StreamingFrontend
-from espnet_ext.profiling.cache import measure_cache
-from espnet_ext.profiling.config import KINDS, build_encoder, build_frontend, read_model_config
-from espnet_ext.profiling.process import PeakMemory
-from espnet_ext.profiling.training import read_training, seconds
+from espnet_ext.report.schema import KINDS
 from tiny import VARIANTS, forgets
 
 

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espnet_ext.attention.blocked import CPU_BLOCK
 from espnet_ext.errors import UserError
-from espnet_ext.profiling.products import ProductCounter
+from espnet_ext.evaluate.products import ProductCounter
 from tiny import INPUT_SIZE, N_FEAT, VARIANTS, build_encoder
 
 

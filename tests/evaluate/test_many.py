@@ -1,6 +1,7 @@
 """The scripts around training: what fails is named, what is there is kept, the rest goes on."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from espnet_ext.evaluate.driver import Driver, Model, time_left
+from espnet_ext.evaluate.evaluation import Settings
 from processes import running, wait_for
 
 REPO = Path(__file__).parents[2]
@@ -17,16 +20,15 @@ RUN = """#!/usr/bin/env bash
 set -euo pipefail
 echo "$*" >> calls
 while [ $# -gt 1 ]; do declare "${1#--}=$2"; shift 2; done
-if [ -n "${asr_exp:-}" ] || [ "${stop_stage}" = 10 ]; then exit 0; fi
+name=$(basename "${asr_config:-none}" .yaml)
+if [ "${print_asr_exp:-}" = true ]; then echo "exp/asr_${name}_raw_word"; exit; fi
+[ "${stop_stage}" = 11 ] || exit 0
 [ ! -f wait ] || { sleep 300 & echo $! >> started; wait; }
-name=$(basename "${asr_config}" .yaml)
 [ "${name}" != train_asr_conformer_gqa ] || { echo "no luck"; exit 1; }
-mkdir -p exp
-if [ ! -d "exp/asr_${name}_raw_word" ]; then
-    cp -rp "RUNS/asr_${name}_raw_word" exp/
-    touch "exp/asr_${name}_raw_word/1epoch.pth"
+if [ ! -d "${asr_exp}" ]; then
+    cp -rp "RUNS/$(basename "${asr_exp}")" exp/
+    touch "${asr_exp}/1epoch.pth"
 fi
-echo "date (asr.sh) Stage 11: training of exp/asr_${name}_raw_word"
 """
 
 
@@ -98,7 +100,7 @@ def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
     assert "conformer mla: WER test_clean" in again.stdout
 
     # what was only kept is no measure of what is left
-    ends = [line.split(") ")[1] for line in again.stdout.splitlines() if " of 3 after " in line]
+    ends = [line.split(" ", 1)[1] for line in again.stdout.splitlines() if " of 3 after " in line]
     assert [end.partition(" of ")[0] for end in ends] == ["1", "2", "3"]
     assert ["left" in end for end in ends] == [False, True, False]
 
@@ -113,12 +115,8 @@ def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
         (1, [600], 0, ""),
     ],
 )
-def test_time_left_is_that_of_models_trained_in_this_run(tmp_path, jobs, trained, models, text):
-    (tmp_path / ".seconds").write_text("".join(f"{seconds}\n" for seconds in trained))
-    function = f"sed -n '/^time_left()/,/^}}/p' '{REPO}/local/run_all_baselines.sh'"
-    script = f'eval "$({function})"; logdir=. jobs={jobs}; time_left {models}'
-    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.stdout, done.stderr, done.returncode) == (text, "", 0)
+def test_time_left_is_that_of_models_trained_in_this_run(jobs, trained, models, text):
+    assert time_left(trained, models, jobs) == text
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -157,3 +155,52 @@ def test_wrong_option_is_one_clear_line(recipe, script, options, message):
 def test_evaluation_without_a_model_says_so(recipe):
     done = run(recipe, "evaluate_all.sh")
     assert done.returncode == 1 and "train a model first" in done.stderr
+
+
+def test_costs_are_measured_while_nothing_trains(recipe, monkeypatch):
+    """Each measurement looks for trainings that have begun and not ended."""
+    run = recipe / "run.sh"
+    training = 'touch "training_${name}"; sleep 0.3; rm "training_${name}"'
+    run.write_text(run.read_text().replace("[ ! -f wait ]", f"{training}\n[ ! -f wait ]"))
+    monkeypatch.chdir(recipe)
+    measured, said = [], []
+
+    def announce(results):
+        assert not list(recipe.glob("training_*"))
+        measured.append(results["model"])
+
+    names = [f"conformer {attention}" for attention in ("mha", "mla", "linear")]
+    models = [
+        Model(name, Path(f"conf/train_asr_{name.replace(' ', '_')}.yaml"), ("--seed", "1"))
+        for name in names
+    ]
+    settings = Settings(inference_config="conf/decode.yaml", profile_config="conf/profile.yaml")
+    Driver(settings, jobs=2, announce=announce, say=said.append).train(models)
+    assert not any(model.failure for model in models), said
+    assert measured == [model.expdir.name for model in models]
+    assert measured[0] == "asr_train_asr_conformer_mha_raw_word"
+    calls = (recipe / "calls").read_text().splitlines()
+    assert all(call.endswith("--seed 1") for call in calls)
+    for model in models:  # one of them said where it goes, the others were told
+        own = [call for call in calls if f"--asr_exp {model.expdir} " in call]
+        assert [re.search("--stop_stage ([0-9]+)", call)[1] for call in own] == ["11", "13"]
+
+
+def test_measurement_that_ends_in_a_bug_is_one_model_s_failure(recipe, monkeypatch):
+    monkeypatch.chdir(recipe)
+    said = []
+
+    def announce(results):
+        if results["attention"] == "mha":
+            raise ZeroDivisionError("a bug")
+
+    models = [
+        Model(f"conformer {name}", Path(f"conf/train_asr_conformer_{name}.yaml"))
+        for name in ("mha", "mla")
+    ]
+    settings = Settings(inference_config="conf/decode.yaml", profile_config="conf/profile.yaml")
+    driver = Driver(settings, announce=announce, say=said.append)
+    driver.train(models)
+    assert [bool(model.failure) for model in models] == [True, False]
+    assert "a bug" in models[0].failure and str(driver.log(models[0])) in models[0].failure
+    assert "Traceback" in driver.log(models[0]).read_text()
