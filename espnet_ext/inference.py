@@ -10,13 +10,14 @@ from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_ext.audio import waveform
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
 from espnet_ext.options import Parser, context, device, packet_length, positive_int
 from espnet_ext.state import StreamState
-from espnet_ext.utterance import check_log_probs, check_number, encode, waveform
+from espnet_ext.utterance import check_log_probs, check_number, encode
 
 BLANK = 0
 MAX_OPEN = 50  # tokens that hypotheses of the beam search may still disagree on

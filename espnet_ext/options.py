@@ -90,7 +90,7 @@ def name(word):
 
 def rate(word):
     """A sampling rate such as 16000 or 16k, as text."""
-    from espnet_ext.data.audio import parse_rate
+    from espnet_ext.audio import parse_rate
 
     try:
         parse_rate(word)

@@ -13,8 +13,8 @@ import os
 import torch
 
 import espnet_ext  # noqa: F401
+from espnet_ext.audio import read_audio
 from espnet_ext.data.kaldi import read_scp, write_atomic
-from espnet_ext.data.packets import read_whole
 from espnet_ext.equivalence import TOLERANCE, compare, to_float64
 from espnet_ext.errors import UserError, about, cli
 from espnet_ext.inference import (
@@ -61,7 +61,7 @@ def main(argv=None):
         worst = {"features": 0.0, "encoder": 0.0, "logits": 0.0}
         layers = [0.0] * len(speech2text.model.encoder.encoders)
         for utt, path in wavs:
-            samples = read_whole(path, speech2text.fs)
+            samples = read_audio(path, speech2text.fs)
             for packet in packets:
                 with about(utt):
                     found = compare(speech2text, samples, packet)

@@ -17,22 +17,19 @@ from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
 from espnet2.torch_utils.device_funcs import is_out_of_memory_error, release_accelerator_memory
+from espnet2.train.iterable_dataset import DATA_TYPES
 from torch.nn.utils.rnn import pad_sequence
 
 import espnet_ext  # noqa: F401
+from espnet_ext.audio import mono, read_channels, waveform
 from espnet_ext.checkpoint import StrictASRTask
+from espnet_ext.data.kaldi import read_scp
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.errors import UserError, about, cli
+from espnet_ext.frontend import front_end
 from espnet_ext.long_audio import LongAudio
 from espnet_ext.options import boolean, data_triple, declare, non_negative
-from espnet_ext.utterance import (
-    check_finite,
-    check_number,
-    encode,
-    has_features,
-    mono,
-    waveform,
-)
+from espnet_ext.utterance import check_finite, check_number, encode, has_features
 
 espnet_parser = asr_inference.get_parser
 espnet_inference = asr_inference.inference
@@ -73,11 +70,13 @@ class Speech2Text(ESPnetSpeech2Text):
 
     Attributes:
         names: Of the utterances that are decoded next, for messages; None to count them.
+        rate: Hz of recordings, of the model that was loaded last; None where it is not known.
     """
 
     kv_cache = True
     max_segment = 40.0
     names = None
+    rate = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -87,6 +86,8 @@ class Speech2Text(ESPnetSpeech2Text):
         if self.dtype == "float16" and any(type(s) is CTCPrefixScorer for s in scorers):
             raise UserError("dtype: float16 is too narrow for ESPnet's CTC scores, use float32")
         self.long_audio = LongAudio(self, self.max_segment)
+        front = front_end(self.asr_model.frontend)
+        Speech2Text.rate = front and front.fs
 
     def _check_options(self):
         weights = getattr(self.beam_search, "weights", {})
@@ -231,6 +232,9 @@ def _to_mono(preprocess, uid, data):
 
 def inference(kv_cache: bool = True, max_segment: float = 40, **kwargs):
     """ESPnet's ``inference`` with the options of this command line."""
+    for path, _, kind in kwargs["data_path_and_name_and_type"]:
+        if kind == "sound":
+            read_scp(path)  # what is wrong with it is found before the model is loaded
     Speech2Text.kv_cache = kv_cache
     Speech2Text.max_segment = max_segment
     try:
@@ -239,6 +243,7 @@ def inference(kv_cache: bool = True, max_segment: float = 40, **kwargs):
         Speech2Text.names = None
 
 
+DATA_TYPES["sound"] = lambda path: read_channels(path, Speech2Text.rate)
 asr_inference.get_parser = get_parser
 asr_inference.inference = inference
 asr_inference.Speech2Text = Speech2Text

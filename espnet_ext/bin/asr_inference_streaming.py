@@ -15,8 +15,8 @@ import yaml
 from espnet2.fileio.datadir_writer import DatadirWriter
 
 import espnet_ext  # noqa: F401
+from espnet_ext.audio import read_packets
 from espnet_ext.data.kaldi import read_scp
-from espnet_ext.data.packets import read_packets
 from espnet_ext.errors import UserError, about, cli
 from espnet_ext.inference import (
     StreamingSpeech2Text,

@@ -2,8 +2,8 @@
 
 import sys
 
+from espnet_ext.audio import parse_rate
 from espnet_ext.data import kaldi
-from espnet_ext.data.audio import parse_rate
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, non_negative, positive, rate
 

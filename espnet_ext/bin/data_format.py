@@ -2,6 +2,7 @@
 
 import sys
 
+from espnet_ext.audio import parse_rate
 from espnet_ext.data import audio
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, positive_int, rate
@@ -26,7 +27,7 @@ def main(argv=None):
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)
     counts = audio.format_data_dir(
-        args.input, args.output, audio.parse_rate(args.fs), args.audio_format, args.nj
+        args.input, args.output, parse_rate(args.fs), args.audio_format, args.nj
     )
     print(
         f"{args.output}: {', '.join(f'{n} {what}' for what, n in counts.items())}", file=sys.stderr

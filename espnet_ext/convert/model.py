@@ -12,6 +12,7 @@ import yaml
 from espnet2.tasks.asr import encoder_choices
 
 from espnet_ext.attention import attention_label, build_attention, layer_attentions
+from espnet_ext.audio import read_audio, waveform
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.convert.weights import (
     Moments,
@@ -23,13 +24,12 @@ from espnet_ext.convert.weights import (
     to_linear,
 )
 from espnet_ext.data.kaldi import read_scp
-from espnet_ext.data.packets import read_whole
 from espnet_ext.decoder.attention import build as build_decoder_attention
 from espnet_ext.errors import UserError, no_checkpoint
 from espnet_ext.frontend import known_front_end
 from espnet_ext.profiling.config import ENCODERS, read_yaml
 from espnet_ext.results import to_json
-from espnet_ext.utterance import encode, waveform
+from espnet_ext.utterance import encode
 
 #: attentions that multi-head attention can become
 CONVERTIBLE = ("mha", "gqa", "mla", "linear")
@@ -257,7 +257,7 @@ def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
     fs = known_front_end(model.frontend).fs
     paths = list(read_scp(wav_scp).values())
     chosen = paths[:: max(1, len(paths) // num_utts)][:num_utts]
-    return [waveform(read_whole(path, fs)) for path in chosen]
+    return [waveform(read_audio(path, fs)) for path in chosen]
 
 
 def layer_inputs(model, linears, wav_scp, num_utts: int) -> list[Moments]:

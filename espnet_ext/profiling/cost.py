@@ -12,8 +12,8 @@ import torch
 import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from espnet_ext.audio import read_audio
 from espnet_ext.data.kaldi import read_scp
-from espnet_ext.data.packets import read_whole
 from espnet_ext.errors import UserError, about
 from espnet_ext.frontend import FrontEnd, known_front_end
 from espnet_ext.profiling.cache import feature_frames, measure_cache, stream_noise
@@ -129,7 +129,7 @@ def _recordings(wav_scp, fs, num_utts):
         if not paths:
             raise UserError(f"{wav_scp}: has no recordings")
         chosen = np.linspace(0, len(paths) - 1, min(num_utts, len(paths))).astype(int)
-        waves = [wave for i in chosen if len(wave := read_whole(paths[i], fs))]
+        waves = [wave for i in chosen if len(wave := read_audio(paths[i], fs))]
         if not waves:
             raise UserError(f"{wav_scp}: has no samples in any recording")
     return sorted(waves, key=len, reverse=True)
