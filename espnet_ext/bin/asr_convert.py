@@ -9,9 +9,8 @@ initialisation and needs fine-tuning.
 
 import argparse
 
-import yaml
-
-from espnet_ext.errors import UserError, cli
+from espnet_ext.config import parse_value
+from espnet_ext.errors import UserError, about, cli
 from espnet_ext.options import Parser, positive, positive_int
 
 
@@ -62,10 +61,8 @@ def options(name: str, words: list[str]) -> dict:
         key, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"--{name}: must be KEY=VALUE, got {word}")
-        try:
-            conf[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--{name}: {key}: is not a value: {value}") from None
+        with about(f"--{name}: {key}"):
+            conf[key] = parse_value(value)
     return conf
 
 

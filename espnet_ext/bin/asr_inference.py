@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import espnet_ext  # noqa: F401
 from espnet_ext.audio import mono, read_channels, waveform
-from espnet_ext.checkpoint import StrictASRTask
+from espnet_ext.checkpoint import StrictASRTask, StrictLMTask
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.errors import UserError, about, cli
@@ -213,9 +213,9 @@ class DecodingTask(StrictASRTask):
 
     @classmethod
     def build_preprocess_fn(cls, args, train):
-        """ESPnet's preprocessing, and one channel where the model hears one."""
+        """Recordings, as one channel where the model hears one, and ESPnet's preprocessing."""
         preprocess = super().build_preprocess_fn(args, train)
-        return partial(_to_mono, preprocess) if hears_one_channel(args) else preprocess
+        return partial(_read, preprocess, hears_one_channel(args), Speech2Text.rate)
 
     @classmethod
     def build_streaming_iterator(cls, *args, **kwargs):
@@ -225,9 +225,13 @@ class DecodingTask(StrictASRTask):
             yield keys, batch
 
 
-def _to_mono(preprocess, uid, data):
-    data = data if preprocess is None else preprocess(uid, data)
-    return data | {"speech": mono(data["speech"])} if "speech" in data else data
+def _read(preprocess, to_mono, rate, uid, data):
+    if isinstance(data.get("speech"), str):
+        with about(uid):
+            data["speech"] = read_channels(data["speech"], rate)
+    if to_mono and "speech" in data:
+        data["speech"] = mono(data["speech"])
+    return data if preprocess is None else preprocess(uid, data)
 
 
 def inference(kv_cache: bool = True, max_segment: float = 40, **kwargs):
@@ -243,11 +247,12 @@ def inference(kv_cache: bool = True, max_segment: float = 40, **kwargs):
         Speech2Text.names = None
 
 
-DATA_TYPES["sound"] = lambda path: read_channels(path, Speech2Text.rate)
+DATA_TYPES["sound"] = str  # of a path, read where the utterance is known
 asr_inference.get_parser = get_parser
 asr_inference.inference = inference
 asr_inference.Speech2Text = Speech2Text
 asr_inference.ASRTask = DecodingTask
+asr_inference.LMTask = StrictLMTask
 asr_inference.str2triple_str = data_triple  # a path may hold commas
 main = cli(asr_inference.main)
 

@@ -11,11 +11,11 @@ import time
 
 import numpy as np
 import torch
-import yaml
 from espnet2.fileio.datadir_writer import DatadirWriter
 
 import espnet_ext  # noqa: F401
 from espnet_ext.audio import read_packets
+from espnet_ext.config import read_config
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError, about, cli
 from espnet_ext.inference import (
@@ -55,8 +55,7 @@ def _with_config(parser, argv):
     """Arguments with the YAML file's values as defaults."""
     known, _ = parser.parse_known_args(argv)
     if known.config:
-        with open(known.config, encoding="utf-8") as file:
-            parser.take_defaults(yaml.safe_load(file) or {}, known.config)
+        parser.take_defaults(read_config(known.config), known.config)
     return parser.parse_args(argv)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
+from espnet_ext.config import read_config
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli, no_checkpoint
 from espnet_ext.options import Parser, path
-from espnet_ext.profiling.config import read_yaml
 
 #: what makes the parameters, and so cannot change
 MODEL = (
@@ -32,10 +32,10 @@ TRAINING = (
 
 def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
     """The YAML's content; see the module."""
-    source = read_yaml(expdir / "config.yaml")
+    source = read_config(expdir / "config.yaml")
     if not (expdir / checkpoint).is_file():
         raise no_checkpoint(expdir / checkpoint)
-    changes = read_yaml(schedule)
+    changes = read_config(schedule)
     for key in MODEL:
         if key in changes:
             raise UserError(f"{schedule}: {key}: comes from {expdir}, so leave it out")

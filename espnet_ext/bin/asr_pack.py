@@ -1,9 +1,9 @@
 """Pack a trained model, its config and what decoding needs in one archive, in ESPnet's format."""
 
 from espnet_ext import packing
+from espnet_ext.config import read_config
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser
-from espnet_ext.profiling.config import read_yaml
 
 
 @cli
@@ -21,7 +21,7 @@ def main(argv=None):
     chosen = {key: path for key, path in args.items() if path and key not in ("option", "outpath")}
     configs = {key: path for key, path in chosen.items() if key.endswith("_config")}
     files = {key: path for key, path in chosen.items() if key not in configs}
-    normalize = read_yaml(args["asr_train_config"]).get("normalize_conf") or {}
+    normalize = read_config(args["asr_train_config"]).get("normalize_conf", {})
     statistics = [normalize["stats_file"]] if normalize.get("stats_file") else []
     packing.pack(args["outpath"], configs, files, args["option"] + statistics)
 

@@ -11,10 +11,11 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from espnet_ext.config import read_config
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, context, device, positive_int
-from espnet_ext.profiling.config import KINDS, describe, read_model_config, read_yaml
+from espnet_ext.profiling.config import KINDS, describe, read_model_config
 from espnet_ext.results import to_json
 
 MIB = 2**20
@@ -106,7 +107,7 @@ def parse(argv):
     parser = get_parser()
     args = parser.parse_args(argv)
     if args.profile_config:
-        parser.take_defaults(read_yaml(args.profile_config), args.profile_config)
+        parser.take_defaults(read_config(args.profile_config), args.profile_config)
         args = parser.parse_args(argv)
     if args.vocab_size < 4:
         raise UserError(f"--vocab_size: must be at least 4, got {args.vocab_size}")

@@ -3,7 +3,6 @@
 import inspect
 import math
 import shutil
-from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from espnet2.tasks.asr import encoder_choices
 
 from espnet_ext.attention import attention_label, build_attention, layer_attentions
 from espnet_ext.audio import read_audio, waveform
-from espnet_ext.checkpoint import StrictASRTask
+from espnet_ext.checkpoint import load_model
+from espnet_ext.config import read_config
 from espnet_ext.convert.weights import (
     Moments,
     allocate_ranks,
@@ -25,9 +25,9 @@ from espnet_ext.convert.weights import (
 )
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.decoder.attention import build as build_decoder_attention
-from espnet_ext.errors import UserError, no_checkpoint
+from espnet_ext.errors import UserError
 from espnet_ext.frontend import known_front_end
-from espnet_ext.profiling.config import ENCODERS, read_yaml
+from espnet_ext.profiling.config import ENCODERS
 from espnet_ext.results import to_json
 from espnet_ext.utterance import encode
 
@@ -112,7 +112,7 @@ def mha_config(path) -> dict:
     Raises:
         UserError: It has another encoder or another attention.
     """
-    config = read_yaml(path)
+    config = read_config(path)
     stock = {name.removeprefix("kv_"): name for name in ENCODERS}
     encoder = config.get("encoder")
     if encoder not in (*stock, *stock.values()):
@@ -139,24 +139,7 @@ def load(config: dict, checkpoint):
     Raises:
         UserError: The config is impossible here, or the checkpoint is not its model's.
     """
-    try:
-        model = StrictASRTask.build_model(Namespace(**config | {"init": None}))
-    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{checkpoint.with_name('config.yaml')}: {_line(error)}") from None
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except FileNotFoundError:
-        raise no_checkpoint(checkpoint) from None
-    except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from None
-    except Exception as error:
-        raise UserError(f"{checkpoint}: is not a checkpoint of weights ({_line(error)})") from None
-    return model.eval()
-
-
-def _line(error):
-    return " ".join(str(error).split()) or repr(error)
+    return load_model(config, checkpoint.with_name("config.yaml"), checkpoint)[0].eval()
 
 
 def _convert_encoder(model, config, request):

@@ -1,11 +1,9 @@
 """Models from a YAML of conf/ or from the config.yaml of a training run."""
 
 import importlib
-from pathlib import Path
-
-import yaml
 
 from espnet_ext.attention import attention_label
+from espnet_ext.config import check_options, read_config
 from espnet_ext.errors import UserError
 from espnet_ext.register import CHOICES
 
@@ -21,26 +19,9 @@ VERSION = 2
 KINDS = ("attention", "convolution", "subsampling", "frontend")
 
 
-def read_yaml(path) -> dict:
-    """Mapping in a YAML file.
-
-    Raises:
-        UserError: The file is unreadable or no mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a mapping of options")
-    return content
-
-
 def read_model_config(path) -> dict:
-    """A training config whose encoder is one of this package's; see ``read_yaml``."""
-    config = read_yaml(path)
+    """A training config whose encoder is one of this package's; see ``read_config``."""
+    config = read_config(path)
     if config.get("encoder") not in ENCODERS:
         raise UserError(
             f"{path}: encoder: must be one of {', '.join(ENCODERS)}, got {config.get('encoder')}"
@@ -78,8 +59,10 @@ def build_encoder(config: dict):
         UserError: An option of the encoder is impossible.
     """
     input_size = config.get("input_size") or config.get("frontend_conf", {}).get("n_mels", 80)
+    cls, conf = _class(ENCODERS[config["encoder"]]), config.get("encoder_conf", {})
+    check_options(cls, conf, "encoder")
     try:
-        encoder = _class(ENCODERS[config["encoder"]])(input_size, **config.get("encoder_conf", {}))
+        encoder = cls(input_size, **conf)
     except (TypeError, ValueError) as error:
         raise UserError(f"encoder_conf: {error}") from None
     return encoder.eval()
@@ -97,7 +80,7 @@ def build_frontend(config: dict):
     kind = config.get("frontend") or "default"
     if kind not in FRONTENDS:
         raise ValueError(f"frontend: must be default or kaldi_fbank, got {kind}")
-    return _class(FRONTENDS[kind])(**(config.get("frontend_conf") or {}))
+    return _class(FRONTENDS[kind])(**config.get("frontend_conf", {}))
 
 
 def complete(config: dict, vocab_size: int) -> dict:

@@ -13,6 +13,7 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espnet_ext.audio import read_audio
+from espnet_ext.config import read_config
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError, about
 from espnet_ext.frontend import FrontEnd, known_front_end
@@ -23,7 +24,6 @@ from espnet_ext.profiling.config import (
     complete,
     describe,
     read_model_config,
-    read_yaml,
     with_encoder_conf,
 )
 from espnet_ext.profiling.process import PeakMemory, commit, device_name
@@ -78,7 +78,7 @@ def profile(
     config = read_model_config(path)
     full = complete(config, vocab_size)
     recordings = _recordings(wav_scp, sampling_rate(full), num_utts)
-    decoding = read_yaml(inference_config) if inference_config else {}
+    decoding = read_config(inference_config) if inference_config else {}
     speech2text = _load_offline(full, model_file, decoding, device)
     with about(path):
         front = known_front_end(speech2text.asr_model.frontend)

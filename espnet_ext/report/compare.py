@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from espnet_ext.config import read_config
 from espnet_ext.errors import UserError
-from espnet_ext.profiling.config import read_yaml
 from espnet_ext.report.schema import NAME, read, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
 
@@ -70,7 +70,7 @@ class Comparison:
     def _reason(self, encoder, attention):
         """How far a model without results has come."""
         for path in sorted(self.expdir.glob("asr_*/config.yaml")):
-            config = read_yaml(path)
+            config = read_config(path)
             same = config.get("encoder") == f"kv_{encoder}"
             if same and config["encoder_conf"].get("attention", "mha") == attention:
                 directory = path.parent
@@ -114,7 +114,7 @@ class Comparison:
     def _published(self, path):
         if path is None:
             return [], []
-        content = read_yaml(path)
+        content = read_config(path)
         real = [
             name
             for name in self.sets
