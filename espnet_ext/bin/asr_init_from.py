@@ -5,7 +5,6 @@ may be anything but the shape of the model.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import yaml
@@ -14,6 +13,7 @@ from espnet_ext.config import read_config
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli, no_checkpoint
 from espnet_ext.options import Parser, path
+from espnet_ext.results import CONVERSION, read_json
 
 #: what makes the parameters, and so cannot change
 MODEL = (
@@ -53,7 +53,7 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
                 f"{schedule}: model_conf: needs teacher, the checkpoint of the model to learn "
                 f"from: {expdir} was not written by asr_convert"
             )
-        report = json.loads(conversion.read_text(encoding="utf-8"))
+        report = read_json(conversion, CONVERSION)
         config["model_conf"]["teacher"] = str(Path(report["source"], report["checkpoint"]))
     return config
 

@@ -6,6 +6,7 @@ from espnet_ext.attention import attention_label
 from espnet_ext.config import check_options, read_config
 from espnet_ext.errors import UserError
 from espnet_ext.register import CHOICES
+from espnet_ext.results import KINDS as KINDS
 
 ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
 FRONTENDS = {
@@ -15,8 +16,6 @@ FRONTENDS = {
 
 #: of profile.json; changes when a key changes its meaning
 VERSION = 2
-#: what the bytes of a stream are made of, as every table lists them
-KINDS = ("attention", "convolution", "subsampling", "frontend")
 
 
 def read_model_config(path) -> dict:

@@ -70,9 +70,14 @@ class Comparison:
     def _reason(self, encoder, attention):
         """How far a model without results has come."""
         for path in sorted(self.expdir.glob("asr_*/config.yaml")):
-            config = read_config(path)
+            try:
+                config = read_config(path)
+            except UserError as error:
+                if (note := f"skipped {error}") not in self.notes:
+                    self.notes.append(note)
+                continue
             same = config.get("encoder") == f"kv_{encoder}"
-            if same and config["encoder_conf"].get("attention", "mha") == attention:
+            if same and config.get("encoder_conf", {}).get("attention", "mha") == attention:
                 directory = path.parent
                 if (directory / NAME).exists():
                     return f"{directory / NAME} is of no use"

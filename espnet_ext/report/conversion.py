@@ -11,7 +11,7 @@ from espnet_ext.report.plots import COLOURS, MARKERS, plain_numbers, png, pyplot
 from espnet_ext.report.schema import csv_text, rounded, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
 from espnet_ext.report.tables import DRAWN, Section
-from espnet_ext.results import read_json
+from espnet_ext.results import CONVERSION, read_json
 from espnet_ext.scoring import read_numbers
 from espnet_ext.utterance import check_number, encode
 
@@ -126,7 +126,7 @@ def _origin(expdir, source):
     for place in (expdir, *_started_from(expdir)):
         path = place / "conversion.json"
         if path.is_file():
-            origin = read_json(path)
+            origin = read_json(path, CONVERSION)
             if Path(origin["source"]).resolve() != source.resolve():
                 raise UserError(f"{expdir}: was converted from {origin['source']}, not {source}")
             return origin | {"tuned": place != expdir}
@@ -145,11 +145,11 @@ def _method(conf, origin):
         return {"method": f"{attention} (source)", "training": "source"}
     method = attention
     if attention == "gqa":
-        method += ", similar heads" if origin["similar_heads"] else ", neighbouring heads"
+        method += ", similar heads" if origin.get("similar_heads") else ", neighbouring heads"
     if attention == "mla" and isinstance(options["kv_lora_rank"], list):
         method += ", rank per layer"
-    if attention == "mla" or origin["similar_heads"]:
-        method += ", activation-aware" if origin["calibration"] else ", plain"
+    if attention == "mla" or origin.get("similar_heads"):
+        method += ", activation-aware" if origin.get("calibration") else ", plain"
     return {
         "method": method,
         "conf": text(options.get("kv_lora_rank", options.get("n_kv_head")), missing=""),

@@ -13,7 +13,7 @@ from espnet_ext.profiling.config import read_model_config
 from espnet_ext.profiling.process import commit
 from espnet_ext.profiling.training import read_training
 from espnet_ext.report.schema import NAME, VERSION, rounded
-from espnet_ext.results import read_json, to_json
+from espnet_ext.results import EQUIVALENCE, PROFILE, read_json, to_json
 from espnet_ext.scoring import read_numbers
 
 KIB = 1024
@@ -66,7 +66,8 @@ class Evaluation:
             "profile.json", self.args.profile_config, self.args.inference_config, wavs
         ):
             return False
-        return self.profile().get("version") == profiling.VERSION
+        found = read_json(self.expdir / "profile.json")
+        return isinstance(found, dict) and found.get("version") == profiling.VERSION
 
     def data(self, name):
         """A test set's directory."""
@@ -74,7 +75,7 @@ class Evaluation:
 
     def profile(self):
         """Measured costs; see ``espnet_ext.profiling.cost.profile``."""
-        return read_json(self.expdir / "profile.json")
+        return read_json(self.expdir / "profile.json", PROFILE)
 
     def measure(self, announce):
         """Measure, announce the results so far, certify and decode as streams what is not there."""
@@ -230,7 +231,7 @@ class Evaluation:
         path = self.expdir / "equivalence.json"
         if not self.causal or not path.is_file():
             return None
-        return read_json(path)
+        return read_json(path, EQUIVALENCE)
 
 
 def _costs(profile):

@@ -8,7 +8,7 @@ from platform import python_version
 from espnet_ext.data.kaldi import write_atomic, write_scp
 from espnet_ext.errors import UserError
 from espnet_ext.jobs.markers import BESIDE
-from espnet_ext.results import read_json, to_json
+from espnet_ext.results import SCORE, read_json, to_json
 from espnet_ext.scoring.resampling import nesting
 
 COLUMNS = ("corr", "sub", "del", "ins", "err", "s_err")
@@ -42,7 +42,7 @@ def write_score(directory, score, speakers):
 
 def read_numbers(path):
     """Return what a ``score.json`` holds; one of before speakers were drawn drew utterances."""
-    return {"drawn": "utterances"} | read_json(path)
+    return {"drawn": "utterances"} | read_json(path, SCORE)
 
 
 def write_results(expdir):
