@@ -141,7 +141,7 @@ def load_model(config: dict, config_file, model_file=None, device="cpu", task=No
     args = Namespace(**config)
     if model_file is not None:
         args.init = None  # for the checkpoint replaces what it would make
-    with building(config_file):
+    with building(config_file), about(config_file):
         model = (task or StrictASRTask).build_model(args)
         if getattr(args, "use_adapter", False):
             create_adapter(model, args.adapter, args.adapter_conf)

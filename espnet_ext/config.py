@@ -24,6 +24,11 @@ DEEPEST = 50
 #: of numbers in a model: beyond, making it takes days or more memory than there is
 LARGEST = 10**8
 MOST_BLOCKS = 1000
+#: options of a model that count something
+COUNTS = (
+    *("fs", "n_fft", "win_length", "hop_length", "n_mels", "output_size", "attention_heads"),
+    *("linear_units", "num_blocks", "cnn_module_kernel", "cgmlp_linear_units", "cgmlp_conv_kernel"),
+)
 #: sections of options that may be null: those of what a model need not have
 OPTIONAL = ("joint_net_conf", "transducer_conf")
 
@@ -143,6 +148,10 @@ def check_model(config: dict, task) -> None:
         name = action.dest
         if name in config and (name in choices or name in TEXT or name.endswith("_conf")):
             config[name] = checked(action, config[name])
+    if "ctc_conf" in config:
+        from espnet2.asr.ctc import CTC  # here: who only reads a file need not wait for it
+
+        check_options(CTC, config["ctc_conf"], "ctc")
     for name, choice in choices.items():
         if config.get(name) is not None and name != "preprocessor":
             check_options(choice.get_class(config[name]), config.get(f"{name}_conf", {}), name)
@@ -176,6 +185,11 @@ def check_options(cls, conf: dict, name: str) -> None:
         _check_size(f"{name}_conf: {key}", value)
         if key in known:
             _check_type(f"{name}_conf: {key}", value, known[key])
+        number = isinstance(value, (int, float))
+        if number and (key in COUNTS and value < 1):
+            raise UserError(f"{name}_conf: {key}: must be at least 1, got {_show(value)}")
+        if number and key.endswith("dropout_rate") and not 0 <= value <= 1:
+            raise UserError(f"{name}_conf: {key}: must be 0 to 1, got {_show(value)}")
 
 
 def _check_size(key, value):
@@ -211,11 +225,10 @@ def building(path):
         path: Of the configuration.
 
     Raises:
-        UserError: Whatever was raised inside.
+        UserError: In place of whatever else was raised inside.
     """
     try:
-        with about(path):
-            yield
+        yield
     except UserError:
         raise
     except Exception as error:

@@ -9,7 +9,9 @@ import difflib
 import math
 import re
 import shlex
+import tempfile
 import unicodedata
+from pathlib import Path
 
 from espnet_ext.errors import UserError, about
 
@@ -78,6 +80,34 @@ def path(word):
     return f"./{word}" if word[0] in "-@" else word
 
 
+def writable(path):
+    """Refuse a file or directory to write where nothing can be written, before there is any work.
+
+    Raises:
+        UserError: It cannot be; the message says why.
+    """
+    made = Path(path)
+    while not made.is_dir():
+        if made.exists() and made != Path(path):
+            raise UserError(f"{path}: cannot be written: {made} is no directory")
+        made = made.parent
+    try:
+        with tempfile.TemporaryFile(dir=made):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {made}: {error.strerror}") from None
+
+
+def output(word):
+    """A file or directory to write, where that is possible."""
+    word = path(word)
+    try:
+        writable(word)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(f"is {error}") from None
+    return word
+
+
 def name(word):
     """A name of data, models or files, which is one part of a path: whatever a file may be called.
 
@@ -141,6 +171,7 @@ def one_of(*values):
 
 #: of options of ESPnet's decoding, which are Python's own types there
 DECODING = {
+    "output_dir": output,
     "ngpu": count,
     "num_workers": count,
     "batch_size": positive_int,

@@ -1,8 +1,8 @@
 """The one door for result files: JSON in which every number is one, and its schemas.
 
-A schema is a type, a tuple of types, ``{key: schema}``, ``{...: schema}`` for any keys, ``[schema]``
-for a list of any length, ``[schema, schema]`` for one of these, or ``Maybe(schema)`` for what may
-be null or missing. Keys that a schema does not name may hold anything.
+A schema is a type, a tuple of types, ``{key: schema}``, ``{...: schema}`` for any keys,
+``[schema]`` for a list of any length, ``[schema, schema]`` for one of two, or ``Maybe(schema)`` for
+what may be null or missing. Keys that a schema does not name may hold anything.
 """
 
 import json

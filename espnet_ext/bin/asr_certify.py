@@ -23,7 +23,7 @@ from espnet_ext.inference import (
     model_options,
     packet_samples,
 )
-from espnet_ext.options import Parser, count, packet_length
+from espnet_ext.options import Parser, count, output, packet_length
 from espnet_ext.results import to_json
 
 
@@ -40,7 +40,7 @@ def get_parser() -> Parser:
         default=[10, 70, 640],
         help="packet lengths to try",
     )
-    parser.add_argument("--output", required=True, help="the JSON file to write")
+    parser.add_argument("--output", required=True, type=output, help="the JSON file to write")
     return parser
 
 

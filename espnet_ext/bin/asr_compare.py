@@ -12,7 +12,7 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser
+from espnet_ext.options import Parser, output
 from espnet_ext.report.compare import Comparison
 from espnet_ext.report.page import report_html
 from espnet_ext.report.plots import PLOTS
@@ -25,7 +25,7 @@ def get_parser() -> Parser:
     """Options of this command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--expdir", default="exp", help="directory of the models [%(default)s]")
-    parser.add_argument("--output", default="comparison", help="[%(default)s]")
+    parser.add_argument("--output", default="comparison", type=output, help="[%(default)s]")
     parser.add_argument(
         "--encoders", default="conformer branchformer", help="rows that are expected [%(default)s]"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser
+from espnet_ext.options import Parser, output
 from espnet_ext.report.conversion import curve, curve_csv, curve_plot, curve_section
 from espnet_ext.report.page import page
 
@@ -23,7 +23,9 @@ def main(argv=None):
     parser.add_argument("--inference_tag", required=True, help="directory of the decoding in each")
     parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
     parser.add_argument("--dumpdir", default="dump", help="formatted data [%(default)s]")
-    parser.add_argument("--output", default="conversion", help="[%(default)s]")
+    parser.add_argument(
+        "--output", default="conversion", type=output, help="[%(default)s]"
+    )
     args = parser.parse_args(argv)
     rows = curve(
         args.source, args.models, args.inference_tag, args.inference_asr_model, args.dumpdir

@@ -11,14 +11,14 @@ import argparse
 
 from espnet_ext.config import parse_value
 from espnet_ext.errors import UserError, about, cli
-from espnet_ext.options import Parser, positive, positive_int
+from espnet_ext.options import Parser, output, positive, positive_int
 
 
 def get_parser() -> Parser:
     """Options of this command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", required=True, help="directory of the model")
-    parser.add_argument("--output", required=True, help="directory to write, not there yet")
+    parser.add_argument("--output", required=True, type=output, help="new directory to write")
     parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
     parser.add_argument(
         "--attention",

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 import espnet_ext  # noqa: F401
 from espnet_ext.audio import mono, read_channels, waveform
 from espnet_ext.checkpoint import StrictASRTask, StrictLMTask
+from espnet_ext.config import building
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.errors import UserError, about, cli
@@ -79,7 +80,10 @@ class Speech2Text(ESPnetSpeech2Text):
     rate = None
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        if kwargs.get("lm_file") and not kwargs.get("lm_train_config"):
+            raise UserError(f"{kwargs['lm_file']}: lm_file: needs lm_train_config beside it")
+        with building(args[0] if args else kwargs.get("asr_train_config")):
+            super().__init__(*args, **kwargs)
         self._check_options()
         use_kv_cache(self, self.kv_cache)
         scorers = getattr(self.beam_search, "scorers", {}).values()
@@ -211,6 +215,15 @@ class Speech2Text(ESPnetSpeech2Text):
 class DecodingTask(StrictASRTask):
     """The ASR task as the decoding loop asks it for a model and for data."""
 
+    tokens = ()
+
+    @classmethod
+    def build_model_from_file(cls, *args, **kwargs):
+        """Build and load a model, whose tokens a language model must have; see ESPnet's method."""
+        model, options = super().build_model_from_file(*args, **kwargs)
+        DecodingTask.tokens = model.token_list
+        return model, options
+
     @classmethod
     def build_preprocess_fn(cls, args, train):
         """Recordings, as one channel where the model hears one, and ESPnet's preprocessing."""
@@ -223,6 +236,21 @@ class DecodingTask(StrictASRTask):
         for keys, batch in super().build_streaming_iterator(*args, **kwargs):
             Speech2Text.names = keys
             yield keys, batch
+
+
+class DecodingLMTask(StrictLMTask):
+    """The task of language models, of those that know the tokens of the model beside them."""
+
+    @classmethod
+    def build_model_from_file(cls, config_file=None, model_file=None, device="cpu"):
+        """Build and load a language model; see ESPnet's method."""
+        model, args = super().build_model_from_file(config_file, model_file, device)
+        if list(args.token_list) != list(DecodingTask.tokens):
+            raise UserError(
+                f"{config_file}: token_list: differs from the ASR model's; train the language "
+                "model on the same tokens"
+            )
+        return model, args
 
 
 def _read(preprocess, to_mono, rate, uid, data):
@@ -252,7 +280,7 @@ asr_inference.get_parser = get_parser
 asr_inference.inference = inference
 asr_inference.Speech2Text = Speech2Text
 asr_inference.ASRTask = DecodingTask
-asr_inference.LMTask = StrictLMTask
+asr_inference.LMTask = DecodingLMTask
 asr_inference.str2triple_str = data_triple  # a path may hold commas
 main = cli(asr_inference.main)
 

@@ -25,7 +25,7 @@ from espnet_ext.inference import (
     model_options,
     packet_samples,
 )
-from espnet_ext.options import Parser, boolean, count, probability
+from espnet_ext.options import Parser, boolean, count, output, probability
 
 
 def get_parser() -> Parser:
@@ -33,7 +33,7 @@ def get_parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
     add_model_options(parser)
     parser.add_argument("--config", help="YAML file of options; the command line goes first")
-    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--output_dir", required=True, type=output)
     parser.add_argument("--ngpu", type=count, default=0, help="0 for CPU [%(default)s]")
     parser.add_argument("--data_path_and_name_and_type", required=True, help="WAV_SCP,speech,sound")
     parser.add_argument("--key_file", help="recordings to decode, one id per line [all]")

@@ -12,7 +12,7 @@ import yaml
 from espnet_ext.config import read_config
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli, no_checkpoint
-from espnet_ext.options import Parser, path
+from espnet_ext.options import Parser, output, path
 from espnet_ext.results import CONVERSION, read_json
 
 #: what makes the parameters, and so cannot change
@@ -65,7 +65,7 @@ def main(argv=None):
     parser.add_argument("--init_from", required=True, type=path, help="directory of the model")
     parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
     parser.add_argument("--config", required=True, type=path, help="e.g. conf/finetune_asr.yaml")
-    parser.add_argument("--output", required=True, help="YAML to write")
+    parser.add_argument("--output", required=True, type=output, help="YAML to write")
     args = parser.parse_args(argv)
     config = merged(Path(args.init_from), Path(args.config), args.inference_asr_model)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -3,7 +3,7 @@
 from espnet_ext import packing
 from espnet_ext.config import read_config
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser
+from espnet_ext.options import Parser, output
 
 
 @cli
@@ -16,7 +16,7 @@ def main(argv=None):
     parser.add_argument(
         "--option", action="append", default=[], help="another file to pack; may be repeated"
     )
-    parser.add_argument("--outpath", required=True, help="the .zip to write")
+    parser.add_argument("--outpath", required=True, type=output, help="the .zip to write")
     args = vars(parser.parse_args(argv))
     chosen = {key: path for key, path in args.items() if path and key not in ("option", "outpath")}
     configs = {key: path for key, path in chosen.items() if key.endswith("_config")}

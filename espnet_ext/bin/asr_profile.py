@@ -14,7 +14,7 @@ from pathlib import Path
 from espnet_ext.config import read_config
 from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, context, device, positive_int
+from espnet_ext.options import Parser, context, device, output, positive_int
 from espnet_ext.profiling.config import KINDS, describe, read_model_config
 from espnet_ext.results import to_json
 
@@ -49,7 +49,7 @@ def get_parser() -> Parser:
     parser.add_argument("--wav_scp", help="recordings to time; noise without it")
     parser.add_argument("--inference_config", help="YAML of decoding options")
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
-    parser.add_argument("--output", help="file for the measurements, one JSON object per line")
+    parser.add_argument("--output", type=output, help="file for the measurements, JSON lines")
     return parser
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from espnet_ext.data.kaldi import normal_space, read_scp
 from espnet_ext.data.tokens import text_warnings
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser
+from espnet_ext.options import Parser, output
 from espnet_ext.scoring import UNITS, score, tokenizer, write_score
 
 
@@ -17,7 +17,7 @@ def main(argv=None):
     parser.add_argument("--ref", required=True, help="Kaldi-style text file of the references")
     parser.add_argument("--hyp", required=True, help="Kaldi-style text file of the hypotheses")
     parser.add_argument("--utt2spk", help="speakers for the tables (default: one speaker)")
-    parser.add_argument("--output", required=True, help="directory of the scores")
+    parser.add_argument("--output", required=True, type=output, help="directory of the scores")
     parser.add_argument("--token_type", default="bpe", choices=("bpe", "char", "word"))
     parser.add_argument("--bpemodel", help="sentencepiece model, needed with --token_type bpe")
     args = parser.parse_args(argv)

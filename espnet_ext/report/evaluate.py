@@ -8,6 +8,7 @@ from pathlib import Path
 from espnet_ext.data.kaldi import read_scp, write_atomic, write_scp
 from espnet_ext.errors import UserError, about, no_checkpoint
 from espnet_ext.jobs.markers import BESIDE
+from espnet_ext.options import writable
 from espnet_ext.profiling import config as profiling
 from espnet_ext.profiling.config import read_model_config
 from espnet_ext.profiling.process import commit
@@ -319,6 +320,7 @@ def evaluate(expdir, args, announce=lambda results: None) -> dict:
         What was written.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    writable(Path(expdir, NAME))
     evaluation = Evaluation(expdir, args)
     evaluation.measure(announce)
     results = evaluation.results()
