@@ -33,6 +33,7 @@ COMMANDS = {
         "data download": "data_download",
         "data librispeech": "data_prep_librispeech",
         "data fsdd": "data_prep_fsdd",
+        "data read-english": "data_prep_read_english",
         "data corpus": "data_prep_corpus",
         "data combine": "data_combine",
         "data validate": "data_validate",

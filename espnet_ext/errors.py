@@ -2,7 +2,10 @@
 
 import errno
 import functools
+import multiprocessing
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +96,38 @@ def printable(text: str) -> str:
     )
 
 
+def _open_standard_streams():
+    """Give what is closed its place, so that no file that is opened later takes it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:
+        raise UserError("standard output is closed; send it somewhere, as in > /dev/null")
+
+
+def _environment(error):
+    """What the machine refuses, in words; "" of an error that is a bug."""
+    if disk_full(error):
+        return f"{getattr(error, 'filename', None) or 'output'}: {NO_SPACE}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; look at the path and who may write there"
+    if isinstance(error, OSError) or "shared memory" in str(error) or "Bus error" in str(error):
+        try:
+            multiprocessing.get_context("spawn").Lock()
+            with tempfile.TemporaryFile(dir="/dev/shm"):
+                pass
+        except OSError as refused:
+            return (
+                f"/dev/shm: shared memory cannot be used ({refused.strerror}); processes that work "
+                "together need it: mount it writable, or start the container with --shm-size"
+            )
+    return ""
+
+
 def cli(main: Callable[..., Any]) -> Callable[..., Any]:
     """Turn ``main`` into a command line that ends a user's mistake in one line on stderr.
 
@@ -100,7 +135,8 @@ def cli(main: Callable[..., Any]) -> Callable[..., Any]:
         main: Function of the argument list (``None`` means ``sys.argv[1:]``).
 
     Returns:
-        The same function; on ``UserError`` and on a full disk it prints
+        The same function; on ``UserError`` and where the machine refuses (a full or read-only disk,
+        a file that cannot be opened, no shared memory, a closed standard output) it prints
         ``<program>: error: <message>`` and exits with status 1, on SIGINT with status 130. Other
         exceptions are bugs and keep their traceback.
     """
@@ -108,13 +144,19 @@ def cli(main: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> Any:
         try:
-            return main(argv)
+            _open_standard_streams()
+            status = main(argv)
+            sys.stdout.flush()
+            return status
         except UserError as error:
             message = _message(error)
-        except OSError as error:
-            if not disk_full(error):
+        except BrokenPipeError:  # who reads has enough, as head does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except (OSError, RuntimeError) as error:
+            message = _environment(error)
+            if not message:
                 raise
-            message = f"{error.filename or 'output'}: {NO_SPACE}"
         except KeyboardInterrupt:
             sys.exit(130)
         print(printable(f"{Path(sys.argv[0]).stem}: error: {message}"), file=sys.stderr)

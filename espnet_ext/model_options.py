@@ -3,7 +3,7 @@
 import os
 from argparse import Namespace
 
-from espnet_ext.config import read_yaml
+from espnet_ext.config import read_config
 from espnet_ext.errors import UserError
 from espnet_ext.options import (
     Parser,
@@ -137,5 +137,5 @@ def read_values(add, file=None) -> Namespace:
     parser = Parser()
     add(parser)
     if file:
-        parser.take_defaults(read_yaml(file), file)
+        parser.take_defaults(read_config(file), file)
     return parser.parse_args([])

@@ -10,9 +10,11 @@ import math
 import re
 import shlex
 import sys
+import tempfile
 import unicodedata
+from pathlib import Path
 
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, about
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -79,6 +81,34 @@ def path(word):
     return f"./{word}" if word[0] in "-@" else word
 
 
+def writable(path):
+    """Refuse a file or directory to write where nothing can be written, before there is any work.
+
+    Raises:
+        UserError: It cannot be; the message says why.
+    """
+    made = Path(path)
+    while not made.is_dir():
+        if made.exists() and made != Path(path):
+            raise UserError(f"{path}: cannot be written: {made} is no directory")
+        made = made.parent
+    try:
+        with tempfile.TemporaryFile(dir=made):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {made}: {error.strerror}") from None
+
+
+def output(word):
+    """A file or directory to write, where that is possible."""
+    word = path(word)
+    try:
+        writable(word)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(f"is {error}") from None
+    return word
+
+
 def name(word):
     """A name of data, models or files, which is one part of a path: whatever a file may be called.
 
@@ -91,7 +121,7 @@ def name(word):
 
 def rate(word):
     """A sampling rate such as 16000 or 16k, as text."""
-    from espnet_ext.data.audio import parse_rate
+    from espnet_ext.audio import parse_rate
 
     try:
         parse_rate(word)
@@ -142,6 +172,7 @@ def one_of(*values):
 
 #: of options of ESPnet's decoding, which are Python's own types there
 DECODING = {
+    "output_dir": output,
     "ngpu": count,
     "num_workers": count,
     "batch_size": positive_int,
@@ -166,7 +197,82 @@ def declare(parser, types=DECODING):
 
 def refuse(message):
     """Raise what a parser has to say about a command line as ``UserError``."""
-    raise UserError(re.sub(r"^argument ([^:]*): (?=is |has )", r"\1 ", message))
+    message = re.sub(r"^argument ([^:]*): (?=is |has )", r"\1 ", str(message))
+    raise UserError(" ".join(message.split()))
+
+
+def take_defaults(parser, values, source):
+    """Make the values of a file the defaults, after the same checks as on the command line.
+
+    Args:
+        parser: An ``ArgumentParser``, of this module or of another package.
+        values: Mapping of option names to values.
+        source: Name of the file, for errors.
+
+    Raises:
+        UserError: An option is unknown or has an impossible value.
+    """
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    with about(source):
+        for key in values:
+            if key not in known:
+                raise UserError(f"unknown option {key}{did_you_mean(str(key), known)}")
+        parser.set_defaults(**{key: checked(known[key], value) for key, value in values.items()})
+
+
+def checked(action, value):
+    """A value of a file, after what an option's parser asks of a word; see ``take_defaults``."""
+    several = action.nargs not in (None, 0, "?") or isinstance(action, argparse._AppendAction)
+    try:
+        if action.dest == "token_list" and isinstance(value, list):
+            return [_item(action, token) for token in value]
+        if several:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            return [_item(action, item) for item in values]
+        return _item(action, value)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{action.dest} {error}") from None
+
+
+#: what the types of another package's parser ask for
+RULES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str2bool": "true or false",
+    "int_or_none": "a whole number or null",
+    "float_or_none": "a number or null",
+    "str2triple_str": "three words with commas between",
+}
+
+
+def _item(action, value):
+    kind = action.type or text
+    if action.nargs == 0:
+        kind = boolean
+    elif action.dest.endswith("_conf"):
+        if isinstance(value, dict) or value is action.default is None:
+            return value
+        raise _wrong("a mapping of options", value)
+    if value is None and action.default is None:
+        return None
+    # null is a word to ESPnet's types, and a triple is written with commas
+    word = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    try:
+        made = kind("none" if value is None else word)
+        if isinstance(value, dict) or (value is None and made is not None):
+            raise ValueError
+        if isinstance(value, (list, tuple)) and not isinstance(made, tuple):
+            raise ValueError
+    except argparse.ArgumentTypeError:
+        if value is None:
+            raise argparse.ArgumentTypeError("has no value; leave it out or give one") from None
+        raise
+    except Exception:  # of another package's type
+        rule = RULES.get(getattr(kind, "__name__", ""), "another kind of value")
+        raise _wrong(rule, value) from None
+    if action.choices is not None and made not in action.choices:
+        raise _wrong(f"one of {', '.join(map(str, action.choices))}", value)
+    return made
 
 
 KINDS = {
@@ -241,11 +347,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_with_file(self, args, option):
         """Parse, with the values of the YAML file that an option names as defaults."""
-        from espnet_ext.config import read_yaml
+        from espnet_ext.config import read_config
 
         found = self.parse_args(args)
         if file := getattr(found, option):
-            self.take_defaults(read_yaml(file), file)
+            self.take_defaults(read_config(file), file)
             found = self.parse_args(args)
         return found
 
@@ -265,33 +371,8 @@ class Parser(argparse.ArgumentParser):
         return spelled
 
     def take_defaults(self, values, source):
-        """Make the values of a file the defaults, after the same checks as on the command line.
-
-        Args:
-            values: Mapping of option names to values.
-            source: Name of the file, for errors.
-
-        Raises:
-            UserError: An option is unknown or has an impossible value.
-        """
-        known = {action.dest: action for action in self._actions if action.nargs != 0}
-        checked = {}
-        for key, value in values.items():
-            if key not in known:
-                raise UserError(f"{source}: unknown option {key}{did_you_mean(str(key), known)}")
-            items = value if isinstance(value, list) else [value]
-            try:
-                found = [None if v is None else self._item(known[key], v) for v in items]
-            except argparse.ArgumentTypeError as error:
-                raise UserError(f"{source}: {key} {error}") from None
-            checked[key] = found if known[key].nargs else found[0]
-        self.set_defaults(**checked)
-
-    def _item(self, action, value):
-        word = str(value)
-        if action.choices is not None and word not in action.choices:
-            raise _wrong(", ".join(map(str, action.choices)), word)
-        return (action.type or text)(word)
+        """Make the values of a file the defaults; see the function of this name."""
+        take_defaults(self, values, source)
 
     def error(self, message):
         """Raise ``UserError``, which ends a command line in one line."""

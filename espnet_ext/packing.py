@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 import espnet_ext
-from espnet_ext.config import read_yaml
+from espnet_ext.config import read_config
 from espnet_ext.errors import UserError, no_checkpoint, printable
 from espnet_ext.files import whole
 
@@ -86,7 +86,7 @@ def pack(out, configs, files, options=()):
         archive.writestr("meta.yaml", yaml.safe_dump(meta))
         for path, member in members.items():
             if member in meta["yaml_files"].values():
-                config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+                config = read_config(path)
                 config = _change(config, lambda text: members.get(os.path.abspath(text), text))
                 archive.writestr(member, yaml.safe_dump(config, sort_keys=False))
             else:
@@ -129,7 +129,7 @@ def _extract(archive, temporary, folder):
             member = _inside(text)
             return str(folder / member) if member in names else text
 
-        meta = yaml.safe_load((temporary / "meta.yaml").read_text(encoding="utf-8"))
+        meta = read_config(temporary / "meta.yaml")
         for part, known in ARGUMENTS.items():
             if other := [str(key) for key in meta[part] if key not in known]:
                 raise UserError(
@@ -141,8 +141,10 @@ def _extract(archive, temporary, folder):
             raise UserError(f"{archive}: lacks {' '.join(gone)}; pack the model again")
         for key in meta["yaml_files"]:
             path = temporary / Path(arguments[key]).relative_to(folder)
-            config = _change(yaml.safe_load(path.read_text(encoding="utf-8")), place)
+            config = _change(read_config(path), place)
             path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    except UserError as error:
+        raise UserError(str(error).replace(f"{temporary}/", f"{archive}: ")) from None
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive}: damaged or no .zip archive ({error}); get it again") from error
     except FileNotFoundError as error:
@@ -170,7 +172,7 @@ def find_model(directory, checkpoint=CHECKPOINT):
     if config.is_file():
         found = directory / checkpoint
     elif (directory / "meta.yaml").is_file():
-        meta = read_yaml(directory / "meta.yaml")
+        meta = read_config(directory / "meta.yaml")
         try:
             config = directory / _inside(meta["yaml_files"]["asr_train_config"])
             found = directory / _inside(meta["files"]["asr_model_file"])

@@ -10,7 +10,7 @@ import numpy as np
 from espnet2.bin.aggregate_stats_dirs import aggregate_stats_dirs
 
 from espnet_ext.errors import cli, refuse_not_finite
-from espnet_ext.options import Parser
+from espnet_ext.options import Parser, output
 
 
 @cli
@@ -18,7 +18,7 @@ def main(argv=None):
     """Aggregate the directories in ``argv``."""
     parser = Parser(description=__doc__)
     parser.add_argument("--input_dir", action="append", required=True, help="one per job")
-    parser.option("output_dir", required=True)
+    parser.option("output_dir", output, required=True)
     parser.add_argument("--skip_sum_stats", action="store_true", help="there are no features")
     parser.option("token_list", help="its lines are counted", required=True)
     parser.option("token_type", help="suffix of the second shape file", required=True)

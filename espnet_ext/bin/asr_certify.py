@@ -22,7 +22,7 @@ def main(argv=None):
     parser.option("wav_scp", help="recordings to certify on", required=True)
     parser.option("num_utts", count, 10, "how many, 0 for all")
     parser.option("packet_ms", packet_length, [10, 70, 640], "packet lengths to try", nargs="+")
-    parser.option("output", help="the JSON file to write", required=True)
+    parser.option("output", output, help="the JSON file to write", required=True)
     args = parser.parse_args(argv)
     model = shared.model_files(args) | shared.stream_options(args)
     from espnet_ext.evaluate.streams import certify, largest_error

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, listed, name
+from espnet_ext.options import output as output_path
 from espnet_ext.resources import PUBLISHED_BASELINES
 
 
@@ -45,7 +46,7 @@ def main(argv=None):
     """Run the command line."""
     parser = Parser(description=__doc__)
     parser.option("expdir", default="exp", help="directory of the models")
-    parser.option("output", default="comparison")
+    parser.option("output", output_path, "comparison")
     add_expected(parser)
     parser.option("published", default=PUBLISHED_BASELINES, help="YAML of published results")
     args = parser.parse_args(argv)

@@ -7,12 +7,11 @@ with cache=input give the source's outputs; what else is lost, the table says. l
 initialisation and needs fine-tuning.
 """
 
-import yaml
-
 from espnet_ext import model_options as shared
 from espnet_ext.attention import ATTENTIONS
-from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, path, positive, positive_int
+from espnet_ext.config import parse_value
+from espnet_ext.errors import UserError, about, cli
+from espnet_ext.options import Parser, output, path, positive, positive_int
 
 
 def get_parser() -> Parser:
@@ -20,7 +19,7 @@ def get_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("expdir", nargs="?", type=path, metavar="EXPDIR", help="model to convert")
     parser.option("from", path, help="in place of EXPDIR: the same", dest="source")
-    parser.option("output", help="directory to write, not there yet", required=True)
+    parser.option("output", output, help="new directory to write", required=True)
     shared.add_checkpoint(parser)
     parser.option(
         "attention",
@@ -59,10 +58,8 @@ def options(name: str, words: list[str]) -> dict:
         key, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"--{name}: must be KEY=VALUE, got {word}")
-        try:
-            conf[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--{name}: {key}: is not a value: {value}") from None
+        with about(f"--{name}: {key}"):
+            conf[key] = parse_value(value)
     return conf
 
 

@@ -7,8 +7,10 @@ end in pauses (docs/long_audio.md).
 """
 
 from espnet2.bin import asr_inference
+from espnet2.train.iterable_dataset import DATA_TYPES
 
 import espnet_ext  # noqa: F401
+from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import cli
 from espnet_ext.options import boolean, data_triple, declare, non_negative
 from espnet_ext.streaming.offline import ESPnetSpeech2Text, Speech2Text
@@ -40,6 +42,9 @@ def get_parser():
 
 def inference(kv_cache: bool = True, max_segment: float = 40, **kwargs):
     """ESPnet's ``inference`` with the options of this command line."""
+    for path, _, kind in kwargs["data_path_and_name_and_type"]:
+        if kind == "sound":
+            read_scp(path)  # what is wrong with it is found before the model is loaded
     Speech2Text.kv_cache = kv_cache
     Speech2Text.max_segment = max_segment
     try:
@@ -48,6 +53,7 @@ def inference(kv_cache: bool = True, max_segment: float = 40, **kwargs):
         Speech2Text.names = None
 
 
+DATA_TYPES["sound"] = str  # of a path, read where the utterance is known
 asr_inference.get_parser = get_parser
 asr_inference.inference = inference
 asr_inference.Speech2Text = Speech2Text

@@ -8,7 +8,7 @@ import logging
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser, count
+from espnet_ext.options import Parser, count, output
 
 
 @cli
@@ -18,7 +18,7 @@ def main(argv=None):
     shared.add_model(parser)
     shared.add_device(parser)
     parser.option("config", help="YAML file of options; the command line goes first")
-    parser.option("output_dir", required=True)
+    parser.option("output_dir", output, required=True)
     parser.option("data_path_and_name_and_type", help="WAV_SCP,speech,sound", required=True)
     parser.option("key_file", help="recordings to decode, one id per line [all]")
     shared.add_decoding(parser)

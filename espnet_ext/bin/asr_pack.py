@@ -4,9 +4,8 @@ from pathlib import Path
 
 from espnet_ext import model_options as shared
 from espnet_ext import packing
-from espnet_ext.config import read_yaml
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser
+from espnet_ext.options import Parser, output
 
 
 @cli
@@ -19,13 +18,15 @@ def main(argv=None):
     parser.add_argument(
         "--option", action="append", default=[], help="another file to pack; may be repeated"
     )
-    parser.option("outpath", help="the .zip to write", required=True)
+    parser.option("outpath", output, help="the .zip to write", required=True)
     args = parser.parse_args(argv)
+    from espnet_ext.config import read_config
+
     files = shared.model_files(args) | {"lm_file": args.lm_file}
     configs = {"asr_train_config": files.pop("asr_train_config")}
     configs |= {"lm_train_config": args.lm_train_config}
-    config = read_yaml(configs["asr_train_config"])
-    needed = [(config.get("normalize_conf") or {}).get("stats_file"), config.get("bpemodel")]
+    config = read_config(configs["asr_train_config"])
+    needed = [config.get("normalize_conf", {}).get("stats_file"), config.get("bpemodel")]
     results = Path(configs["asr_train_config"]).with_name("RESULTS.md")
     needed += [results if results.is_file() else None]
     chosen = ({key: file for key, file in kind.items() if file} for kind in (configs, files))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, path
+from espnet_ext.options import Parser, output, path
 
 MIB = 2**20
 
@@ -35,7 +35,7 @@ def main(argv=None):
     parser.option("profile_config", help="YAML of options, e.g. conf/profile.yaml")
     shared.add_costs(parser)
     shared.add_device(parser)
-    parser.option("output", help="file for the measurements, one JSON object per line")
+    parser.option("output", output, help="file for the measurements, one JSON object per line")
     args = parser.parse_with_file(argv, "profile_config")
     models = find_models(args)
     from espnet_ext.evaluate.models import read_model_config

@@ -11,7 +11,7 @@ from pathlib import Path
 from espnet_ext import model_options as shared
 from espnet_ext.bin.evaluate_all import in_recipe, say, settings
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, listed, maybe, name, path, positive, positive_int
+from espnet_ext.options import Parser, listed, maybe, name, output, path, positive, positive_int
 
 
 @cli
@@ -44,20 +44,20 @@ def main(argv=None):
     parser.option(
         "inference_tag", maybe(name), help="directory of the decoding [of inference_config]"
     )
-    parser.option("output", path, "conversion", "table, plots and page")
+    parser.option("output", output, "conversion", "table, plots and page")
     shared.add_recipe(parser)
     parser.set_defaults(expdir=None)
     args = parser.parse_args(argv)
     if bool(args.model) == bool(args.source):
         raise UserError("give EXPDIR, the model to convert")
     in_recipe(args)
-    from espnet_ext.config import read_yaml
+    from espnet_ext.config import read_config
     from espnet_ext.evaluate.conversion import write_curve
     from espnet_ext.evaluate.driver import Driver
     from espnet_ext.evaluate.sweep import calibration_recordings, requests, sweep
 
     source = Path(args.model or args.source)
-    read_yaml(source / "config.yaml")
+    read_config(source / "config.yaml")
     scp = args.calibration_scp or calibration_recordings(source)
     requested = requests(args.ranks, args.budgets, args.groups, scp, args.num_utts)
     options = ["--asr_args", args.finetune_args]

@@ -15,8 +15,8 @@ def main(argv=None):
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)
+    from espnet_ext.audio import parse_rate
     from espnet_ext.data import kaldi
-    from espnet_ext.data.audio import parse_rate
 
     hertz = parse_rate(args.fs)
     tables = kaldi.read_data_dir(args.input)

@@ -15,10 +15,11 @@ def main(argv=None):
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)
+    from espnet_ext.audio import parse_rate
     from espnet_ext.data import audio
 
     counts = audio.format_data_dir(
-        args.input, args.output, audio.parse_rate(args.fs), args.audio_format, args.nj
+        args.input, args.output, parse_rate(args.fs), args.audio_format, args.nj
     )
     print(
         f"{args.output}: {', '.join(f'{n} {what}' for what, n in counts.items())}", file=sys.stderr

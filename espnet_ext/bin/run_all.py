@@ -10,7 +10,7 @@ from espnet_ext import model_options as shared
 from espnet_ext.bin.asr_compare import add_expected, compare
 from espnet_ext.bin.evaluate_all import announce, in_recipe, say, settings
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser, maybe, path, positive_int
+from espnet_ext.options import Parser, maybe, output, path, positive_int
 
 
 @cli
@@ -23,7 +23,7 @@ def main(argv=None):
         maybe(path),
         help="holds train_asr_<encoder>_<attention>.yaml [conf/tuning, or conf without one]",
     )
-    parser.option("comparison", path, "comparison", "tables, plots, page")
+    parser.option("comparison", output, "comparison", "tables, plots, page")
     parser.option("jobs", positive_int, 1, "models trained at once")
     shared.add_recipe(parser)
     args = parser.parse_args(argv)

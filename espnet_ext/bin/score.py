@@ -3,7 +3,7 @@
 import sys
 
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser
+from espnet_ext.options import Parser, output
 
 
 @cli
@@ -13,7 +13,7 @@ def main(argv=None):
     parser.option("ref", help="Kaldi-style text file of the references", required=True)
     parser.option("hyp", help="Kaldi-style text file of the hypotheses", required=True)
     parser.option("utt2spk", help="speakers for the tables (default: one speaker)")
-    parser.option("output", help="directory of the scores", required=True)
+    parser.option("output", output, help="directory of the scores", required=True)
     parser.option("token_type", default="bpe", choices=("bpe", "char", "word"))
     parser.option("bpemodel", help="sentencepiece model, needed with --token_type bpe")
     args = parser.parse_args(argv)

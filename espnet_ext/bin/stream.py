@@ -1,11 +1,9 @@
 """Transcribe a recording as it arrives and show what the stream holds in memory.
 
-FILE is mono audio at the model's rate; - reads raw 16-bit little-endian mono PCM of that rate from
-standard input. Each line: seconds heard, bytes of state, the end of the text. The last line is the
-whole text.
+FILE is mono audio at the model's rate; - reads WAV, or raw 16-bit little-endian PCM, of that kind
+from standard input. Each line: seconds heard, bytes of state, the end of the text. The last line
+is the whole text.
 """
-
-import sys
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, about, cli
@@ -27,7 +25,7 @@ def main(argv=None):
     model = shared.model_files(args) | shared.stream_options(args)
     import torch
 
-    from espnet_ext.data.packets import read_packets
+    from espnet_ext.audio import STANDARD_INPUT, read_packets, standard_input
     from espnet_ext.streaming.speech2text import StreamingSpeech2Text, packet_samples
 
     torch.set_num_threads(args.threads)
@@ -35,8 +33,9 @@ def main(argv=None):
     fs = speech2text.fs
     packet = packet_samples(args.packet_ms, fs)
     stream, heard, shown = speech2text.start(), 0, None
-    source = sys.stdin.buffer if args.source == "-" else args.source
-    name = "standard input" if args.source == "-" else args.source
+    source, name = args.source, args.source
+    if source == "-":
+        source, name = standard_input(), STANDARD_INPUT
     for samples in read_packets(source, fs, packet):
         with about(f"{name}: from {heard / fs:.2f} s on"):
             result = speech2text(stream, samples)

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,17 +12,17 @@ from espnet2.tasks.asr import encoder_choices
 from espnet_ext.attention import ATTENTIONS, attention_label, build_attention, layer_attentions
 from espnet_ext.attention.decoder import decoder_attention
 from espnet_ext.attention.registry import conversion_options, convertible
-from espnet_ext.checkpoint import StrictASRTask
-from espnet_ext.config import read_yaml
+from espnet_ext.audio import read_audio, waveform
+from espnet_ext.checkpoint import load_model
+from espnet_ext.config import read_config
 from espnet_ext.convert.weights import Moments, allocate_ranks
 from espnet_ext.data.kaldi import read_scp
-from espnet_ext.data.packets import read_whole
-from espnet_ext.errors import UserError, no_checkpoint
+from espnet_ext.errors import UserError
 from espnet_ext.files import whole
 from espnet_ext.frontend import known_front_end
 from espnet_ext.register import ENCODERS
 from espnet_ext.results import to_json
-from espnet_ext.utterance import encode, waveform
+from espnet_ext.utterance import encode
 
 #: what the report and the profiler count a cache over
 FRAMES = 1000
@@ -102,7 +101,7 @@ def mha_config(path) -> dict:
     Raises:
         UserError: It has another encoder or another attention.
     """
-    config = read_yaml(path)
+    config = read_config(path)
     stock = {name.removeprefix("kv_"): name for name in ENCODERS}
     encoder = config.get("encoder")
     if encoder not in (*stock, *stock.values()):
@@ -129,24 +128,7 @@ def load(config: dict, checkpoint):
     Raises:
         UserError: The config is impossible here, or the checkpoint is not its model's.
     """
-    try:
-        model = StrictASRTask.build_model(Namespace(**config | {"init": None}))
-    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{checkpoint.with_name('config.yaml')}: {_line(error)}") from None
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except FileNotFoundError:
-        raise no_checkpoint(checkpoint) from None
-    except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from None
-    except Exception as error:
-        raise UserError(f"{checkpoint}: is not a checkpoint of weights ({_line(error)})") from None
-    return model.eval()
-
-
-def _line(error):
-    return " ".join(str(error).split()) or repr(error)
+    return load_model(config, checkpoint.with_name("config.yaml"), checkpoint)[0].eval()
 
 
 def _convert_encoder(model, config, request):
@@ -247,7 +229,7 @@ def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
     fs = known_front_end(model.frontend).fs
     paths = list(read_scp(wav_scp).values())
     chosen = paths[:: max(1, len(paths) // num_utts)][:num_utts]
-    return [waveform(read_whole(path, fs)) for path in chosen]
+    return [waveform(read_audio(path, fs)) for path in chosen]
 
 
 def layer_inputs(model, linears, wav_scp, num_utts: int) -> list[Moments]:

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from espnet_ext.audio import open_audio
 from espnet_ext.data import audio, kaldi
 from espnet_ext.errors import UserError
 from espnet_ext.processes import parallel_map
@@ -189,23 +190,6 @@ def _read_folder(wavs, text):
     return tables, paths, unknown
 
 
-def _refuse_channels(path, wavs):
-    """Refuse recordings that are one channel of a file: channels are averaged here."""
-    table = path / "reco2file_and_channel"
-    named = kaldi.read_scp(table).keys() & wavs.keys() if os.path.exists(table) else set()
-    times = Counter(wavs.values())
-    for reco in sorted(named | {reco for reco, wav in wavs.items() if times[wav] > 1}):
-        with audio.open_audio(wavs[reco], empty=True) as file:
-            channels = file.channels
-        if channels > 1:
-            remove = f" and remove {table.name}" if reco in named else ""
-            raise UserError(
-                f"{path}: {reco} is one channel of {wavs[reco]}, and channels are averaged here: "
-                "write each channel to a file (sox IN.wav OUT.wav remix 2), name that in "
-                f"wav.scp{remove}"
-            )
-
-
 def _read_kaldi(path):
     """Return the tables of a Kaldi-style directory with absolute paths, and texts without audio."""
     path = Path(path).absolute()
@@ -222,7 +206,8 @@ def _read_kaldi(path):
             f"{path / 'wav.scp'}: {first[0]}: no such file: {first[1]}, seen from {path} or from a "
             "directory above it: write absolute paths"
         )
-    _refuse_channels(path, there)
+    times = Counter(there.values())
+    audio.refuse_channels(path, there, {reco for reco, wav in there.items() if times[wav] > 1})
     tables = {name: tables[name] for name in ("text", "utt2spk", "segments") if name in tables}
     if "segments" in tables:
         problems, kept = [], {}
@@ -245,8 +230,8 @@ def _read_kaldi(path):
 def _probe(path):
     """Return rate in Hz, number of channels and seconds of a file, or what is wrong with it."""
     try:
-        with audio.open_audio(path, empty=True) as file:
-            return file.samplerate, file.channels, file.frames / file.samplerate
+        file = open_audio(path, empty=True)
+        return file.rate, file.channels, file.length() / file.rate
     except UserError as error:
         return str(error)
 

@@ -16,7 +16,7 @@ from espnet_ext.report.plots import COLOURS, MARKERS, plain_numbers, png, pyplot
 from espnet_ext.report.schema import csv_text, rounded, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
 from espnet_ext.report.tables import Section
-from espnet_ext.results import read_json
+from espnet_ext.results import CONVERSION, read_json
 from espnet_ext.scoring import read_numbers
 from espnet_ext.utterance import check_number, encode
 
@@ -131,7 +131,7 @@ def _origin(expdir, source):
     for place in (expdir, *_started_from(expdir)):
         path = place / "conversion.json"
         if path.is_file():
-            origin = read_json(path)
+            origin = read_json(path, CONVERSION)
             if Path(origin["source"]).resolve() != source.resolve():
                 raise UserError(f"{expdir}: was converted from {origin['source']}, not {source}")
             return origin | {"tuned": place != expdir}
@@ -151,12 +151,13 @@ def _method(conf, origin):
     if not origin:
         return {"method": f"{method} (source)", "training": "source"}
     takes = {option for name in names for option in conversion_options(name)}
+    similar, calibration = origin.get("similar_heads"), origin.get("calibration")
     if "similar" in takes:
-        method += ", similar heads" if origin["similar_heads"] else ", neighbouring heads"
+        method += ", similar heads" if similar else ", neighbouring heads"
     if any(isinstance(options.get(ATTENTIONS[name].ranked), list) for name in names):
         method += ", rank per layer"
-    if "moments" in takes and ("similar" not in takes or origin["similar_heads"]):
-        method += ", activation-aware" if origin["calibration"] else ", plain"
+    if "moments" in takes and ("similar" not in takes or similar):
+        method += ", activation-aware" if calibration else ", plain"
     size = next((options[key] for key in options_of(layers[0][0]) if key in options), None)
     return {
         "method": method,

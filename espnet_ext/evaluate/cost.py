@@ -12,8 +12,9 @@ import torch
 import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from espnet_ext.audio import read_audio
+from espnet_ext.config import read_config
 from espnet_ext.data.kaldi import read_scp
-from espnet_ext.data.packets import read_whole
 from espnet_ext.errors import UserError, about
 from espnet_ext.evaluate.cache import feature_frames, measure_cache, stream_noise
 from espnet_ext.evaluate.models import (
@@ -22,7 +23,6 @@ from espnet_ext.evaluate.models import (
     complete,
     describe,
     read_model_config,
-    read_yaml,
     with_encoder_conf,
 )
 from espnet_ext.evaluate.process import PeakMemory, commit, device_name
@@ -80,7 +80,7 @@ def profile(
     config = read_model_config(path)
     full = complete(config, vocab_size)
     recordings = _recordings(wav_scp, sampling_rate(full), num_utts)
-    decoding = read_yaml(inference_config) if inference_config else {}
+    decoding = read_config(inference_config) if inference_config else {}
     speech2text = _load_offline(full, model_file, decoding, device)
     with about(path):
         front = known_front_end(speech2text.asr_model.frontend)
@@ -131,7 +131,7 @@ def _recordings(wav_scp, fs, num_utts):
         if not paths:
             raise UserError(f"{wav_scp}: has no recordings")
         chosen = np.linspace(0, len(paths) - 1, min(num_utts, len(paths))).astype(int)
-        waves = [wave for i in chosen if len(wave := read_whole(paths[i], fs))]
+        waves = [wave for i in chosen if len(wave := read_audio(paths[i], fs))]
         if not waves:
             raise UserError(f"{wav_scp}: has no samples in any recording")
     return sorted(waves, key=len, reverse=True)

@@ -12,9 +12,10 @@ from espnet_ext.evaluate.training import read_training
 from espnet_ext.files import write_atomic
 from espnet_ext.jobs.markers import BESIDE
 from espnet_ext.model_options import add_costs, add_decoding, read_values, stream_options
+from espnet_ext.options import writable
 from espnet_ext.packing import CHECKPOINT
 from espnet_ext.report.schema import NAME, VERSION, rounded
-from espnet_ext.results import read_json, to_json
+from espnet_ext.results import EQUIVALENCE, PROFILE, read_json, to_json
 from espnet_ext.scoring import read_numbers, score_files
 
 KIB = 1024
@@ -94,7 +95,8 @@ class Evaluation:
             "profile.json", self.settings.profile_config, self.settings.inference_config, wavs
         ):
             return False
-        return self.profile().get("version") == models.VERSION
+        found = read_json(self.expdir / "profile.json")
+        return isinstance(found, dict) and found.get("version") == models.VERSION
 
     def data(self, name):
         """A test set's directory."""
@@ -102,7 +104,7 @@ class Evaluation:
 
     def profile(self):
         """Measured costs; see ``espnet_ext.evaluate.cost.profile``."""
-        return read_json(self.expdir / "profile.json")
+        return read_json(self.expdir / "profile.json", PROFILE)
 
     def measure(self, announce, log=None):
         """Measure, announce the results so far, certify and decode as streams what is not there."""
@@ -251,7 +253,7 @@ class Evaluation:
         path = self.expdir / "equivalence.json"
         if not self.causal or not path.is_file():
             return None
-        return read_json(path)
+        return read_json(path, EQUIVALENCE)
 
 
 def _costs(profile):
@@ -310,6 +312,7 @@ def evaluate(expdir, settings: Settings, announce=lambda results: None, log=None
     Returns:
         What was written.
     """
+    writable(Path(expdir, NAME))
     evaluation = Evaluation(expdir, settings)
     evaluation.measure(announce, log)
     results = evaluation.results()

@@ -1,7 +1,7 @@
 """Models from a YAML of conf/ or from the config.yaml of a training run."""
 
 from espnet_ext import register
-from espnet_ext.config import read_yaml
+from espnet_ext.config import check_options, read_config
 from espnet_ext.errors import UserError
 from espnet_ext.register import ENCODERS
 from espnet_ext.registry import Registry
@@ -15,8 +15,8 @@ VERSION = 2
 
 
 def read_model_config(path) -> dict:
-    """A training config whose encoder is one of this package's; see ``read_yaml``."""
-    config = read_yaml(path)
+    """A training config whose encoder is one of this package's; see ``read_config``."""
+    config = read_config(path)
     if config.get("encoder") not in ENCODERS:
         raise UserError(
             f"{path}: encoder: must be one of {', '.join(ENCODERS)}, got {config.get('encoder')}"
@@ -50,8 +50,10 @@ def build_encoder(config: dict):
         UserError: An option of the encoder is impossible.
     """
     input_size = config.get("input_size") or config.get("frontend_conf", {}).get("n_mels", 80)
+    cls, conf = ENCODERS[config["encoder"]], config.get("encoder_conf", {})
+    check_options(cls, conf, "encoder")
     try:
-        encoder = ENCODERS[config["encoder"]](input_size, **config.get("encoder_conf", {}))
+        encoder = cls(input_size, **conf)
     except (TypeError, ValueError) as error:
         raise UserError(f"encoder_conf: {error}") from None
     return encoder.eval()
@@ -69,7 +71,7 @@ def build_frontend(config: dict):
     kind = config.get("frontend") or "default"
     if kind not in FRONTENDS:
         raise ValueError(f"frontend: must be one of {', '.join(FRONTENDS)}, got {kind}")
-    return FRONTENDS[kind](**(config.get("frontend_conf") or {}))
+    return FRONTENDS[kind](**config.get("frontend_conf", {}))
 
 
 def complete(config: dict, vocab_size: int) -> dict:

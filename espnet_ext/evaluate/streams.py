@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from espnet2.fileio.datadir_writer import DatadirWriter
 
+from espnet_ext.audio import read_audio, read_packets
 from espnet_ext.data.kaldi import read_scp
-from espnet_ext.data.packets import read_packets, read_whole
 from espnet_ext.errors import UserError, about
 from espnet_ext.streaming.equivalence import TOLERANCE, compare, to_float64
 from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text, packet_samples
@@ -108,7 +108,7 @@ def certify(
         worst = {"features": 0.0, "encoder": 0.0, "logits": 0.0}
         layers = [0.0] * len(speech2text.model.encoder.encoders)
         for utt, path in wavs.items():
-            samples = read_whole(path, speech2text.fs)
+            samples = read_audio(path, speech2text.fs)
             for packet in packets:
                 with about(utt):
                     found = compare(speech2text, samples, packet)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 
-from espnet_ext.data.audio import parse_rate
+from espnet_ext.audio import parse_rate
 from espnet_ext.errors import UserError
 from espnet_ext.frontend.base import FrontEnd
 

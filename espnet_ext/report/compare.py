@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.attention.registry import cache_kind
-from espnet_ext.config import read_yaml
+from espnet_ext.config import read_config
 from espnet_ext.errors import UserError
 from espnet_ext.report.schema import NAME, read, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
@@ -102,9 +102,14 @@ class Comparison:
     def _reason(self, encoder: str, attention: str) -> str:
         """How far a model without results has come."""
         for path in sorted(self.expdir.glob("asr_*/config.yaml")):
-            config = read_yaml(path)
+            try:
+                config = read_config(path)
+            except UserError as error:
+                if (note := f"skipped {error}") not in self.notes:
+                    self.notes.append(note)
+                continue
             same = config.get("encoder") == f"kv_{encoder}"
-            if same and config["encoder_conf"].get("attention", "mha") == attention:
+            if same and config.get("encoder_conf", {}).get("attention", "mha") == attention:
                 directory = path.parent
                 if (directory / NAME).exists():
                     return f"{directory / NAME} is of no use"
@@ -147,7 +152,7 @@ class Comparison:
         """The published rows, with what they say of test sets that are the real ones."""
         if path is None:
             return []
-        content = read_yaml(path)
+        content = read_config(path)
         words = content["reference_words"]
         real = [
             name

@@ -9,7 +9,7 @@ from espnet_ext.data.kaldi import read_scp, write_scp
 from espnet_ext.errors import UserError
 from espnet_ext.files import write_atomic
 from espnet_ext.jobs.markers import BESIDE
-from espnet_ext.results import read_json, to_json
+from espnet_ext.results import SCORE, read_json, to_json
 from espnet_ext.scoring.counting import UNITS, Score, score, tokenizer
 from espnet_ext.scoring.resampling import nesting
 
@@ -80,7 +80,7 @@ def write_score(directory, score, speakers):
 
 def read_numbers(path):
     """Return what a ``score.json`` holds; one of before speakers were drawn drew utterances."""
-    return {"drawn": "utterances"} | read_json(path)
+    return {"drawn": "utterances"} | read_json(path, SCORE)
 
 
 def write_results(expdir):

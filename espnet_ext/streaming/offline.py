@@ -14,18 +14,14 @@ from espnet2.torch_utils.device_funcs import is_out_of_memory_error, release_acc
 from torch.nn.utils.rnn import pad_sequence
 
 import espnet_ext  # noqa: F401
-from espnet_ext.checkpoint import StrictASRTask
+from espnet_ext.audio import mono, read_channels, waveform
+from espnet_ext.checkpoint import StrictASRTask, StrictLMTask
+from espnet_ext.config import building
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.errors import UserError, about
+from espnet_ext.frontend import front_end
 from espnet_ext.streaming.long_audio import LongAudio
-from espnet_ext.utterance import (
-    check_finite,
-    check_number,
-    encode,
-    has_features,
-    mono,
-    waveform,
-)
+from espnet_ext.utterance import check_finite, check_number, encode, has_features
 
 ESPnetSpeech2Text = asr_inference.Speech2Text
 
@@ -45,20 +41,27 @@ class Speech2Text(ESPnetSpeech2Text):
 
     Attributes:
         names: Of the utterances that are decoded next, for messages; None to count them.
+        rate: Hz of recordings, of the model that was loaded last; None where it is not known.
     """
 
     kv_cache = True
     max_segment = 40.0
     names = None
+    rate = None
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        if kwargs.get("lm_file") and not kwargs.get("lm_train_config"):
+            raise UserError(f"{kwargs['lm_file']}: lm_file: needs lm_train_config beside it")
+        with building(args[0] if args else kwargs.get("asr_train_config")):
+            super().__init__(*args, **kwargs)
         self._check_options()
         use_kv_cache(self, self.kv_cache)
         scorers = getattr(self.beam_search, "scorers", {}).values()
         if self.dtype == "float16" and any(type(s) is CTCPrefixScorer for s in scorers):
             raise UserError("dtype: float16 is too narrow for ESPnet's CTC scores, use float32")
         self.long_audio = LongAudio(self, self.max_segment)
+        front = front_end(self.asr_model.frontend)
+        Speech2Text.rate = front and front.fs
 
     def _check_options(self):
         weights = getattr(self.beam_search, "weights", {})
@@ -182,11 +185,20 @@ class Speech2Text(ESPnetSpeech2Text):
 class DecodingTask(StrictASRTask):
     """The ASR task as the decoding loop asks it for a model and for data."""
 
+    tokens = ()
+
+    @classmethod
+    def build_model_from_file(cls, *args, **kwargs):
+        """Build and load a model, whose tokens a language model must have; see ESPnet's method."""
+        model, options = super().build_model_from_file(*args, **kwargs)
+        DecodingTask.tokens = model.token_list
+        return model, options
+
     @classmethod
     def build_preprocess_fn(cls, args, train):
-        """ESPnet's preprocessing, and one channel where the model hears one."""
+        """Recordings, as one channel where the model hears one, and ESPnet's preprocessing."""
         preprocess = super().build_preprocess_fn(args, train)
-        return partial(_to_mono, preprocess) if hears_one_channel(args) else preprocess
+        return partial(_read, preprocess, hears_one_channel(args), Speech2Text.rate)
 
     @classmethod
     def build_streaming_iterator(cls, *args, **kwargs):
@@ -196,9 +208,29 @@ class DecodingTask(StrictASRTask):
             yield keys, batch
 
 
-def _to_mono(preprocess, uid, data):
-    data = data if preprocess is None else preprocess(uid, data)
-    return data | {"speech": mono(data["speech"])} if "speech" in data else data
+class DecodingLMTask(StrictLMTask):
+    """The task of language models, of those that know the tokens of the model beside them."""
+
+    @classmethod
+    def build_model_from_file(cls, config_file=None, model_file=None, device="cpu"):
+        """Build and load a language model; see ESPnet's method."""
+        model, args = super().build_model_from_file(config_file, model_file, device)
+        if list(args.token_list) != list(DecodingTask.tokens):
+            raise UserError(
+                f"{config_file}: token_list: differs from the ASR model's; train the language "
+                "model on the same tokens"
+            )
+        return model, args
+
+
+def _read(preprocess, to_mono, rate, uid, data):
+    if isinstance(data.get("speech"), str):
+        with about(uid):
+            data["speech"] = read_channels(data["speech"], rate)
+    if to_mono and "speech" in data:
+        data["speech"] = mono(data["speech"])
+    return data if preprocess is None else preprocess(uid, data)
 
 
 asr_inference.ASRTask = DecodingTask  # where its recogniser and its loop look the task up
+asr_inference.LMTask = DecodingLMTask

@@ -11,14 +11,16 @@ from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_ext.audio import waveform
 from espnet_ext.checkpoint import StrictASRTask
+from espnet_ext.config import building
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
 from espnet_ext.register import ENCODERS
 from espnet_ext.state import StreamState
 from espnet_ext.streaming.searches import GreedySearch, PrefixBeamSearch
-from espnet_ext.utterance import check_number, encode, waveform
+from espnet_ext.utterance import check_number, encode
 
 
 @dataclass
@@ -145,7 +147,8 @@ class StreamingSpeech2Text:
         self.search, self.beam_size = search, beam_size
         self.rescore, self.ctc_weight = rescore, ctc_weight
         self.device = device
-        self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
+        with building(asr_train_config):
+            self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
         self.converter = TokenIDConverter(token_list=self.model.token_list)
 
     def start(self) -> Stream:

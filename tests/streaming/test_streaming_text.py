@@ -165,7 +165,7 @@ def test_stream_command_prints_partial_and_final_text(model_dir, tmp_path, capsy
         ("single.wav", ["single.wav", "1 samples", "too short"]),
         ("rate.wav", ["rate.wav", "16000 Hz", "8000 Hz"]),
         ("stereo.wav", ["stereo.wav", "2 channels", "mono"]),
-        ("nan.wav", ["nan.wav", "sample 5000", "NaN"]),
+        ("nan.wav", ["nan.wav", "sample 5000", "not numbers"]),
         ("truncated.wav", ["truncated.wav", "truncated"]),
         ("truncated.flac", ["truncated.flac", "corrupt"]),
         ("text.wav", ["text.wav", "corrupt or no audio"]),

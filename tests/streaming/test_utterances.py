@@ -9,11 +9,11 @@ import pytest
 import soundfile
 import torch
 
+from espnet_ext.audio import waveform
 from espnet_ext.bin import asr_certify, asr_inference, asr_inference_streaming, stream
 from espnet_ext.decoder import FastCTCPrefixScorer
 from espnet_ext.errors import UserError
 from espnet_ext.streaming.speech2text import GreedySearch, PrefixBeamSearch, StreamingSpeech2Text
-from espnet_ext.utterance import waveform
 from tiny import FS, speech
 
 PAD = 128  # half a window of the tiny model: fewer samples have no feature
@@ -142,8 +142,8 @@ def test_bad_sample_in_a_batch_is_named(model_dir, value):
         decode.batch_decode([speech(1.0), poisoned(value)])
     with pytest.raises(UserError, match="sample 4000"):
         decode(poisoned(value))
-    with pytest.raises(UserError, match="int16"):
-        decode((1000 * speech(1.0)).astype(np.int16))
+    with pytest.raises(UserError, match="int32"):
+        decode((1000 * speech(1.0)).astype(np.int32))
 
 
 def test_model_that_puts_out_no_numbers_is_refused_by_name(model_dir):
@@ -288,7 +288,7 @@ def test_refused_packet_leaves_the_stream_as_it_was(model_dir, search):
     for start in range(0, len(samples), 1500):
         before = snapshot(s)
         bad = [poisoned(value) for value in (*BAD, 1e6)]
-        bad += [stereo(0.1), (1000 * speech(0.1)).astype(np.int16)]
+        bad += [stereo(0.1), (1000 * speech(0.1)).astype(np.int32)]
         for packet in bad:
             with pytest.raises(UserError, match="samples"):
                 speech2text(s, packet)
