@@ -9,7 +9,7 @@ with caches in another dtype, errors in float32 are what counts. Exit status 1 i
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser, count, packet_length
+from espnet_ext.options import Parser, count, output, packet_length
 
 
 @cli
