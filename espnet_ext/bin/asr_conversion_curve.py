@@ -30,18 +30,18 @@ def main(argv=None):
     rows = curve(
         args.source, args.models, args.inference_tag, args.inference_asr_model, args.dumpdir
     )
-    output = Path(args.output)
+    folder = Path(args.output)
     plots = {
         f"curve_{name}.png": curve_plot(rows, name)
         for name in dict.fromkeys(row["test_set"] for row in rows)
     }
     for name, png in plots.items():
-        write_atomic(output / name, png)
+        write_atomic(folder / name, png)
     title = f"Conversions of {Path(args.source).name}"
-    write_atomic(output / "curve.csv", curve_csv(rows).encode())
-    write_atomic(output / "report.html", page(title, [], [curve_section(rows)], plots).encode())
+    write_atomic(folder / "curve.csv", curve_csv(rows).encode())
+    write_atomic(folder / "report.html", page(title, [], [curve_section(rows)], plots).encode())
     print(curve_csv(rows), end="")
-    print(f"All of it with plots: {output / 'report.html'}")
+    print(f"All of it with plots: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":
