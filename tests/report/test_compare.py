@@ -169,6 +169,30 @@ def test_corrupted_results_are_named_and_skipped(runs, content):
     assert statuses.count("measured") == 9 and statuses.count("missing") == 1
 
 
+@pytest.mark.parametrize("content", ["a: [", "encoder_conf: null", "- 1"])
+def test_broken_config_of_one_model_does_not_stop_the_others(runs, content):
+    broken = next(runs.glob("*_conformer_gqa_*"))
+    (broken / "evaluation_results.json").unlink()
+    (broken / "config.yaml").write_text(content)
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS)
+    assert summary_report(comparison).count(f"skipped {broken}/config.yaml: ") == 1
+    statuses = [row["status"] for row in read_csv(comparison_csv(comparison))]
+    assert statuses.count("measured") == 9 and statuses.count("missing") == 1
+
+
+@pytest.mark.parametrize(
+    "key,value",
+    [("cache", {}), ("wer", {"test_clean": 5}), ("parameters", True), ("streaming", {"x": 1}),
+     ("encoder_conf", None), ("decoder_cache", 7), ("equivalence", {"equal": 1})],
+)  # fmt: skip
+def test_results_of_another_form_are_named_by_their_key(runs, key, value):
+    broken = next(runs.glob("*_conformer_gqa_*")) / "evaluation_results.json"
+    broken.write_text(json.dumps(json.loads(broken.read_text()) | {key: value}))
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS)
+    assert len(comparison.models) == 7
+    assert any(f"skipped {broken}: {key}" in note for note in comparison.notes)
+
+
 def test_models_of_one_attention_are_told_apart_by_their_directories(runs):
     copied = shutil.copytree(runs / "asr_train_asr_conformer_mla_raw_word", runs / "asr_converted")
     path = copied / "evaluation_results.json"
