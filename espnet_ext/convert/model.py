@@ -158,9 +158,8 @@ def _convert_encoder(model, config, request):
         news = _new_attentions(olds, request.attention, conf)
     lost = []
     names = [name for name, _ in layer_attentions(request.attention, conf, len(olds))]
-    for layer, old, new, name, known in zip(
-        encoder.encoders, olds, news, names, moments, strict=True
-    ):
+    every = zip(encoder.encoders, olds, news, names, moments, strict=True)
+    for layer, old, new, name, known in every:
         given = {"similar": request.similar, "moments": known}
         lost.append(_fill(new, old, **{key: given[key] for key in conversion_options(name)}))
         setattr(layer, encoder.attention_name, new)

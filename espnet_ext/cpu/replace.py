@@ -1,35 +1,24 @@
 """What takes the place of which class; parameters, their names and results stay."""
 
-from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
-from espnet2.legacy.nets.pytorch_backend.conformer.convolution import ConvolutionModule
-from espnet2.legacy.nets.pytorch_backend.conformer.swish import Swish
-from espnet2.legacy.nets.pytorch_backend.transformer.positionwise_feed_forward import (
-    PositionwiseFeedForward,
-)
-from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
-    Conv2dSubsampling,
-    Conv2dSubsampling1,
-    Conv2dSubsampling2,
-    Conv2dSubsampling6,
-    Conv2dSubsampling8,
-)
 from torch import nn
 
 from espnet_ext import cpu
 from espnet_ext.cpu import conv, dropout, layers, subsampling
 
-TABLE = {
-    nn.Dropout: dropout.Dropout,
-    Swish: layers.SiLU,
-    PositionwiseFeedForward: layers.FeedForward,
-    ConvolutionModule: layers.Convolution,
-    ConvolutionalGatingMLP: layers.GatingMLP,
-    Conv2dSubsampling: subsampling.BlockedConv2dSubsampling,
-    Conv2dSubsampling1: subsampling.BlockedConv2dSubsampling1,
-    Conv2dSubsampling2: subsampling.BlockedConv2dSubsampling2,
-    Conv2dSubsampling6: subsampling.BlockedConv2dSubsampling6,
-    Conv2dSubsampling8: subsampling.BlockedConv2dSubsampling8,
-}
+#: what there is; each takes the place of the class of ESPnet or PyTorch that it derives from
+REPLACEMENTS = (
+    dropout.Dropout,
+    layers.SiLU,
+    layers.FeedForward,
+    layers.Convolution,
+    layers.GatingMLP,
+    subsampling.BlockedConv2dSubsampling,
+    subsampling.BlockedConv2dSubsampling1,
+    subsampling.BlockedConv2dSubsampling2,
+    subsampling.BlockedConv2dSubsampling6,
+    subsampling.BlockedConv2dSubsampling8,
+)
+TABLE = {cls.__bases__[-1]: cls for cls in REPLACEMENTS}
 
 
 def replace(model: nn.Module) -> None:
