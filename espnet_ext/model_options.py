@@ -3,7 +3,6 @@
 import os
 from argparse import Namespace
 
-from espnet_ext.config import read_yaml
 from espnet_ext.errors import UserError
 from espnet_ext.options import (
     Parser,
@@ -115,7 +114,10 @@ def add_costs(parser: Parser) -> None:
 def add_recipe(parser: Parser) -> None:
     """Which recipe, and how its models are decoded and measured."""
     parser.option(
-        "corpus", name, "librispeech_100", "the recipe egs2/<corpus>/asr1, or the repository's own"
+        "corpus",
+        name,
+        help="the recipe egs2/<corpus>/asr1; librispeech_100 is the repository's own [that of the "
+        "current directory, or librispeech_100]",
     )
     parser.option("expdir", path, "exp", "models")
     parser.option("dumpdir", path, "dump", "formatted data")
@@ -137,5 +139,7 @@ def read_values(add, file=None) -> Namespace:
     parser = Parser()
     add(parser)
     if file:
+        from espnet_ext.config import read_yaml
+
         parser.take_defaults(read_yaml(file), file)
     return parser.parse_args([])

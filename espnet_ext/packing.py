@@ -16,7 +16,6 @@ from pathlib import Path
 import yaml
 
 import espnet_ext
-from espnet_ext.config import read_yaml
 from espnet_ext.errors import UserError, no_checkpoint, printable
 
 #: the checkpoint that is decoded with, unless another is named
@@ -180,6 +179,8 @@ def find_model(directory, checkpoint=CHECKPOINT):
     if config.is_file():
         found = directory / checkpoint
     elif (directory / "meta.yaml").is_file():
+        from espnet_ext.config import read_yaml
+
         meta = read_yaml(directory / "meta.yaml")
         try:
             config = directory / _inside(meta["yaml_files"]["asr_train_config"])

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from espnet_ext import model_options as shared
 from espnet_ext import packing
-from espnet_ext.config import read_yaml
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser
 
@@ -21,6 +20,8 @@ def main(argv=None):
     )
     parser.option("outpath", help="the .zip to write", required=True)
     args = parser.parse_args(argv)
+    from espnet_ext.config import read_yaml
+
     files = shared.model_files(args) | {"lm_file": args.lm_file}
     configs = {"asr_train_config": files.pop("asr_train_config")}
     configs |= {"lm_train_config": args.lm_train_config}
