@@ -115,7 +115,10 @@ def add_costs(parser: Parser) -> None:
 def add_recipe(parser: Parser) -> None:
     """Which recipe, and how its models are decoded and measured."""
     parser.option(
-        "corpus", name, "librispeech_100", "the recipe egs2/<corpus>/asr1, or the repository's own"
+        "corpus",
+        name,
+        help="the recipe egs2/<corpus>/asr1; librispeech_100 is the repository's own [that of the "
+        "current directory, or librispeech_100]",
     )
     parser.option("expdir", path, "exp", "models")
     parser.option("dumpdir", path, "dump", "formatted data")

@@ -88,9 +88,8 @@ def test_names_of_commands_in_documents_are_in_the_table():
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("egs2/*/asr1/*.md")]
     named = set()
     for path in pages:
-        for words in re.findall(
-            r"(?:^|[\s`|])espnet-ext ((?:data )?[a-z][a-z-]*)", path.read_text()
-        ):
+        found = re.findall(r"(?:^|[\s`|])espnet-ext ((?:data )?[a-z][a-z-]*)", path.read_text())
+        for words in found:
             assert words in MODULES or words == "data", f"{path}: espnet-ext {words}"
             named.add(words)
     assert len(named) > 10

@@ -22,9 +22,12 @@ def in_recipe(args):
     """Go to the recipe's directory, find there what no option says; on a signal, end in order."""
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda number, frame: sys.exit(128 + number))
-    root = ROOT if args.corpus.startswith("librispeech") else ROOT / "egs2" / args.corpus / "asr1"
+    root = Path.cwd() if Path("run.sh").is_file() else ROOT
+    if args.corpus:
+        own = args.corpus.startswith("librispeech")
+        root = ROOT if own else ROOT / "egs2" / args.corpus / "asr1"
     if not (root / "run.sh").is_file():
-        raise UserError(f"--corpus {args.corpus}: no {root}/run.sh")
+        raise UserError(f"--corpus: no {root}/run.sh; name a recipe of egs2, or go to one")
     os.chdir(root)
     if not args.profile_config:
         own = Path("conf/profile.yaml")

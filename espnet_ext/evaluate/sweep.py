@@ -72,6 +72,7 @@ def sweep(driver: Driver, source, expdir, requested, finetune=(), options=()) ->
         if name in finetune or "all" in finetune:
             tuned = Model(f"{name}_tuned", expdir=expdir / f"asr_{name}_tuned")
             driver.begin(tuned, f"{name}: fine-tuning")
+            tuned.expdir.mkdir(exist_ok=True)
             stages = ("--stage", 10, "--stop_stage", 11)
             driver.run(tuned, *stages, "--init_from", model.expdir, *options)
             decode(tuned)
