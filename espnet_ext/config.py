@@ -62,6 +62,24 @@ def read_config(path) -> dict:
     return config
 
 
+def parse_with_file(parser, args, option):
+    """Parse a command line, with the values of the YAML that one of its options names as defaults.
+
+    Args:
+        parser: ``espnet_ext.options.Parser``.
+        args: Words, or None for those of the process.
+        option: Name of the option.
+
+    Raises:
+        UserError: A word, the file or a value in it is wrong.
+    """
+    found = parser.parse_args(args)
+    if file := getattr(found, option):
+        parser.take_defaults(read_config(file), file)
+        found = parser.parse_args(args)
+    return found
+
+
 def parse_value(word: str):
     """The value of a word in YAML, such as ``64``, ``true`` or ``[64, 32]``.
 

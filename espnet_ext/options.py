@@ -345,16 +345,6 @@ class Parser(argparse.ArgumentParser):
             refuse(f"{others[0]!r} is one word too many, see --help")
         return found
 
-    def parse_with_file(self, args, option):
-        """Parse, with the values of the YAML file that an option names as defaults."""
-        from espnet_ext.config import read_config
-
-        found = self.parse_args(args)
-        if file := getattr(found, option):
-            self.take_defaults(read_config(file), file)
-            found = self.parse_args(args)
-        return found
-
     def _spelled(self, words):
         """Words as argparse takes them for what they are: ``--option=value``."""
         known, spelled, words = self._option_string_actions, [], list(words)

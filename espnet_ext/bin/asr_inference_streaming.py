@@ -7,6 +7,7 @@ OUTPUT_DIR/1best_recog/{token,token_int,score,text}.
 import logging
 
 from espnet_ext import model_options as shared
+from espnet_ext.config import parse_with_file
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, count, output
 
@@ -24,7 +25,7 @@ def main(argv=None):
     shared.add_decoding(parser)
     parser.option("ngpu", count, 0, "0 for --device")
     parser.option("log_level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
-    args = parser.parse_with_file(argv, "config")
+    args = parse_with_file(parser, argv, "config")
     model = shared.model_files(args) | shared.stream_options(args)
     if args.ngpu:
         model["device"] = "cuda"

@@ -9,6 +9,7 @@ Exit status 1 if a measured cache differs from its formula.
 from pathlib import Path
 
 from espnet_ext import model_options as shared
+from espnet_ext.config import parse_with_file
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, output, path
 
@@ -36,7 +37,7 @@ def main(argv=None):
     shared.add_costs(parser)
     shared.add_device(parser)
     parser.option("output", output, help="file for the measurements, one JSON object per line")
-    args = parser.parse_with_file(argv, "profile_config")
+    args = parse_with_file(parser, argv, "profile_config")
     models = find_models(args)
     from espnet_ext.evaluate.models import read_model_config
     from espnet_ext.files import write_atomic
