@@ -4,13 +4,18 @@ ESPnet loads checkpoints with ``strict=False`` and goes on with random weights w
 PyTorch reads them without comparing checksums.
 """
 
+import tempfile
 import zipfile
+from contextlib import contextmanager
+from pathlib import Path
 
+import yaml
 from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
 
 import espnet_ext  # noqa: F401
 from espnet_ext.errors import UserError, refuse_not_finite
+from espnet_ext.relocate import beside
 
 
 def damage(path):
@@ -65,6 +70,19 @@ def refuse_mismatch(model, state, *_):
     refuse_not_finite(state, "a tensor", "its training has failed; take an earlier epoch's")
 
 
+@contextmanager
+def _where_it_lies(path):
+    """Path of a ``config.yaml`` that names the files beside ``path``; see ``beside``."""
+    config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
+    if (moved := beside(config, Path(path or ".").parent)) == config:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump(moved, file)
+        file.flush()
+        yield file.name
+
+
 class StrictASRTask(ASRTask):
     """ESPnet's ASR task, refusing checkpoints that do not fit."""
 
@@ -82,7 +100,8 @@ class StrictASRTask(ASRTask):
         if model_file is not None and (problem := damage(model_file)):
             raise UserError(f"{model_file}: no whole checkpoint ({problem})")
         try:
-            return super().build_model_from_file(config_file, model_file, device)
+            with _where_it_lies(config_file) as path:
+                return super().build_model_from_file(path, model_file, device)
         except UserError as error:
             raise UserError(f"{model_file}: {error}") from None
         except UnsafeLoadRefusedError as error:  # what is no tensor could run as a program

@@ -10,6 +10,7 @@ from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 from torch.nn.utils.rnn import pad_sequence
 
+import espnet_ext
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
@@ -18,6 +19,10 @@ from espnet_ext.options import Parser, context, device, packet_length, positive_
 from espnet_ext.state import StreamState
 from espnet_ext.utterance import check_log_probs, check_number, encode, waveform
 
+#: models and recordings that an installed package has
+RESOURCES = Path(espnet_ext.__file__).parent / "resources"
+PRETRAINED = "fsdd_conformer_mla"
+RECORDING = RESOURCES / PRETRAINED / "recording.flac"
 BLANK = 0
 MAX_OPEN = 50  # tokens that hypotheses of the beam search may still disagree on
 
@@ -246,6 +251,20 @@ class StreamingSpeech2Text:
         self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
         self.converter = TokenIDConverter(token_list=self.model.token_list)
 
+    @classmethod
+    def from_pretrained(cls, model: str | Path = PRETRAINED, **options) -> "StreamingSpeech2Text":
+        """A trained model by the directory of its files.
+
+        Args:
+            model: Directory with ``config.yaml`` and ``valid.acc.ave.pth``, or
+                ``fsdd_conformer_mla``, the small one in the package (English digits, 8 kHz).
+            options: As those of the class.
+
+        Raises:
+            UserError: It is not there, or it cannot stream.
+        """
+        return cls(**model_files(model), **options)
+
     def start(self) -> Stream:
         """State of a new recording."""
         search = PrefixBeamSearch(self.beam_size) if self.search == "beam" else GreedySearch()
@@ -336,9 +355,29 @@ class StreamingSpeech2Text:
         return sorted(scored, key=lambda hyp: -hyp[1]) or nbest
 
 
-def add_model_options(parser: Parser) -> None:
-    """Options that say which model streams, and how."""
-    parser.add_argument("--asr_train_config", required=True, help="config.yaml of the training run")
+def model_files(model: str | Path = PRETRAINED) -> dict[str, Path]:
+    """Config and weights of a trained model as arguments; see ``from_pretrained``."""
+    packed = RESOURCES / model
+    folder = packed if str(model) == Path(model).name and packed.is_dir() else Path(model)
+    files = {
+        "asr_train_config": folder / "config.yaml",
+        "asr_model_file": folder / "valid.acc.ave.pth",
+    }
+    for path in files.values():
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; give the directory of a trained model, or {PRETRAINED}, "
+                "which is in the package"
+            )
+    return files
+
+
+def add_model_options(parser: Parser, needed: bool = True) -> None:
+    """Options that say which model streams, and how; where none is needed, that of the package."""
+    default = "" if needed else f" [{PRETRAINED}, in the package]"
+    parser.add_argument(
+        "--asr_train_config", required=needed, help=f"config.yaml of the training run{default}"
+    )
     parser.add_argument("--asr_model_file", help="checkpoint; random weights without one")
     parser.add_argument(
         "--chunk_size", type=positive_int, help="encoder frames per step [the model's own]"

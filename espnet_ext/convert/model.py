@@ -28,6 +28,7 @@ from espnet_ext.decoder.attention import build as build_decoder_attention
 from espnet_ext.errors import UserError, no_checkpoint
 from espnet_ext.frontend import known_front_end
 from espnet_ext.profiling.config import ENCODERS, read_yaml
+from espnet_ext.relocate import beside
 from espnet_ext.results import to_json
 from espnet_ext.utterance import encode, waveform
 
@@ -112,7 +113,7 @@ def mha_config(path) -> dict:
     Raises:
         UserError: It has another encoder or another attention.
     """
-    config = read_yaml(path)
+    config = beside(read_yaml(path), Path(path).parent)
     stock = {name.removeprefix("kv_"): name for name in ENCODERS}
     encoder = config.get("encoder")
     if encoder not in (*stock, *stock.values()):

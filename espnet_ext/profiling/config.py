@@ -8,6 +8,7 @@ import yaml
 from espnet_ext.attention import attention_label
 from espnet_ext.errors import UserError
 from espnet_ext.register import CHOICES
+from espnet_ext.relocate import beside
 
 ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
 FRONTENDS = {
@@ -45,7 +46,7 @@ def read_model_config(path) -> dict:
         raise UserError(
             f"{path}: encoder: must be one of {', '.join(ENCODERS)}, got {config.get('encoder')}"
         )
-    return config
+    return beside(config, Path(path).parent)
 
 
 def describe(config: dict, path) -> dict:
