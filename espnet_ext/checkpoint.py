@@ -73,8 +73,8 @@ def refuse_mismatch(model, state, *_):
 @contextmanager
 def _where_it_lies(path):
     """Path of a ``config.yaml`` that names the files beside ``path``; see ``beside``."""
-    config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
-    if (moved := beside(config, Path(path or ".").parent)) == config:
+    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if (moved := beside(config, Path(path).parent)) == config:
         yield path
         return
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
@@ -100,7 +100,7 @@ class StrictASRTask(ASRTask):
         if model_file is not None and (problem := damage(model_file)):
             raise UserError(f"{model_file}: no whole checkpoint ({problem})")
         try:
-            with _where_it_lies(config_file) as path:
+            with _where_it_lies(config_file or Path(model_file).with_name("config.yaml")) as path:
                 return super().build_model_from_file(path, model_file, device)
         except UserError as error:
             raise UserError(f"{model_file}: {error}") from None

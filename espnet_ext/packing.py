@@ -17,6 +17,7 @@ import yaml
 
 import espnet_ext
 from espnet_ext.errors import UserError, printable
+from espnet_ext.relocate import beside
 
 #: what an archive may hold, by the place in meta.yaml that says so: arguments of ``Speech2Text``
 ARGUMENTS = {
@@ -82,6 +83,7 @@ def pack(out, configs, files, options=()):
             for path, member in members.items():
                 if member in meta["yaml_files"].values():
                     config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+                    config = beside(config, Path(path).parent)
                     config = _change(config, lambda text: members.get(os.path.abspath(text), text))
                     archive.writestr(member, yaml.safe_dump(config, sort_keys=False))
                 else:

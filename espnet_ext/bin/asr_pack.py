@@ -1,9 +1,12 @@
 """Pack a trained model, its config and what decoding needs in one archive, in ESPnet's format."""
 
+from pathlib import Path
+
 from espnet_ext import packing
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser
 from espnet_ext.profiling.config import read_yaml
+from espnet_ext.relocate import beside
 
 
 @cli
@@ -21,7 +24,8 @@ def main(argv=None):
     chosen = {key: path for key, path in args.items() if path and key not in ("option", "outpath")}
     configs = {key: path for key, path in chosen.items() if key.endswith("_config")}
     files = {key: path for key, path in chosen.items() if key not in configs}
-    normalize = read_yaml(args["asr_train_config"]).get("normalize_conf") or {}
+    config = Path(args["asr_train_config"])
+    normalize = beside(read_yaml(config), config.parent).get("normalize_conf") or {}
     statistics = [normalize["stats_file"]] if normalize.get("stats_file") else []
     packing.pack(args["outpath"], configs, files, args["option"] + statistics)
 

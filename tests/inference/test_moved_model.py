@@ -10,9 +10,10 @@ import soundfile
 import torch
 import yaml
 
-from espnet_ext.bin import asr_convert, asr_inference, stream
+from espnet_ext.bin import asr_convert, asr_inference, asr_pack, stream
 from espnet_ext.errors import UserError
 from espnet_ext.inference import PRETRAINED, RECORDING, StreamingSpeech2Text, model_files
+from espnet_ext.packing import unpack
 from espnet_ext.profiling.config import build_encoder, read_model_config
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,15 @@ def test_moved_model_streams_decodes_and_is_converted(moved):
         for name in ("moved", "mla")
     )
     assert (source - converted).abs().max() < 1e-4
+
+
+def test_moved_model_is_packed_and_unpacked(moved, tmp_path):
+    files = {f"--{name}": str(path) for name, path in model_files("moved").items()}
+    asr_pack.main([*(word for pair in files.items() for word in pair), "--outpath", "a.zip"])
+    shutil.rmtree(moved)
+    arguments, _ = unpack("a.zip", tmp_path / "unpacked")
+    samples, _ = soundfile.read(RECORDING, dtype="float32")
+    assert StreamingSpeech2Text(**arguments).offline(samples).text == REFERENCE
 
 
 def test_model_that_is_not_there_is_refused(tmp_path, capsys):
