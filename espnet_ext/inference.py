@@ -10,19 +10,15 @@ from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 from torch.nn.utils.rnn import pad_sequence
 
-import espnet_ext
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
 from espnet_ext.options import Parser, context, device, packet_length, positive_int
+from espnet_ext.pretrained import PRETRAINED, model_files
 from espnet_ext.state import StreamState
 from espnet_ext.utterance import check_log_probs, check_number, encode, waveform
 
-#: models and recordings that an installed package has
-RESOURCES = Path(espnet_ext.__file__).parent / "resources"
-PRETRAINED = "fsdd_conformer_mla"
-RECORDING = RESOURCES / PRETRAINED / "recording.flac"
 BLANK = 0
 MAX_OPEN = 50  # tokens that hypotheses of the beam search may still disagree on
 
@@ -353,23 +349,6 @@ class StreamingSpeech2Text:
             if min(ctc, att) > -math.inf  # 0 times that is not a number
         ]
         return sorted(scored, key=lambda hyp: -hyp[1]) or nbest
-
-
-def model_files(model: str | Path = PRETRAINED) -> dict[str, Path]:
-    """Config and weights of a trained model as arguments; see ``from_pretrained``."""
-    packed = RESOURCES / model
-    folder = packed if str(model) == Path(model).name and packed.is_dir() else Path(model)
-    files = {
-        "asr_train_config": folder / "config.yaml",
-        "asr_model_file": folder / "valid.acc.ave.pth",
-    }
-    for path in files.values():
-        if not path.is_file():
-            raise UserError(
-                f"{path}: no such file; give the directory of a trained model, or {PRETRAINED}, "
-                "which is in the package"
-            )
-    return files
 
 
 def add_model_options(parser: Parser, needed: bool = True) -> None:

@@ -16,15 +16,14 @@ import espnet_ext  # noqa: F401
 from espnet_ext.data.packets import read_packets
 from espnet_ext.errors import UserError, about, cli
 from espnet_ext.inference import (
-    RECORDING,
     StreamingSpeech2Text,
     add_model_options,
     add_search_options,
-    model_files,
     model_options,
     packet_samples,
 )
 from espnet_ext.options import Parser
+from espnet_ext.pretrained import RECORDING, model_files
 
 SHOWN = 60
 

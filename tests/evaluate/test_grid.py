@@ -10,7 +10,8 @@ import torch
 from espnet_ext.bin import asr_grid
 from espnet_ext.evaluate import grid as module
 from espnet_ext.evaluate.grid import batches, costs, decode, features, in_trained_range
-from espnet_ext.inference import RECORDING, StreamingSpeech2Text, model_files
+from espnet_ext.inference import StreamingSpeech2Text
+from espnet_ext.pretrained import RECORDING, model_files
 from espnet_ext.profiling.config import read_model_config
 from tiny import max_error
 

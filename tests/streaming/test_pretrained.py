@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import yaml
 
 from espnet_ext.bin import asr_convert, asr_inference, asr_pack, stream
 from espnet_ext.errors import UserError
-from espnet_ext.inference import PRETRAINED, RECORDING, StreamingSpeech2Text, model_files
+from espnet_ext.inference import StreamingSpeech2Text
 from espnet_ext.packing import unpack
+from espnet_ext.pretrained import PRETRAINED, RECORDING, model_files
 from espnet_ext.profiling.config import build_encoder, read_model_config
 
 ROOT = Path(__file__).parents[2]
@@ -95,12 +97,13 @@ def test_model_that_is_not_there_is_refused(tmp_path, capsys):
 
 def test_installed_package_has_the_model():
     """Setuptools takes along what the project's file names."""
-    import tomllib
-
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = tool["package-data"]["espnet_ext"]
-    package = ROOT / "espnet_ext"
-    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    packed = {
+        path
+        for package, patterns in tool["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
     assert {path for path in RECORDING.parent.iterdir() if path.is_file()} <= packed
     licence = (RECORDING.parent / "README.md").read_text()
     assert "CC BY-SA 4.0" in licence and "Free Spoken Digit Dataset" in licence
