@@ -30,7 +30,7 @@ def gather(expdir, results, dumpdir="dump", weights=False, checkpoint="valid.acc
         The directory that was written.
 
     Raises:
-        UserError: Nothing was decoded, a result is of no use, or the references are not those of
+        UserError: There are no results, one is of no use, or the references are not those of
             the models that are there already. Nothing is written then.
     """
     expdir, results = Path(expdir), Path(results)
@@ -50,12 +50,12 @@ def gather(expdir, results, dumpdir="dump", weights=False, checkpoint="valid.acc
             if kept.is_file() and kept.read_bytes() != content:
                 raise UserError(f"{expdir}: was decoded on other data than {kept}")
             files[kept] = content
-    if not files:
-        raise UserError(f"{expdir}: nothing is scored; run stages 12 and 13")
     for file, indent in ((schema.NAME, 1), (GRID, None)):
         if (expdir / file).is_file():
             content = read_json(expdir / file) | {"model": name}
             files[target / file] = to_json(content, indent).encode()
+    if not files:
+        raise UserError(f"{expdir}: no results; run stages 12 and 13, asr_evaluate or asr_grid")
     files[target / "train.log"] = _log(expdir).encode()
     if weights:
         if not (expdir / checkpoint).is_file():

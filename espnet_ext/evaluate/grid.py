@@ -209,7 +209,11 @@ def grid(
     config = read_model_config(expdir / "config.yaml")
     if not (expdir / checkpoint).is_file():
         raise no_checkpoint(expdir / checkpoint)
-    sets = {Path(directory).name: TestSet(directory) for directory in data_dirs}
+    sets = {}
+    for directory in map(Path, data_dirs):
+        if directory.name in sets:
+            raise UserError(f"{directory}: another test set is called {directory.name}, too")
+        sets[directory.name] = TestSet(directory)
     speech2text = StreamingSpeech2Text(
         expdir / "config.yaml", expdir / checkpoint, chunk_size=chunk_sizes[0], device=device
     )

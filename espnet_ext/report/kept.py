@@ -75,6 +75,11 @@ class Kept:
                 raise UserError(f"{path}: {error}") from None
         return found
 
+    def offline(self, dataset: str) -> str | None:
+        """The first ``<decoding>/<test set>`` of whole recordings, if there is one."""
+        places = (place for place in self.scores if not place.startswith("streaming_"))
+        return next((place for place in places if place.partition("/")[2] == dataset), None)
+
     def references(self, place) -> Path:
         """Directory of the references of ``<decoding>/<test set>``."""
         return self.results.joinpath("data", *Path(place).parts[1:])
@@ -130,16 +135,17 @@ def restore(models: dict[str, Kept], expdir) -> None:
 # tables
 
 
-def label(evaluation: dict) -> str:
-    """A model as a reader knows it, such as ``Conformer GQA, 2 key-value heads``."""
-    conf = evaluation.get("encoder_conf", evaluation)
-    options = conf.get("attention_conf") or {}
-    name = evaluation["attention"]
+def label(model: dict) -> str:
+    """A model as a reader knows it, such as ``Conformer GQA, 2 key-value heads``.
+
+    Args:
+        model: Mapping with its ``encoder``, ``attention`` and ``attention_conf``.
+    """
+    name, options = model["attention"], model["attention_conf"]
     heads, rank = options.get("n_kv_head"), options.get("kv_lora_rank")
     detail = f", {heads} key-value heads" if heads else f", rank {rank}" if rank else ""
     name = name.upper() if name in ("mha", "gqa", "mla") else name
-    encoder = evaluation["encoder"].replace("_", "-").title()
-    return f"{encoder} {name}{detail}"
+    return f"{model['encoder'].replace('_', '-').title()} {name}{detail}"
 
 
 def markdown(header, rows) -> str:
@@ -148,9 +154,8 @@ def markdown(header, rows) -> str:
     return "".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in row)}|\n" for row in lines)
 
 
-def _streams(costs, left):
-    """What evaluation says of the stream with this left context, or of the one that keeps all."""
-    return next((s for s in costs if s["left_context"] in (left, -1)), None)
+def _to(interval):
+    return f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
 def table_models(models: dict[str, Kept], dataset: str) -> str:
@@ -159,41 +164,41 @@ def table_models(models: dict[str, Kept], dataset: str) -> str:
     header += ["cache KB", "MHA / this", "state KB", "difference", "p"]
     rows, mha = [], {}
     for model in models.values():
-        if (found := model.evaluation) is None:
+        place = model.offline(dataset)
+        if model.grid is None or place is None:
             continue
-        offline = found["wer"][dataset]
-        cells = [f"{offline['wer']:.2f}", _to(offline["interval_95"])]
-        streamed = {s["left_context"]: s["wer"].get(dataset) for s in found["streaming_wer"]}
-        wide, narrow = streamed.get(64, streamed.get(-1)), streamed.get(16)
-        cells += [f"{wide['wer']:.2f}", _to(wide["interval_95"])] if wide else ["", ""]
-        cells += [f"{narrow['wer']:.2f}" if narrow else ""]
-        place = str(Path(offline["directory"]).parent)
-        test = None
-        if found["attention"] == "mha":
-            mha[found["encoder"]] = model.counts(place)
-        elif found["encoder"] in mha:
-            test = paired_bootstrap(
-                model.counts(place), mha[found["encoder"]], model.speakers(place)
-            )
-        difference = f"{test['difference']:.2f} ({_to(test['interval_95'])})" if test else ""
-        rows.append([label(found), *cells, *_costs(found), difference, test and f"{test['p']:g}"])
-        if lossless := found.get("input_cache"):
-            rows.append(["the same, input cache", *cells, *_costs(lossless), "", ""])
+        encoder, speakers = model.grid["encoder"], model.speakers(place)
+        cells = {(c["chunk_size"], c["left_context"]): c for c in model.grid["cells"]}
+        longest = min((c for (_, left), c in cells.items() if left < 0), key=lambda c: c["frames"])
+        wide = cells.get((CHUNK, 64), cells[CHUNK, -1])
+        narrow = cells.get((CHUNK, 16), {"wer": {}})["wer"].get(dataset)
+        own = {"cache": longest["ledger"]["attention"], "state": wide["bytes"]}
+        counted, streamed = model.scores[place], wide["wer"][dataset]
+        rates = [f"{counted.summary()['err']:.2f}", _to(counted.interval(speakers))]
+        rates += [f"{streamed['wer']:.2f}", _to(streamed["interval_95"])]
+        rates += [f"{narrow['wer']:.2f}" if narrow else ""]
+        difference = ["", ""]
+        if model.grid["attention"] == "mha":
+            mha[encoder] = own | {"counts": model.counts(place)}
+        elif encoder in mha:
+            test = paired_bootstrap(model.counts(place), mha[encoder]["counts"], speakers)
+            difference = [
+                f"{test['difference']:.2f} ({_to(test['interval_95'])})",
+                f"{test['p']:g}",
+            ]
+        whole = mha.get(encoder, own)["cache"]
+        rows.append([label(model.grid), *rates, *_costs(own, whole), *difference])
+        if "input_cache_bytes" in wide:
+            less = longest["bytes"] - longest["input_cache_bytes"]
+            lossless = {"cache": own["cache"] - less, "state": wide["input_cache_bytes"]}
+            rows.append(["the same, input cache", *rates, *_costs(lossless, whole), "", ""])
     return markdown(header, rows)
 
 
-def _to(interval):
-    return f"{interval[0]:.2f} to {interval[1]:.2f}"
-
-
-def _costs(found):
-    stream = _streams(found["cache"]["streams"], 64)
-    ratio = found["compression_ratio"]
-    return [
-        f"{found['kv_cache_kb']:.0f}",
-        f"{ratio:.0f}" if ratio >= 10 else f"{ratio:g}",
-        f"{stream['total_kb']:.1f}" if stream else "",
-    ]
+def _costs(own, whole):
+    ratio = whole / own["cache"]
+    shown = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.3g}"
+    return [f"{own['cache'] / 1024:.0f}", shown, f"{own['state'] / 1024:.1f}"]
 
 
 def table_grid(models: dict[str, Kept], dataset: str) -> str:

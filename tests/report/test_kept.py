@@ -15,20 +15,26 @@ from espnet_ext.report.kept import read_kept, restore, tables, updated
 from espnet_ext.report.statistics import paired_bootstrap, read_score
 
 SET = "test_clean"
-CELL = {"in_trained_range": True, "latency_ms": 357.5, "input_cache_bytes": 1024, "bytes": 2048}
+LEDGER = {"attention": 1536, "convolution": 512}
+CELL = {"in_trained_range": True, "latency_ms": 357.5, "bytes": 2048, "ledger": LEDGER}
 
 
 def grid(expdir, rate):
-    """A ``grid.json`` with two cells, one of them not of the training."""
+    """A ``grid.json`` of two cells, one of them not of the training; linear has one."""
     config = yaml.safe_load((expdir / "config.yaml").read_text())
     encoder, attention = config["encoder"].removeprefix("kv_"), config["encoder_conf"]["attention"]
-    options = config["encoder_conf"]["attention_conf"]
-    cells = [
-        CELL | {"chunk_size": 16, "left_context": left, "wer": {SET: {"wer": rate + left / 100}}}
-        for left in ([-1] if attention == "linear" else [64, -1])
-    ]
-    cells[0] = cells[0] | {"in_trained_range": False}
-    found = {"encoder": encoder, "attention": attention, "attention_conf": options, "cells": cells}
+    cells = []
+    for left in [-1] if attention == "linear" else [64, -1]:
+        wer = {"wer": rate + left / 100, "interval_95": [1.0, 2.0]}
+        cells.append(CELL | {"chunk_size": 16, "left_context": left, "wer": {SET: wer}})
+        cells[-1] |= {"frames": 1000 if left < 0 else left}
+        if attention == "mha":
+            cells[-1] |= {"input_cache_bytes": 1280, "ledger": LEDGER | {"attention": 1536}}
+        if attention == "mla":
+            cells[-1] |= {"ledger": LEDGER | {"attention": 384}, "bytes": 896}
+    cells[0]["in_trained_range"] = False
+    found = {"encoder": encoder, "attention": attention, "cells": cells}
+    found["attention_conf"] = config["encoder_conf"]["attention_conf"]
     (expdir / "grid.json").write_text(json.dumps(found))
 
 
@@ -98,23 +104,21 @@ def test_tables_hold_what_was_measured(recipe, results):
     assert len(lines) == 2 + 10  # eight models, and MHA's input cache twice
     cells = [cell.strip() for cell in lines[5].split("|")][1:-1]
     expdir = recipe / "exp1" / "asr_train_asr_conformer_mla_raw_word"
-    found = json.loads((expdir / "evaluation_results.json").read_text())
-    wer = found["wer"][SET]
-    mha = json.loads(
-        (
-            expdir.with_name(expdir.name.replace("mla", "mha")) / "evaluation_results.json"
-        ).read_text()
-    )
+    found = json.loads((expdir / "evaluation_results.json").read_text())["wer"][SET]
     counts = [
-        read_score(recipe / "exp1" / one["model"] / one["wer"][SET]["directory"])[0]
-        for one in (found, mha)
+        read_score(recipe / "exp1" / model / found["directory"])[0]
+        for model in (expdir.name, expdir.name.replace("mla", "mha"))
     ]
     test = paired_bootstrap(*counts)
-    assert cells[:2] == ["Conformer MLA, rank 4", f"{wer['wer']:.2f}"]
+    low, high = found["interval_95"]
+    assert cells[:3] == ["Conformer MLA, rank 4", f"{found['wer']:.2f}", f"{low:.2f} to {high:.2f}"]
+    assert cells[3:9] == ["17.64", "1.00 to 2.00", "", "0", "4", "0.9"]  # 1536 B are 4 times 384
     assert cells[-1] == f"{test['p']:g}" and cells[-2].startswith(f"{test['difference']:.2f} (")
+    lossless = [cell.strip() for cell in lines[3].split("|")][7:10]
+    assert lossless == ["1", "2", "1.2"]  # 768 B of keys' inputs, and a state of 1280 B
     rows = made["grid"].splitlines()
     assert rows[0].split("|")[4:6] == [" 64 ", " all "]
-    assert rows[4] == "| Conformer MLA, rank 4 | 16 | 358 | 17.64* (2) | 16.99 (2) |"
+    assert rows[4] == "| Conformer MLA, rank 4 | 16 | 358 | 17.64* (1) | 16.99 (1) |"
     linear = next(row for row in rows if "Conformer linear" in row)
     assert linear.split("|")[4:6] == [" ", " 14.99* (2) "]
     mean = made["seeds"].splitlines()[4]
@@ -145,8 +149,9 @@ def test_model_of_another_test_set_or_without_a_score_is_refused(recipe, results
             main([*map(str, arguments), "--results", str(results)])
     first, second = capsys.readouterr().err.splitlines()
     assert "other data" in first and "cannot be read" in second
-    shutil.copytree(expdir, tmp_path / "asr_x", ignore=shutil.ignore_patterns("score_wer"))
-    with pytest.raises(UserError, match="nothing is scored"):
+    ignored = shutil.ignore_patterns("score_wer", "grid.json", "evaluation_results.json")
+    shutil.copytree(expdir, tmp_path / "asr_x", ignore=ignored)
+    with pytest.raises(UserError, match="no results"):
         gather(tmp_path / "asr_x", results, recipe / "dump")
     assert sorted(results.rglob("*")) == before
     with pytest.raises(SystemExit):
