@@ -8,6 +8,7 @@ import pytest
 
 from espnet_ext.profiling.cache import measure_cache
 from espnet_ext.profiling.config import read_model_config, with_encoder_conf
+from espnet_ext.report.kept import tables, updated
 
 ROOT = Path(__file__).parents[1]
 FSDD = ROOT / "egs2/fsdd/asr1"
@@ -27,6 +28,12 @@ def results():
         kind = "input" if "input cache" in row[0] else row[0].split(",")[0].split()[1].lower()
         encoder = encoder if kind == "input" else row[0].split()[0].lower()
         yield encoder, kind, row
+
+
+def test_tables_of_the_fsdd_page_are_made_from_the_kept_results():
+    page = (FSDD / "RESULTS.md").read_text()
+    assert page.count("<!-- table: ") == 3
+    assert updated(page, tables(FSDD / "results", "test")) == page
 
 
 def test_sizes_of_the_fsdd_models_are_those_of_their_configs():

@@ -31,7 +31,7 @@ ENCODERS = ("conformer", "branchformer", "e_branchformer")
 ATTENTIONS = ("mha", "gqa", "mla", "linear")
 #: chunk size of the live streams whose tables are made, as evaluation decodes them
 CHUNK = 16
-MARK = re.compile(r"<!-- table: (\w+) -->\n\n(?:\|[^\n]*\n)*")
+MARK = re.compile(r"<!-- table: (\w+) -->\n\n(?:(?:\|[^\n]*\n)+\n?)?")
 
 
 class Kept:
@@ -262,6 +262,6 @@ def updated(page: str, made: dict[str, str]) -> str:
     def table(match):
         if match[1] not in made:
             raise UserError(f"no table is called {match[1]}; there are {', '.join(made)}")
-        return f"<!-- table: {match[1]} -->\n\n{made[match[1]]}"
+        return f"<!-- table: {match[1]} -->\n\n{made[match[1]]}\n"
 
     return MARK.sub(table, page)

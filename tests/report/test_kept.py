@@ -113,7 +113,7 @@ def test_tables_hold_what_was_measured(recipe, results):
     low, high = found["interval_95"]
     assert cells[:3] == ["Conformer MLA, rank 4", f"{found['wer']:.2f}", f"{low:.2f} to {high:.2f}"]
     assert cells[3:9] == ["17.64", "1.00 to 2.00", "", "0", "4", "0.9"]  # 1536 B are 4 times 384
-    assert cells[-1] == f"{test['p']:g}" and cells[-2].startswith(f"{test['difference']:.2f} (")
+    assert cells[-1] == f"{test['p']:.2g}" and cells[-2].startswith(f"{test['difference']:.2f} (")
     lossless = [cell.strip() for cell in lines[3].split("|")][7:10]
     assert lossless == ["1", "2", "1.2"]  # 768 B of keys' inputs, and a state of 1280 B
     rows = made["grid"].splitlines()
