@@ -41,6 +41,7 @@ def test_sizes_of_the_fsdd_models_are_those_of_their_configs():
     for encoder, kind, row in results():
         attention = "mha" if kind == "input" else kind
         config = read_model_config(FSDD / f"conf/train_asr_{encoder}_{attention}.yaml")
+        config["frontend_conf"]["fs"] = "8k"  # as run.sh tells the training
         if kind == "input":
             config = with_encoder_conf(config, attention_conf={"cache": "input"})
         cache = measure_cache(config, 16, 16, [64])
