@@ -39,6 +39,8 @@ def main(argv=None):
     for expdir in args.expdir:
         weights = args.weights, args.inference_asr_model
         print(gather(expdir, args.results, args.dumpdir, *weights), flush=True)
+    if args.expdir and not (args.page or args.restore):
+        return
     kept = read_kept(args.results)
     if args.seed not in kept:
         raise UserError(f"{args.results}: keeps nothing of seed {args.seed}; give an EXPDIR first")

@@ -184,7 +184,7 @@ def table_models(models: dict[str, Kept], dataset: str) -> str:
             test = paired_bootstrap(model.counts(place), mha[encoder]["counts"], speakers)
             difference = [
                 f"{test['difference']:.2f} ({_to(test['interval_95'])})",
-                f"{test['p']:g}",
+                f"{test['p']:.2g}",
             ]
         whole = mha.get(encoder, own)["cache"]
         rows.append([label(model.grid), *rates, *_costs(own, whole), *difference])
