@@ -25,6 +25,8 @@ COMMANDS = {
         "run-all": "run_all",
         "evaluate": "evaluate_all",
         "compare": "asr_compare",
+        "grid": "asr_grid",
+        "keep": "asr_results",
         "curve": "conversion_curve",
     },
     "recipes and their data": {

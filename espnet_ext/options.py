@@ -253,8 +253,8 @@ def _item(action, value):
         if isinstance(value, dict) or value is action.default is None:
             return value
         raise _wrong("a mapping of options", value)
-    if value is None and action.default is None:
-        return None
+    if value is None and (action.default is None or action.dest == "frontend"):
+        return None  # a model without a front end reads features
     # null is a word to ESPnet's types, and a triple is written with commas
     word = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     try:

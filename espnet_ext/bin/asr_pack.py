@@ -6,6 +6,7 @@ from espnet_ext import model_options as shared
 from espnet_ext import packing
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, output
+from espnet_ext.relocate import beside
 
 
 @cli
@@ -25,9 +26,10 @@ def main(argv=None):
     files = shared.model_files(args) | {"lm_file": args.lm_file}
     configs = {"asr_train_config": files.pop("asr_train_config")}
     configs |= {"lm_train_config": args.lm_train_config}
-    config = read_config(configs["asr_train_config"])
+    path = Path(configs["asr_train_config"])
+    config = beside(read_config(path), path.parent)
     needed = [config.get("normalize_conf", {}).get("stats_file"), config.get("bpemodel")]
-    results = Path(configs["asr_train_config"]).with_name("RESULTS.md")
+    results = path.with_name("RESULTS.md")
     needed += [results if results.is_file() else None]
     chosen = ({key: file for key, file in kind.items() if file} for kind in (configs, files))
     packing.pack(args.outpath, *chosen, args.option + [file for file in needed if file])

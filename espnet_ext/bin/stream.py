@@ -1,27 +1,43 @@
 """Transcribe a recording as it arrives and show what the stream holds in memory.
 
 FILE is mono audio at the model's rate; - reads WAV, or raw 16-bit little-endian PCM, of that kind
-from standard input. Each line: seconds heard, bytes of state, the end of the text. The last line
-is the whole text.
+from standard input. Without EXPDIR the small model in the package is run, which knows the digits in
+English at 8 kHz, and without FILE its own recording. Each line: seconds heard, bytes of state, the
+end of the text. The last line is the whole text.
 """
+
+import os
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, about, cli
 from espnet_ext.options import Parser
+from espnet_ext.pretrained import RECORDING
 
 SHOWN = 60
+
+
+def _choose_model(args):
+    """Of two words one is a file, and without a model the package's own is meant."""
+    if args.source is None and args.expdir and not os.path.isdir(args.expdir):
+        args.expdir, args.source = None, args.expdir
+    if not (args.expdir or args.asr_train_config or args.asr_model_file):
+        args.expdir, args.source = RECORDING.parent, args.source or RECORDING
+    if args.source is None:
+        raise UserError("FILE: missing; only the model in the package has a recording of its own")
 
 
 @cli
 def main(argv=None):
     """Run the command line."""
+    """Run the command line."""
     parser = Parser(description=__doc__)
     shared.add_model(parser)
     shared.add_device(parser)
-    parser.add_argument("source", metavar="FILE|-")
+    parser.add_argument("source", metavar="FILE|-", nargs="?")
     shared.add_stream(parser)
     shared.add_search(parser)
     args = parser.parse_args(argv)
+    _choose_model(args)
     model = shared.model_files(args) | shared.stream_options(args)
     import torch
 

@@ -21,6 +21,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import whole
 from espnet_ext.frontend import known_front_end
 from espnet_ext.register import ENCODERS
+from espnet_ext.relocate import beside
 from espnet_ext.results import to_json
 from espnet_ext.utterance import encode
 
@@ -101,7 +102,7 @@ def mha_config(path) -> dict:
     Raises:
         UserError: It has another encoder or another attention.
     """
-    config = read_config(path)
+    config = beside(read_config(path), Path(path).parent)
     stock = {name.removeprefix("kv_"): name for name in ENCODERS}
     encoder = config.get("encoder")
     if encoder not in (*stock, *stock.values()):

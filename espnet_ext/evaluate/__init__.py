@@ -1,1 +1,1 @@
-"""What a model costs: cache, latency, memory, arithmetic, training time."""
+"""Trained models evaluated: what is measured and decoded of them, and what is kept."""

@@ -18,6 +18,21 @@ def feature_frames(encoder, frames: int) -> int:
     return n
 
 
+def chunk_samples(encoder, front, chunk_size: int) -> tuple[int, int]:
+    """Samples from one chunk to the next, and those that the first chunk waits for.
+
+    The first waits for all that its features look at, less what is mirrored before the start.
+
+    Args:
+        encoder: A causal encoder.
+        front: The ``FrontEnd`` whose frames it reads.
+        chunk_size: Encoder frames per chunk.
+    """
+    first = feature_frames(encoder, chunk_size)
+    chunk = (feature_frames(encoder, 2 * chunk_size) - first) * front.hop
+    return chunk, (first - 1) * front.hop + front.window - front.left
+
+
 def stream_noise(encoder, frames: int, chunk_size: int, left_context: int):
     """Stream noise until ``frames`` encoder frames are out.
 

@@ -16,7 +16,7 @@ from espnet_ext.audio import read_audio
 from espnet_ext.config import read_config
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError, about
-from espnet_ext.evaluate.cache import feature_frames, measure_cache, stream_noise
+from espnet_ext.evaluate.cache import chunk_samples, feature_frames, measure_cache, stream_noise
 from espnet_ext.evaluate.models import (
     VERSION,
     build_encoder,
@@ -211,10 +211,7 @@ def _streaming(full, model_file, recordings, timed, device):
     except UserError as error:  # such as utterance_mvn, which needs the end to begin
         return {"streaming": None, "streaming_missing": str(error).partition(": ")[2]}
     encoder, front, fs = speech2text.model.encoder, speech2text.frontend.front, speech2text.fs
-    first = feature_frames(encoder, speech2text.chunk_size)
-    chunk = (feature_frames(encoder, 2 * speech2text.chunk_size) - first) * front.hop
-    # samples that the first chunk waits for: those of its features, less the mirrored start
-    waits = (first - 1) * front.hop + front.window - front.left
+    chunk, waits = chunk_samples(encoder, front, speech2text.chunk_size)
     memory = PeakMemory(device)
     _stream(speech2text, recordings[0], chunk, device)
     memory = memory.read()

@@ -5,6 +5,7 @@ from espnet_ext.config import check_options, read_config
 from espnet_ext.errors import UserError
 from espnet_ext.register import ENCODERS
 from espnet_ext.registry import Registry
+from espnet_ext.relocate import beside
 
 FRONTENDS = Registry(
     {"default": "espnet2.asr.frontend.default:DefaultFrontend"} | register.FRONTENDS.data
@@ -21,7 +22,7 @@ def read_model_config(path) -> dict:
         raise UserError(
             f"{path}: encoder: must be one of {', '.join(ENCODERS)}, got {config.get('encoder')}"
         )
-    return config
+    return beside(config, Path(path).parent)
 
 
 def describe(config: dict, path) -> dict:

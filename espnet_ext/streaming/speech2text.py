@@ -17,6 +17,7 @@ from espnet_ext.config import building
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
+from espnet_ext.pretrained import PRETRAINED, model_files
 from espnet_ext.register import ENCODERS
 from espnet_ext.state import StreamState
 from espnet_ext.streaming.searches import GreedySearch, PrefixBeamSearch
@@ -150,6 +151,22 @@ class StreamingSpeech2Text:
         with building(asr_train_config):
             self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
         self.converter = TokenIDConverter(token_list=self.model.token_list)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path = PRETRAINED, **options: Any
+    ) -> "StreamingSpeech2Text":
+        """A trained model by the directory of its files.
+
+        Args:
+            model: Directory with ``config.yaml`` and ``valid.acc.ave.pth``, or
+                ``fsdd_conformer_mla``, the small one in the package (English digits, 8 kHz).
+            options: As those of the class.
+
+        Raises:
+            UserError: It is not there, or it cannot stream.
+        """
+        return cls(**model_files(model), **options)
 
     def start(self) -> Stream:
         """State of a new recording."""

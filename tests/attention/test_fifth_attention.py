@@ -12,7 +12,7 @@ from copies import ROOT
 
 REGISTRY = "espnet_ext/attention/registry.py"
 #: where the tests are that run over the registry
-SUITE = ("attention", "decoder", "encoder", "profiling", "test_configs.py")
+SUITE = ("attention", "decoder", "encoder", "evaluate/test_profile.py", "test_configs.py")
 
 
 def blocks():

@@ -139,7 +139,10 @@ def test_model_of_another_source_is_refused(recipe, monkeypatch):
     torch.save({}, other / CHECKPOINT)
     for conversion, message in [
         (None, "neither written by asr_convert nor fine-tuned"),
-        ({"source": "exp/asr_third"}, "was converted from exp/asr_third, not exp/asr_mha"),
+        (
+            {"source": "exp/asr_third", "checkpoint": CHECKPOINT},
+            "was converted from exp/asr_third, not exp/asr_mha",
+        ),
     ]:
         if conversion:
             (other / "conversion.json").write_text(json.dumps(conversion))

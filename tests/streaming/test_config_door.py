@@ -225,6 +225,7 @@ def test_line_names_the_key_the_rule_and_the_value(model_dir, tmp_path, capsys, 
 def test_anchor_bomb_as_encoder_of_a_conversion_is_refused(tmp_path, capsys):
     (tmp_path / "m").mkdir()
     (tmp_path / "m/config.yaml").write_text(BOMB + "encoder: *a11\n")
+    (tmp_path / "m/valid.acc.ave.pth").touch()
     argv = ("--from", tmp_path / "m", "--output", tmp_path / "n", "--attention", "mla")
     status, lines = run(capsys, asr_convert.main, *argv)
     assert status == 1 and len(lines) == 1 and "m/config.yaml: has more than" in lines[0]
