@@ -1,5 +1,7 @@
 """Models from a YAML of conf/ or from the config.yaml of a training run."""
 
+from pathlib import Path
+
 from espnet_ext import register
 from espnet_ext.config import check_options, read_config
 from espnet_ext.errors import UserError
