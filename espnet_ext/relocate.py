@@ -13,7 +13,7 @@ def beside(config: dict, folder) -> dict:
     """
 
     def place(path):
-        own = Path(folder) / Path(path).name if path else None
+        own = Path(folder) / Path(path).name if path and isinstance(path, str) else None
         return str(own) if own and own.is_file() else path
 
     normalize = config.get("normalize_conf") or {}

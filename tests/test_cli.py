@@ -62,7 +62,10 @@ def test_usage_lists_every_command_with_a_sentence():
         (["xyzzy", "--help"], "no command xyzzy, --help lists them"),
         (["stream", "--chunk", "1"], "espnet-ext stream: error: unknown option --chunk"),
         (["profile"], "espnet-ext profile: error: give EXPDIR of a model"),
-        (["stream", "a.wav"], "give EXPDIR, or --asr_train_config with --asr_model_file"),
+        (
+            ["certify", "--wav_scp", "a", "--output", "b"],
+            "give EXPDIR, or --asr_train_config with --asr_model_file",
+        ),
         (["data", "combine", "a"], "espnet-ext data combine: error: the following arguments"),
     ],
 )

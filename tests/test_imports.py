@@ -40,6 +40,7 @@ ORDER = (
     "files processes",
     "register",
     "registry",
+    "pretrained relocate",
     "errors",
     "resources",
 )

@@ -19,7 +19,7 @@ SHOWN = 60
 def _choose_model(args):
     """Of two words one is a file, and without a model the package's own is meant."""
     if args.source is None and args.expdir and not os.path.isdir(args.expdir):
-        args.expdir, args.source = None, args.expdir
+        args.expdir, args.source = None, "-" if args.expdir == "./-" else args.expdir
     if not (args.expdir or args.asr_train_config or args.asr_model_file):
         args.expdir, args.source = RECORDING.parent, args.source or RECORDING
     if args.source is None:

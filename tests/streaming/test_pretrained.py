@@ -37,7 +37,7 @@ def moved(tmp_path, monkeypatch):
 
 def test_command_of_the_readme_prints_the_reference(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    [arguments] = re.findall(r"^    python -m espnet_ext\.bin\.stream *(.*)$", README, re.MULTILINE)
+    [arguments] = re.findall(r"^    espnet-ext stream *(.*)$", README, re.MULTILINE)
     stream.main(shlex.split(arguments))
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == REFERENCE and len(lines) > 4
