@@ -96,7 +96,7 @@ def printable(text: str) -> str:
     )
 
 
-def _open_standard_streams():
+def _open_standard_streams() -> None:
     """Give what is closed its place, so that no file that is opened later takes it."""
     for number in range(3):
         try:
@@ -109,7 +109,7 @@ def _open_standard_streams():
         raise UserError("standard output is closed; send it somewhere, as in > /dev/null")
 
 
-def _environment(error):
+def _environment(error: Exception) -> str:
     """What the machine refuses, in words; "" of an error that is a bug."""
     if disk_full(error):
         return f"{getattr(error, 'filename', None) or 'output'}: {NO_SPACE}"

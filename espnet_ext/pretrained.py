@@ -1,6 +1,7 @@
 """The small trained model in the package, and any other by its directory."""
 
 from pathlib import Path
+from typing import Any
 
 from espnet_ext.errors import UserError
 
@@ -9,7 +10,7 @@ PRETRAINED = "fsdd_conformer_mla"
 RECORDING = Path(__file__).parent / "resources" / PRETRAINED / "recording.flac"
 
 
-def model_files(model: str | Path = PRETRAINED) -> dict[str, Path]:
+def model_files(model: str | Path = PRETRAINED) -> dict[str, Any]:
     """Config and weights of a trained model as arguments of ``StreamingSpeech2Text``.
 
     Args:
