@@ -15,9 +15,9 @@ from espnet2.tasks.asr import ASRTask
 from espnet2.tasks.lm import LMTask
 
 import espnet_ext  # noqa: F401
-from espnet_ext.config import building, check_model, guard_espnet, read_config
+from espnet_ext.config import building, check_model, guard_espnet
 from espnet_ext.errors import UserError, about, no_checkpoint, refuse_not_finite
-from espnet_ext.relocate import beside
+from espnet_ext.relocate import read_training_config
 
 #: where other trainers keep the tensors of a model: DeepSpeed, Lightning
 INSIDE = ("module", "state_dict")
@@ -170,7 +170,7 @@ class _Strict:
         """Build and load a model; see ESPnet's method."""
         if config_file is None:
             config_file = Path(model_file).with_name("config.yaml")
-        config = beside(read_config(config_file), Path(config_file).parent)
+        config = read_training_config(config_file)
         return load_model(config, config_file, model_file, device, cls)
 
 

@@ -18,7 +18,7 @@ import espnet_ext
 from espnet_ext.config import read_config
 from espnet_ext.errors import UserError, no_checkpoint, printable
 from espnet_ext.files import whole
-from espnet_ext.relocate import beside
+from espnet_ext.relocate import read_training_config
 
 #: the checkpoint that is decoded with, unless another is named
 CHECKPOINT = "valid.acc.ave.pth"
@@ -87,7 +87,7 @@ def pack(out, configs, files, options=()):
         archive.writestr("meta.yaml", yaml.safe_dump(meta))
         for path, member in members.items():
             if member in meta["yaml_files"].values():
-                config = beside(read_config(path), Path(path).parent)
+                config = read_training_config(path)
                 config = _change(config, lambda text: members.get(os.path.abspath(text), text))
                 archive.writestr(member, yaml.safe_dump(config, sort_keys=False))
             else:

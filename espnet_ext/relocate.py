@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from espnet_ext.config import read_config
+
 
 def beside(config: dict, folder) -> dict:
     """A training run's config that names the files of its own directory, where they are there.
@@ -21,3 +23,12 @@ def beside(config: dict, folder) -> dict:
     if stats := normalize.get("stats_file"):
         changed["normalize_conf"] = normalize | {"stats_file": place(stats)}
     return config | changed
+
+
+def read_training_config(path) -> dict:
+    """A training run's ``config.yaml`` with its files where they are; see ``beside``.
+
+    Raises:
+        UserError: See ``read_config``.
+    """
+    return beside(read_config(path), Path(path).parent)

@@ -6,7 +6,7 @@ from espnet_ext import model_options as shared
 from espnet_ext import packing
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, output
-from espnet_ext.relocate import beside
+from espnet_ext.relocate import read_training_config
 
 
 @cli
@@ -21,13 +21,11 @@ def main(argv=None):
     )
     parser.option("outpath", output, help="the .zip to write", required=True)
     args = parser.parse_args(argv)
-    from espnet_ext.config import read_config
-
     files = shared.model_files(args) | {"lm_file": args.lm_file}
     configs = {"asr_train_config": files.pop("asr_train_config")}
     configs |= {"lm_train_config": args.lm_train_config}
     path = Path(configs["asr_train_config"])
-    config = beside(read_config(path), path.parent)
+    config = read_training_config(path)
     needed = [config.get("normalize_conf", {}).get("stats_file"), config.get("bpemodel")]
     results = path.with_name("RESULTS.md")
     needed += [results if results.is_file() else None]

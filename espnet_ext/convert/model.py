@@ -14,14 +14,13 @@ from espnet_ext.attention.decoder import decoder_attention
 from espnet_ext.attention.registry import conversion_options, convertible
 from espnet_ext.audio import read_audio, waveform
 from espnet_ext.checkpoint import load_model
-from espnet_ext.config import read_config
 from espnet_ext.convert.weights import Moments, allocate_ranks
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError
 from espnet_ext.files import whole
 from espnet_ext.frontend import known_front_end
 from espnet_ext.register import ENCODERS
-from espnet_ext.relocate import beside
+from espnet_ext.relocate import read_training_config
 from espnet_ext.results import to_json
 from espnet_ext.utterance import encode
 
@@ -102,7 +101,7 @@ def mha_config(path) -> dict:
     Raises:
         UserError: It has another encoder or another attention.
     """
-    config = beside(read_config(path), Path(path).parent)
+    config = read_training_config(path)
     stock = {name.removeprefix("kv_"): name for name in ENCODERS}
     encoder = config.get("encoder")
     if encoder not in (*stock, *stock.values()):

@@ -1,13 +1,11 @@
 """Models from a YAML of conf/ or from the config.yaml of a training run."""
 
-from pathlib import Path
-
 from espnet_ext import register
-from espnet_ext.config import check_options, read_config
+from espnet_ext.config import check_options
 from espnet_ext.errors import UserError
 from espnet_ext.register import ENCODERS
 from espnet_ext.registry import Registry
-from espnet_ext.relocate import beside
+from espnet_ext.relocate import read_training_config
 
 FRONTENDS = Registry(
     {"default": "espnet2.asr.frontend.default:DefaultFrontend"} | register.FRONTENDS.data
@@ -19,12 +17,12 @@ VERSION = 2
 
 def read_model_config(path) -> dict:
     """A training config whose encoder is one of this package's; see ``read_config``."""
-    config = read_config(path)
+    config = read_training_config(path)
     if config.get("encoder") not in ENCODERS:
         raise UserError(
             f"{path}: encoder: must be one of {', '.join(ENCODERS)}, got {config.get('encoder')}"
         )
-    return beside(config, Path(path).parent)
+    return config
 
 
 def describe(config: dict, path) -> dict:
