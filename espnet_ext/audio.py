@@ -474,7 +474,10 @@ def waveform(samples, dtype=None, device=None) -> "torch.Tensor":
     """
     import torch  # here, and below: who prepares data need not wait for it
 
-    samples = torch.as_tensor(samples, device=device)
+    try:
+        samples = torch.as_tensor(samples, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"samples: must be an array of numbers ({error!s:.80})") from None
     if samples.dtype == torch.int16:
         samples = samples.float() / 2**15
     if samples.numel() and not samples.is_floating_point():

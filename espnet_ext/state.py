@@ -101,6 +101,14 @@ class FrameCache:
         """Bytes allocated."""
         return sum(_bytes(t) for t in (*self.buffers.values(), *self.scales.values()))
 
+    def most_bytes(self, frames: int) -> int:
+        """Most bytes allocated until so many frames have come; more than now where it grows."""
+        capacity = self.capacity
+        while self.left_context < 0 and capacity < frames:
+            capacity *= 2
+        grown = capacity + capacity // 2 if capacity > self.capacity else capacity  # old and new
+        return self.capacity_bytes // self.capacity * grown
+
     def stored(
         self, frames: dict[str, torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -209,6 +217,10 @@ class RunningSums:
     @property
     def capacity_bytes(self) -> int:
         """Bytes allocated."""
+        return self.nbytes
+
+    def most_bytes(self, frames: int) -> int:
+        """The same after any number of frames."""
         return self.nbytes
 
 

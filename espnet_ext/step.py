@@ -154,6 +154,20 @@ class FramesOfPast:
     def __init__(self, cache: FrameCache, window, positions):
         self.cache, self.window, self.positions = cache, window, positions
 
+    def attend(self, context, q, frames, scores):
+        """What queries find in the past and in the frames of the step.
+
+        Args:
+            context: Function of queries, of what ``append`` returns and of what ``arrange`` does.
+            q: Queries (B, H, n, d_k).
+            frames: What the step leaves behind, see ``append``.
+            scores: Of positions, see ``arrange``.
+
+        Returns:
+            What ``context`` does (B, H, n, d_k).
+        """
+        return context(q, self.append(frames), self.arrange(scores))
+
     def append(self, frames: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Write the frames of the step and return all that it looks at.
 
@@ -249,3 +263,81 @@ class PastOfLayer:
         """
         convolution = {name: past.after() for name, past in self.convolution.items()}
         return LayerState(self.attention.after(heads, lengths), convolution)
+
+
+class FramesOfStreams:
+    """Several ``FramesOfPast``, of one stream each, in a step that takes them together.
+
+    No cache is copied: what comes of all frames is computed at once, and each stream's queries meet
+    that stream's own ring.
+
+    Args:
+        pasts: Of each stream.
+        positions: Of the frames that any of them sees, see ``FramesOfPast``.
+    """
+
+    def __init__(self, pasts: list[FramesOfPast], positions):
+        self.pasts, self.positions = pasts, positions
+
+    def attend(self, context, q, frames, scores):
+        """As ``FramesOfPast.attend``, stream by stream."""
+        return torch.cat(
+            [
+                past.attend(
+                    context,
+                    q[i : i + 1],
+                    {name: new[i : i + 1] for name, new in frames.items()},
+                    scores[i : i + 1, ..., -past.window.keys :],
+                )
+                for i, past in enumerate(self.pasts)
+            ]
+        )
+
+
+class SumsOfStreams:
+    """Several ``SumsOfPast`` in a step that takes them together."""
+
+    def __init__(self, pasts: list[SumsOfPast], positions):
+        self.pasts = pasts
+        reals = [past.real for past in pasts]
+        padded = next((real for real in reals if real is not None), None)
+        self.real = padded
+        if padded is not None:
+            all_real = torch.ones_like(padded)
+            self.real = torch.cat([all_real if real is None else real for real in reals])
+
+    def add(self, **new: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As ``SumsOfPast.add``."""
+        sums = [
+            past.add(**{name: x[i : i + 1] for name, x in new.items()})
+            for i, past in enumerate(self.pasts)
+        ]
+        return {name: torch.cat([own[name] for own in sums]) for name in new}
+
+
+class InputsOfStreams:
+    """Several ``InputsOfPast`` in a step that takes them together."""
+
+    def __init__(self, pasts: list[InputsOfPast]):
+        self.pasts = pasts
+
+    def extend(self, x: torch.Tensor) -> torch.Tensor:
+        """As ``InputsOfPast.extend``."""
+        return torch.cat([past.extend(x[i : i + 1]) for i, past in enumerate(self.pasts)])
+
+
+class PastOfStreams:
+    """Several ``PastOfLayer`` of one layer, of one stream each, in a step that takes them together.
+
+    Attributes:
+        attention, convolution: As those of ``PastOfLayer``.
+    """
+
+    def __init__(self, pasts: list[PastOfLayer], positions):
+        attentions = [past.attention for past in pasts]
+        kind = FramesOfStreams if isinstance(attentions[0], FramesOfPast) else SumsOfStreams
+        self.attention = kind(attentions, positions)
+        self.convolution = {
+            name: InputsOfStreams([past.convolution[name] for past in pasts])
+            for name in pasts[0].convolution
+        }

@@ -261,12 +261,16 @@ class SoftmaxAttention(Attention):
 
     def forward_chunk(self, x, past):
         q_u, q_v = self.query(x)
-        seen = past.append(self.record(x))  # (B, ..., S, width), S slots in the cache's own order
-        bias = past.arrange(position_scores(q_v, past.positions))  # (B, H, n, S)
-        return self.attend(q_u, seen, bias)
+        scores = position_scores(q_v, past.positions)
+        context = past.attend(self.context, q_u, self.record(x), scores)
+        return self.linear_out(self.merge_heads(context))
 
     def attend(self, q, seen, bias):
-        """Layer output (B, n, n_feat) of queries that meet what is cached.
+        """Layer output (B, n, n_feat) of queries that meet what is cached; see ``context``."""
+        return self.linear_out(self.merge_heads(self.context(q, seen, bias)))
+
+    def context(self, q, seen, bias):
+        """Context (B, H, n, d_k) of queries that meet what is cached.
 
         Args:
             q: Queries (B, H, n, d_k).
@@ -276,10 +280,8 @@ class SoftmaxAttention(Attention):
         """
         scale, weights = 1 / math.sqrt(self.d_k), self.absorbed_weights()
         if weights is not None and self._absorb(q.size(2), weights[0]):
-            context = self._attend_absorbed(q, *seen.values(), *weights, bias, scale)
-        else:
-            context = attend(q, *self.key_value(seen), bias, scale)
-        return self.linear_out(self.merge_heads(context))
+            return self._attend_absorbed(q, *seen.values(), *weights, bias, scale)
+        return attend(q, *self.key_value(seen), bias, scale)
 
     def _absorb(self, n, w_k):
         """Whether n queries are cheaper against the cached vectors than against rebuilt keys.

@@ -43,6 +43,18 @@ class InBlocks:
             return super().forward(x, x_mask, prefix_embeds)
         step, sees = step_and_sight(self.conv)
         frames = (x.size(1) - sees) // step + 1
+        rows = len(x)  # of the batch at once
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            rows = max(1, BLOCK // max(1, frames))
+        y = torch.cat([self._in_blocks(part, frames, step, sees) for part in x.split(rows)])
+        if x_mask is not None:
+            lengths = (x_mask.sum(-1) - sees) // step + 1  # (B, 1)
+            positions = torch.arange(frames, device=x.device)
+            x_mask = (positions < lengths[..., None]).to(x_mask.dtype)  # (B, 1, T')
+        return self.pos_enc(y), x_mask
+
+    def _in_blocks(self, x, frames, step, sees):
+        """Features (B, T, n_mels) -> (B, T', n_feat)."""
         on_cpu = x.device.type == "cpu"
         # gradients keep what blocks would drop, so blocks are then of use to a CPU's cache alone
         size = BLOCK if on_cpu or not torch.is_grad_enabled() else frames
@@ -57,11 +69,7 @@ class InBlocks:
             else:
                 y = self.conv(y)
             blocks.append(self.out(y.transpose(1, 2).flatten(2)))  # (B, t', channels * mels')
-        if x_mask is not None:
-            lengths = (x_mask.sum(-1) - sees) // step + 1  # (B, 1)
-            positions = torch.arange(frames, device=x.device)
-            x_mask = (positions < lengths[..., None]).to(x_mask.dtype)  # (B, 1, T')
-        return self.pos_enc(torch.cat(blocks, dim=1)), x_mask
+        return torch.cat(blocks, dim=1)
 
 
 def _two_convolutions(first, second, x):

@@ -23,7 +23,7 @@ from espnet_ext.state import (
     check_finite,
     checked_lengths,
 )
-from espnet_ext.step import PastOfLayer, RaggedWindow, Window
+from espnet_ext.step import PastOfLayer, PastOfStreams, RaggedWindow, Window
 
 # dynamic_chunk draws from these: half of the batches see everything, the others chunks of up to
 # one second at 40 ms per frame, with up to this many chunks before them
@@ -442,13 +442,7 @@ class StreamingEncoder(nn.Module):
         """
         n = self.output_length(feats.size(1))
         layers = [layer.with_room(n) for layer in layers]
-        heads = lengths = (0,) * len(real)  # where no layer has a ring
-        capacity = n
-        for layer in layers:
-            if isinstance(layer.attention, FrameCache):  # one speaks for all
-                ring = layer.attention
-                heads, lengths, capacity = ring.heads, ring.lengths, ring.capacity
-                break
+        heads, lengths, capacity = _counters(layers, n)
         if len(set(heads)) == 1:
             window = Window(heads[0], lengths, real, n, capacity, feats.device)
         else:
@@ -462,12 +456,79 @@ class StreamingEncoder(nn.Module):
                 "far too large, the weights are of no use, or the dtype is too narrow, use float32"
             )
         moved = [n if e else m for m, e in zip(real, ended, strict=True)]
-        heads = tuple(head + m for head, m in zip(heads, moved, strict=True))
-        lengths = tuple(length + m for length, m in zip(lengths, real, strict=True))
-        if state.left_context >= 0:
-            heads = tuple(head % capacity for head in heads)
-            lengths = tuple(min(length, state.left_context) for length in lengths)
-        return y, [past.after(heads, lengths) for past in pasts]
+        return y, _after(pasts, heads, lengths, moved, real, state.left_context, capacity)
+
+    # streams with states of their own, stepped together
+
+    def take(self, feats, state: StreamState, is_final: bool = False) -> None:
+        """Keep a packet of features for ``step_together``, and encode nothing.
+
+        Args:
+            feats: Features (1, n, input_size).
+            state: Of one stream, from ``init_state``. It is updated in place.
+            is_final: No packet follows.
+
+        Raises:
+            ValueError: The packet does not fit the state, or is not of finite numbers.
+        """
+        self._check_packet(feats, state, None)
+        pending = torch.cat([state.pending[0], feats[0].to(state.pending[0])])
+        state.pending, state.ended = (pending,), (bool(is_final),)
+        state.closed = (bool(is_final) and not self.ready(state),)
+
+    def ready(self, state: StreamState) -> bool:
+        """Whether features for a step were taken: a whole chunk, or what is left at the end."""
+        frames = self.output_length(len(state.pending[0]))
+        return frames >= (1 if state.ended[0] else state.chunk_size)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def step_together(self, states: list[StreamState]) -> list[torch.Tensor | None]:
+        """Encode the next chunk of each of several streams, of any ages, in one step.
+
+        What comes of all frames is computed at once. Caches stay where they are, each stream's
+        queries meet its own (``step.FramesOfStreams``), so nothing is copied and a stream that
+        leaves leaves nothing behind.
+
+        Args:
+            states: Of one stream each, all ``ready`` and of one chunk size. They are updated in
+                place.
+
+        Returns:
+            For each its encoder output (1, m, output_size), or None where that would not be finite:
+            then its state is as it was.
+        """
+        step, sees = self.subsampling
+        full = (states[0].chunk_size - 1) * step + sees
+        parts = [state.pending[0][:full] for state in states]
+        feats = nn.utils.rnn.pad_sequence(parts, True)
+        real = [self.output_length(len(part)) for part in parts]
+        n = self.output_length(feats.size(1))
+        layers = [[layer.with_room(n) for layer in state.layers] for state in states]
+        counters = [_counters(own, n) for own in layers]
+        windows = [
+            Window(heads[0], lengths, (m,), n, capacity, feats.device)
+            for (heads, lengths, capacity), m in zip(counters, real, strict=True)
+        ]
+        positions = states[0].positions.rows(max(window.keys for window in windows), n)
+        pasts = [
+            [PastOfLayer(layer, rows, window) for layer, window in zip(same, windows, strict=True)]
+            for same, rows in zip(zip(*layers, strict=True), positions, strict=True)
+        ]
+        y = self.encode_chunk(feats, list(map(PastOfStreams, pasts, positions)))
+        outputs = []
+        for i, (state, m) in enumerate(zip(states, real, strict=True)):
+            output = y[i : i + 1, :m]
+            outputs.append(output if torch.isfinite(output).all() else None)
+            if outputs[-1] is None:
+                continue
+            heads, lengths, capacity = counters[i]
+            own = [past[i] for past in pasts]
+            state.layers = _after(own, heads, lengths, (m,), (m,), state.left_context, capacity)
+            state.pending = (state.pending[0][m * step :].clone(),)
+            state.produced = (state.produced[0] + m,)
+            state.closed = (state.ended[0] and not self.ready(state),)
+        return outputs
 
     def step(self, feats, layers, window, positions):
         """The tensors of a step: one chunk through all layers, and nothing of a state changed.
@@ -482,12 +543,21 @@ class StreamingEncoder(nn.Module):
             Encoder output (B, n, output_size), and for each layer the ``PastOfLayer`` that knows
             what the chunk leaves behind.
         """
+        pasts = [PastOfLayer(*args, window) for args in zip(layers, positions, strict=True)]
+        return self.encode_chunk(feats, pasts), pasts
+
+    def encode_chunk(self, feats, pasts):
+        """One chunk of features (B, T, input_size) through all layers -> (B, n, output_size).
+
+        Args:
+            feats: Features.
+            pasts: For each layer its past, a ``PastOfLayer`` or what has the same two attributes.
+        """
         x = self.embed(feats, None)[0] if self.subsampling[1] > 1 else self.embed(feats)
         x = x[0]  # without the position embeddings
-        pasts = [PastOfLayer(*args, window) for args in zip(layers, positions, strict=True)]
         for layer, past in zip(self.encoders, pasts, strict=True):
             x = self.layer_chunk(layer, x, past)
-        return self.after_norm(x), pasts
+        return self.after_norm(x)
 
     @staticmethod
     def _put_together(outputs, counts):
@@ -552,3 +622,22 @@ class StreamingEncoder(nn.Module):
         if state.model != own.model or state.form() != own.form():
             raise ValueError("state: made by another model; init_state() begins one of this model")
         state.positions = own.positions
+
+
+def _counters(layers, n):
+    """Next slots, lengths and capacity of the rings of layers; one speaks for all."""
+    for layer in layers:
+        if isinstance(layer.attention, FrameCache):
+            return layer.attention.heads, layer.attention.lengths, layer.attention.capacity
+    batch_size = len(next(iter(vars(layers[0].attention).values())))
+    return (0,) * batch_size, (0,) * batch_size, n  # where no layer has a ring
+
+
+def _after(pasts, heads, lengths, moved, real, left_context, capacity):
+    """The layers' states after a step in which slots moved on and ``real`` frames were speech."""
+    heads = tuple(head + m for head, m in zip(heads, moved, strict=True))
+    lengths = tuple(length + m for length, m in zip(lengths, real, strict=True))
+    if left_context >= 0:
+        heads = tuple(head % capacity for head in heads)
+        lengths = tuple(min(length, left_context) for length in lengths)
+    return [past.after(heads, lengths) for past in pasts]

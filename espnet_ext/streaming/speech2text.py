@@ -19,7 +19,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
 from espnet_ext.pretrained import PRETRAINED, model_files
 from espnet_ext.register import ENCODERS
-from espnet_ext.state import StreamState
+from espnet_ext.state import FrameCache, StreamState
 from espnet_ext.streaming.searches import GreedySearch, PrefixBeamSearch
 from espnet_ext.utterance import check_number, encode
 
@@ -198,6 +198,88 @@ class StreamingSpeech2Text:
             raise UserError(str(error)) from None
         stream.frontend = frontend
         return self.read(stream, y, is_final)
+
+    # many streams, see ``StreamPool``
+
+    @torch.no_grad()
+    def take(self, stream: Stream, samples: Any = (), is_final: bool = False) -> None:
+        """Keep a packet for ``step``; as ``__call__`` but for what it gives."""
+        samples = self._checked(samples)[None]
+        try:
+            feats, _, frontend = self.frontend.forward_chunk(samples, stream.frontend, is_final)
+            self.model.encoder.take(feats, stream.encoder, is_final)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        stream.frontend = frontend
+
+    def ready(self, stream: Stream) -> bool:
+        """Whether packets for a step of the stream were taken."""
+        return self.model.encoder.ready(stream.encoder)
+
+    @torch.no_grad()
+    def step(self, streams: list[Stream]) -> list[Result | UserError]:
+        """One chunk of each stream, in one step of the model.
+
+        Args:
+            streams: All ``ready``. They are updated in place.
+
+        Returns:
+            What is known of each so far, or what is wrong with it.
+        """
+        encoded = self.model.encoder.step_together([stream.encoder for stream in streams])
+        results: list[Result | UserError] = []
+        for stream, y in zip(streams, encoded, strict=True):
+            try:
+                if y is None:
+                    raise UserError("samples: the model's output would be infinite or not a number")
+                results.append(self.read(stream, y, stream.encoder.finished))
+            except UserError as error:
+                results.append(error)
+        return results
+
+    def last(self, stream: Stream) -> Result:
+        """The final result of a stream that has nothing left to encode."""
+        return self.read(stream, torch.zeros(1, 0, 0), is_final=True)
+
+    @property
+    def chunk_seconds(self) -> float:
+        """Seconds from one step of a stream to the next."""
+        step, _ = self.model.encoder.subsampling
+        return self.chunk_size * step * self.frontend.front.hop / self.fs
+
+    def samples(self, seconds: float) -> int:
+        """So many seconds in samples, rounded up."""
+        return math.ceil(seconds * self.fs)
+
+    def most_bytes(self, max_seconds: float | None = None) -> int:
+        """Bytes that a stream holds at most, allocated ones, between steps and in one.
+
+        Args:
+            max_seconds: Its length; needed where it keeps all of its past.
+
+        Raises:
+            UserError: There is no such most without it.
+        """
+        encoder, front = self.model.encoder, self.frontend.front
+        state = encoder.init_state(**self.options)
+        grows = any(isinstance(layer.attention, FrameCache) for layer in state.layers)
+        if max_seconds is None and grows and self.left_context < 0:
+            raise UserError(
+                "max_seconds: needed, since with left_context -1 a stream grows as it lasts"
+            )
+        frames = encoder.output_length(self.samples(max_seconds or 0) // front.hop + 1)
+        attention = sum(
+            layer.attention.most_bytes(frames + self.chunk_size) for layer in state.layers
+        )
+        step, sees = encoder.subsampling
+        pending = (2 * self.chunk_size - 1) * step + sees  # a chunk, and a packet of one
+        held = front.window + self.samples(self.chunk_seconds)
+        return (
+            attention
+            + state.ledger()["convolution"]
+            + pending * encoder.input_size * state.pending[0].element_size()
+            + held * front.empty.element_size()
+        )
 
     @torch.no_grad()
     def offline(self, samples: Any) -> Result:
