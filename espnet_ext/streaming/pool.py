@@ -147,7 +147,8 @@ class StreamPool:
             Each stream of the step with what is known of it, or with what is wrong with it. One
             whose result is final or wrong has left the pool. Nothing where no stream has a chunk.
         """
-        outcomes, batch = [], []
+        batch: list[PooledStream] = []
+        outcomes: list[tuple[PooledStream, Result | UserError]] = []
         for stream in list(self.streams):
             try:
                 if self._take(stream):
@@ -169,7 +170,7 @@ class StreamPool:
                     self.streams[stream] = None  # behind those that were not served
         return outcomes
 
-    def _take(self, stream):
+    def _take(self, stream: PooledStream) -> bool:
         """Take what waits until a chunk is full; whether one is."""
         speech2text, own = self.speech2text, stream.stream
         while not speech2text.ready(own):

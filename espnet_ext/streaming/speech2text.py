@@ -371,7 +371,8 @@ class StreamingSpeech2Text:
 
     def _words(self, stream: Stream, tokens: list[str], spans: list[Span]) -> list[Word]:
         """Words of the utterance from its tokens and their spans."""
-        words, before, seconds = [], stream.before, self.frame_seconds
+        words: list[Word] = []
+        before, seconds = stream.before, self.frame_seconds
         heard = stream.frontend.received[0] / self.fs
         for group in words_of(tokens, self.token_type):
             text = self.tokenizer.tokens2text(tokens[group]).strip()
