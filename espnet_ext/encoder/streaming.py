@@ -492,12 +492,21 @@ class StreamingEncoder(nn.Module):
             Encoder output (B, n, output_size), and for each layer the ``PastOfLayer`` that knows
             what the chunk leaves behind.
         """
+        pasts = [PastOfLayer(*args, window) for args in zip(layers, positions, strict=True)]
+        return self.encode_chunk(feats, pasts), pasts
+
+    def encode_chunk(self, feats, pasts):
+        """One chunk of features (B, T, input_size) through all layers -> (B, n, output_size).
+
+        Args:
+            feats: Features.
+            pasts: For each layer its past, a ``PastOfLayer`` or what has the same two attributes.
+        """
         x = self.embed(feats, None)[0] if self.subsampling[1] > 1 else self.embed(feats)
         x = x[0]  # without the position embeddings
-        pasts = [PastOfLayer(*args, window) for args in zip(layers, positions, strict=True)]
         for layer, past in zip(self.encoders, pasts, strict=True):
             x = self.layer_chunk(layer, x, past)
-        return self.after_norm(x), pasts
+        return self.after_norm(x)
 
     @staticmethod
     def _put_together(outputs, counts):
