@@ -243,6 +243,7 @@ class StreamingSpeech2Text:
         self.search, self.beam_size = search, beam_size
         self.rescore, self.ctc_weight = rescore, ctc_weight
         self.device = device
+        self.token_type = args.token_type
         self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
         self.converter = TokenIDConverter(token_list=self.model.token_list)
 
