@@ -10,8 +10,8 @@ import torch
 
 from espnet_ext.data.packets import read_whole
 from espnet_ext.errors import UserError, about, disk_full
-from espnet_ext.export.runtime import KEY, VERSION, Features, OnnxSpeech2Text
-from espnet_ext.frontend import KaldiFbank
+from espnet_ext.export.runtime import KEY, VERSION, OnnxSpeech2Text
+from espnet_ext.frontend import KaldiFbank, StreamingFrontend
 from espnet_ext.frontend.kaldi_fbank import FLOOR, PREEMPHASIS, constants
 from espnet_ext.inference import StreamingSpeech2Text
 from espnet_ext.results import to_json
@@ -227,49 +227,43 @@ def compare(speech2text, paths, recordings) -> dict:
 
     Returns:
         ``recordings`` (how many, 0 for noise), ``seconds``, and by file the largest differences of
-        ``features`` and ``log_probs``, and in how many recordings ``tokens_differ``.
+        ``features``, made without PyTorch, and of ``log_probs`` of the same features, and in how
+        many recordings ``tokens_differ``, all of it run without PyTorch.
     """
     fs, model = speech2text.fs, speech2text.model
     if recordings:
         waves = [read_whole(path, fs) for path in recordings]
     else:
         waves = [np.random.default_rng(0).normal(size=10 * fs).astype(np.float32) / 10]
-    ours = []
+    front, ours = StreamingFrontend(model.frontend), []
     for wave in waves:
         stream = speech2text.start()
-        samples = torch.from_numpy(wave).to(speech2text.frontend.front.dtype)[None]
-        feats, _, stream.frontend = speech2text.frontend.forward_chunk(
-            samples, stream.frontend, True
-        )
+        samples = torch.from_numpy(wave)[None]
+        raw = front.forward_chunk(samples, stream.frontend, True)[0]
+        feats = raw.clone()  # ESPnet's normalisation changes what it is given
+        if model.normalize is not None:
+            feats = model.normalize(feats, torch.tensor([feats.size(1)]))[0]
         y, stream.encoder = model.encoder.forward_chunk(feats, stream.encoder, True)
         speech2text.read(stream, y, True)
-        ours.append((feats[0].numpy(), model.ctc.log_softmax(y)[0].numpy(), stream.search.tokens))
+        log_probs = model.ctc.log_softmax(y)[0].numpy()
+        ours.append((wave, raw[0].numpy(), log_probs, stream.search.tokens))
     found = {}
     for path in paths:
-        theirs, worst = OnnxSpeech2Text(path), {"features": 0.0, "log_probs": 0.0}
-        differ = 0
-        for wave, (feats, log_probs, tokens) in zip(waves, ours, strict=True):
-            stream = theirs.start()
-            got = Features(theirs.model.features, theirs.model.info["features"])(wave, True)
+        theirs, worst, differ = OnnxSpeech2Text(path), {"features": 0.0, "log_probs": 0.0}, 0
+        for wave, raw, log_probs, tokens in ours:
             errors = {
-                "features": _difference(_normalized(model.normalize, got), feats),
-                "log_probs": _difference(theirs.read(stream, got, True), log_probs),
+                "features": _difference(theirs.start().features(wave, True), raw),
+                "log_probs": _difference(theirs.read(theirs.start(), raw, True), log_probs),
             }
             worst = {name: max(worst[name], error) for name, error in errors.items()}
-            differ += stream.tokens != tokens
+            differ += theirs(theirs.start(), wave, True).tokens != tokens
         found[path.name] = worst | {"tokens_differ": differ}
     seconds = sum(map(len, waves)) / fs
     return {"recordings": len(recordings), "seconds": round(seconds, 2), "max_error": found}
 
 
-def _normalized(normalize, feats):
-    if normalize is None:
-        return feats
-    return normalize(torch.tensor(feats)[None], torch.tensor([len(feats)]))[0][0].numpy()
-
-
 def _difference(a, b):
-    if a.shape != b.shape:
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")
     return float(np.abs(a - b).max()) if a.size else 0.0
 
@@ -308,9 +302,10 @@ def readme_of(certificate, names, speech2text) -> str:
             f'        tokens="tokens.txt", model="{model}", num_threads=1,',
             f"        sample_rate={rate}, feature_dim={dim})",
             "    stream = recognizer.create_stream()",
-            '    samples, rate = soundfile.read("recording.wav", dtype="float32")',
+            '    samples, rate = soundfile.read("speech.wav", dtype="float32")',
             "    stream.accept_waveform(rate, samples)",
-            f"    stream.accept_waveform(rate, np.zeros(int({shift + 0.1:.2f} * rate), np.float32))",
+            f"    tail = np.zeros(int({shift + 0.1:.2f} * rate), np.float32)",
+            "    stream.accept_waveform(rate, tail)",
             "    stream.input_finished()",
             "    while recognizer.is_ready(stream):",
             "        recognizer.decode_stream(stream)",

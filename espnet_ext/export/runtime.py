@@ -46,7 +46,8 @@ class OnnxStep:
         try:
             import onnxruntime
         except ImportError:
-            raise UserError("onnxruntime: not installed; pip install 'espnet-ext[export]'") from None
+            how = "pip install 'espnet-ext[export]'"
+            raise UserError(f"onnxruntime: not installed; {how}") from None
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; make it with asr_export")
         options = onnxruntime.SessionOptions()

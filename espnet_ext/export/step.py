@@ -103,7 +103,7 @@ class Step(nn.Module):
     Args:
         model: ESPnet's model with an encoder of this package and a CTC output, in ``eval``.
         chunk_size: Encoder frames per step, n.
-        left_context: Encoder frames seen before a chunk, L.
+        left_context: Encoder frames seen before a chunk, L; -1 where no attention has one.
 
     Attributes:
         frames: Feature frames of a step, T.
@@ -121,7 +121,7 @@ class Step(nn.Module):
             self._shapes(layer)
             for layer in self.encoder.init_state(1, chunk_size, left_context).layers
         ]
-        keys = chunk_size + left_context
+        keys = chunk_size + max(0, left_context)
         with plain_tensors():
             distances = torch.arange(keys - 1, -chunk_size, -1)
             self.positions = [

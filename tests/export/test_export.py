@@ -1,0 +1,332 @@
+"""Exported steps against our own streaming, in onnxruntime and without PyTorch."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+import torch
+import yaml
+
+from espnet_ext.bin import asr_export
+from espnet_ext.errors import UserError
+from espnet_ext.export.container import Container
+from espnet_ext.export.model import _graph, export, features_of, token_lines
+from espnet_ext.export.quantize import quantized
+from espnet_ext.export.runtime import KEY, OnnxSpeech2Text, OnnxStep, text_of
+from export.conftest import MODELS
+from tiny import ENCODERS, FS, speech
+
+
+def log_probs(model, samples, packet):
+    """Those of our own streaming, to the end."""
+    stream, found = model.start(), []
+    for start in range(0, len(samples), packet):
+        is_final = start + packet >= len(samples)
+        part = torch.from_numpy(samples[start : start + packet])[None]
+        feats, _, stream.frontend = model.frontend.forward_chunk(part, stream.frontend, is_final)
+        y, stream.encoder = model.model.encoder.forward_chunk(feats, stream.encoder, is_final)
+        found.append(model.model.ctc.log_softmax(y)[0].detach().numpy())
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("samples", [23999, 16000, 1799, 100, 3])
+def test_recording_gives_what_our_own_streaming_gives(exported, name, samples):
+    """Features, every frame to the end, and text, whatever the packets."""
+    model = exported(name)
+    wave = speech(samples / FS, seed=samples)
+    want = log_probs(model.ours, wave, 1601)
+    theirs = OnnxSpeech2Text(model.path / "model.onnx")
+    for packet in (77, 4000, 24000):
+        stream, got = theirs.start(), []
+        for start in range(0, samples, packet):
+            is_final = start + packet >= samples
+            feats = stream.features(wave[start : start + packet], is_final)
+            got.append(theirs.read(stream, feats, is_final))
+        got = np.concatenate(got)
+        assert got.shape == want.shape
+        # ESPnet's log-mel is calculated in float32, which quiet bands show
+        assert not got.size or np.abs(got - want).max() < (1e-4 if name != "log-mel" else 1e-2)
+    if name != "no left context, no convolution":
+        assert (stream.produced > 30) == (samples > 10000)
+    result = theirs(theirs.start(), wave, is_final=True)
+    ours = model.ours(model.ours.start(), wave, is_final=True)
+    assert (result.tokens, result.text) == (ours.tokens, ours.text)
+    assert len(result.tokens) > 3 or samples < 10000
+    assert result.score == pytest.approx(ours.score, abs=1e-2)
+
+
+def streamed(step, feats, ages):
+    """Log probabilities of streams (B, T, n_mels) in one batch; stream i joins at step ages[i]."""
+    past = [step.zeros() for _ in feats]
+    found, last = [[] for _ in feats], max(ages) + (feats.shape[1] - step.frames) // step.shift
+    axes = [
+        next(i for i, n in enumerate(shape) if isinstance(n, str)) for shape, _ in step._forms
+    ]
+    for now in range(last + 1):
+        there = [
+            i
+            for i, age in enumerate(ages)
+            if age <= now and (now - age) * step.shift + step.frames <= feats.shape[1]
+        ]
+        starts = [(now - ages[i]) * step.shift for i in there]
+        batch = [feats[i, s : s + step.frames] for i, s in zip(there, starts, strict=True)]
+        together = [
+            np.concatenate(rows, axis)
+            for *rows, axis in zip(*(past[i] for i in there), axes, strict=True)
+        ]
+        y, after = step(np.stack(batch), together)
+        for row, i in enumerate(there):
+            found[i].append(y[row])
+            past[i] = [x.take([row], axis) for x, axis in zip(after, axes, strict=True)]
+    return [np.concatenate(parts) for parts in found]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_stream_does_not_depend_on_its_neighbours(exported, name):
+    """Bit by bit, in float32 and with 8-bit weights; dynamic 8 bits cannot."""
+    model = exported(name)
+    feats = np.random.default_rng(0).normal(size=(3, 100, 20)).astype(np.float32) * 5 - 5
+    path = model.path / "model.int8.onnx"
+    onnx.save(quantized(onnx.load(model.path / "model.onnx"), "int8"), path)
+    for file in (model.path / "model.onnx", path):
+        step = OnnxStep(file)
+        alone = [streamed(step, row[None], [0])[0] for row in feats]
+        for got, want in zip(streamed(step, feats, [0, 1, 4]), alone, strict=True):
+            assert np.array_equal(got, want)
+    float32 = streamed(OnnxStep(model.path / "model.onnx"), feats, [0, 0, 0])
+    error = max(np.abs(np.exp(a) - np.exp(b)).max() for a, b in zip(float32, alone, strict=True))
+    assert 0 < error < 0.3
+
+
+def test_five_minutes_of_stream_stay_right_and_small(exported):
+    model = exported("conformer")
+    theirs = OnnxSpeech2Text(model.path / "model.onnx")
+    wave = np.tile(speech(30.0), 10)
+    stream, sizes = theirs.start(), set()
+    got = [theirs.read(stream, stream.features(wave[s : s + FS])) for s in range(0, len(wave), FS)]
+    got = np.concatenate(got)
+    sizes = {sum(x.nbytes for x in stream.past), sum(x.nbytes for x in theirs.start().past)}
+    assert len(sizes) == 1 and stream.nbytes < sizes.pop() + 20000
+    want = log_probs(model.ours, wave, 8 * FS)[: len(got)]
+    assert np.abs(got - want).max() < 1e-3  # sums of linear attention over 7500 frames
+
+
+# the file
+
+
+@pytest.mark.parametrize("name", ["conformer", "log-mel"])
+def test_file_is_one_of_a_kind_and_names_nothing_of_this_machine(exported, name):
+    model = exported(name)
+    made = (model.path / "model.onnx").read_bytes()
+    proto = onnx.load_from_string(made)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [(o.domain, o.version) for o in proto.opset_import if not o.domain] == [("", 18)]
+    assert b"/" + b"site-packages" not in made and b".py" not in made
+    names = [value.name for value in proto.graph.input]
+    assert names[0] == "feats" and names[-1] == "frames" and "padding" in names
+    assert [f"next.{n}" for n in names[1:]] == [o.name for o in proto.graph.output][1:]
+    if name == "conformer":
+        assert {"layer0.k", "layer0.v", "layer3.c", "layer4.s_z", "layer5.x"} <= set(names)
+    else:  # a second export, byte by byte
+        info, _ = features_of(model.ours.frontend.front)
+        again = _graph(model.ours, "onnxruntime", info).SerializeToString()
+        assert hashlib.sha256(again).digest() == hashlib.sha256(made).digest()
+        assert {p.key for p in proto.metadata_props} == {KEY}
+
+
+def test_state_is_no_larger_than_what_the_caches_hold(exported):
+    """Beside the container's least, which is 7296 values and five a layer."""
+    model = exported("e_branchformer")
+    own = model.ours.model.encoder.init_state()
+    _, own = model.ours.model.encoder.forward_chunk(torch.randn(1, 200, 20), own)
+    ledger = own.ledger()
+    held = sum(x.nbytes for x in OnnxStep(model.path / "model.onnx").zeros())
+    assert 0 <= held - ledger["attention"] - ledger["convolution"] < 4 * (7296 + 2 + 6 * 8)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"k": (2, 3, 4), "v": (2, 3, 4), "convolution.a": (3, 5)},
+        {"c": (3, 4), "convolution.a": (2, 3), "convolution.b": (1, 4)},
+        {"s": (2, 4, 4), "z": (2, 4)},
+        {"k": (2, 0, 4), "v": (2, 0, 4)},
+    ],
+)
+def test_container_gives_back_what_it_was_given(shapes):
+    container = Container([shapes, {"c": (2, 2)}])
+    pasts = [{n: torch.randn(3, *s) for n, s in layer.items()} for layer in container.shapes]
+    before = container.zeros(3)
+    after = container.pack(pasts, before, 5)
+    assert [x.shape for x in after] == [x.shape for x in before]
+    assert all(x.numel() for x in after)
+    got, frames, padding = container.unpack(after)
+    assert frames.tolist() == [5] * 3 and padding.tolist() == [0.0] * 3
+    for mine, theirs in zip(pasts, got, strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_tokens_join_to_text():
+    for kind, symbols, text in [
+        ("word", ["<blank>", "<unk>", "ONE", "TWO", "<sos/eos>"], "ONE TWO"),
+        ("char", ["<blank>", "<unk>", "A", "<space>", "B", "<sos/eos>"], "A B"),
+        ("bpe", ["<blank>", "<unk>", "\u2581A", "B", "<sos/eos>"], "AB"),
+    ]:
+        lines = token_lines(symbols, kind).splitlines()
+        assert [line.split(" ")[1] for line in lines] == [str(i) for i in range(len(symbols))]
+        assert text_of(line.split(" ")[0] for line in lines[2:-1]) == text
+    with pytest.raises(UserError, match="token_type"):
+        token_lines(["<blank>"], "whisper")
+
+
+# what cannot be exported
+
+
+def run(capsys, *words):
+    with pytest.raises(SystemExit) as exit_:
+        asr_export.main([str(word) for word in words])
+    assert exit_.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (["--left_context", -1], "left_context: an exported step has a cache of one size"),
+        (["--asr_model_file", "nothing.pth"], "nothing.pth: no such file"),
+        (["--chunk_size", 0], "chunk_size is a whole number of at least 1"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_one_line(exported, capsys, tmp_path, options, words):
+    folder = exported("no left context, no convolution").files[0].parent
+    output = tmp_path / "onnx"
+    if "--asr_model_file" not in options:
+        options = [*options, "--asr_model_file", folder / "model.pth"]
+    assert words in run(capsys, folder, "--output", output, *options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"frontend": "default"}, "frontend: sherpa-onnx calculates Kaldi's features alone"),
+        ({"encoder_conf": {"input_layer": "conv2d2"}}, "input_layer: sherpa-onnx's time stamps"),
+        ({"encoder_conf": {"causal": False}}, "causal: an encoder that streams must be"),
+        ({"model_conf": {"ctc_weight": 0.0}}, "needs a CTC output"),
+    ],
+)
+def test_model_that_sherpa_onnx_cannot_run_is_refused(exported, tmp_path, change, words):
+    config = yaml.safe_load(exported("no left context, no convolution").files[0].read_text())
+    for key, value in change.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=words):
+        export(tmp_path / "onnx", tmp_path / "config.yaml", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_nothing_is_left_of_an_export_that_fails(exported, capsys, tmp_path, monkeypatch):
+    model = exported("no left context, no convolution")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="there: is there already"):
+        export(tmp_path / "there", *model.files)
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "model.onnx")
+
+    monkeypatch.setattr(onnx, "save", full)
+    expdir, output = model.files[0].parent, tmp_path / "onnx"
+    line = run(capsys, expdir, "--output", output, "--asr_model_file", model.files[1])
+    assert "no space left" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_wrong_graph_is_not_written(exported, tmp_path, monkeypatch):
+    """The certificate would say that it is wrong."""
+    from espnet_ext.export import step
+
+    model = exported("no left context, no convolution")
+    normalized = step.Step._normalized
+    monkeypatch.setattr(
+        step.Step, "_normalized", lambda self, feats: normalized(self, feats) + 0.01
+    )
+    with pytest.raises(UserError, match="from those of our own streaming"):
+        export(tmp_path / "onnx", *model.files)
+    assert not list(tmp_path.iterdir())
+
+
+# in Python
+
+
+def test_stream_command_runs_an_export_without_pytorch(exported, tmp_path):
+    model = exported("conformer")
+    soundfile.write(tmp_path / "a.wav", speech(2.0), FS, subtype="FLOAT")
+    program = (
+        "import sys\n"
+        "from espnet_ext.bin import stream\n"
+        "stream.main()\n"
+        "print({m for m in ('torch', 'espnet2', 'librosa') if m in sys.modules})\n"
+    )
+    words = ["--runtime", "onnxruntime", "--asr_model_file", str(model.path / "model.onnx")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.wav"), *words],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *_, text, modules = done.stdout.splitlines()
+    assert modules == "set()"
+    assert text == model.ours(model.ours.start(), speech(2.0), is_final=True).text != ""
+
+
+def test_other_sizes_than_those_of_the_export_are_refused(exported):
+    path = exported("conformer").path / "model.onnx"
+    assert OnnxSpeech2Text(path, chunk_size=4, left_context=6).fs == FS
+    with pytest.raises(UserError, match="chunk_size: .* was exported with 4, got 8"):
+        OnnxSpeech2Text(path, chunk_size=8)
+    with pytest.raises(UserError, match="left_context: .* was exported with 6, got -1"):
+        OnnxSpeech2Text(path, left_context=-1)
+
+
+def test_files_that_are_no_export_are_refused(exported, tmp_path):
+    source = exported("conformer").path
+    for content in (b"", b"not a model", (source / "model.onnx").read_bytes()[:5000]):
+        (tmp_path / "model.onnx").write_bytes(content)
+        with pytest.raises(UserError, match="model.onnx: no model for onnxruntime"):
+            OnnxStep(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes((source / "model.onnx").read_bytes())
+    with pytest.raises(UserError, match="tokens.txt: cannot be read"):
+        OnnxStep(tmp_path / "model.onnx")
+    (tmp_path / "tokens.txt").write_text("<blank> 0\nA 2\n")
+    with pytest.raises(UserError, match="tokens.txt: must have a line"):
+        OnnxStep(tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="no such file"):
+        OnnxStep(tmp_path / "nothing.onnx")
+
+
+def test_samples_that_cannot_be_right_are_refused(exported):
+    speech2text = OnnxSpeech2Text(exported("conformer").path / "model.onnx")
+    stream = speech2text.start()
+    for samples in (np.zeros((2, 2)), np.zeros(3, np.int16), np.array([0.0, np.nan])):
+        with pytest.raises(UserError, match="samples: must be"):
+            speech2text(stream, samples)
+    speech2text(stream, np.zeros(0, np.float32), is_final=True)
+    with pytest.raises(UserError, match="stream: has ended"):
+        speech2text(stream, np.zeros(3, np.float32))
+
+
+def test_certificate_and_readme_say_what_was_made(exported):
+    model = exported("conformer")
+    certificate = json.loads((model.path / "certificate.json").read_text())
+    assert certificate == model.certificate
+    worst = certificate["max_error"]["model.onnx"]
+    assert worst["log_probs"] < 1e-4 and worst["tokens_differ"] == 0
+    readme = (model.path / "README.md").read_text()
+    assert "sample_rate=8000, feature_dim=20" in readme and "model.onnx" in readme
