@@ -129,7 +129,7 @@ class Container:
         packed = list(tensors)
         for i, past in enumerate(pasts):
             for j, (_, names, _) in enumerate(self.layers[i][:4]):
-                if names and all(past[name].numel() for name in names):
+                if names and all(past[name] is not None for name in names):
                     packed[6 * i + j] = _joined([past[name] for name in names])[None]
             convolutions = [x for name, x in past.items() if "." in name]
             if convolutions:
@@ -143,12 +143,12 @@ class Container:
 
 
 def _cut(flat, shapes):
-    """Tensors (B, ...) out of one (B, values), in the order of their shapes."""
+    """Tensors (B, ...) out of one (B, values), in the order of their shapes; None for empty ones."""
     found, start = {}, 0
     for name, shape in shapes.items():
         stop = start + math.prod(shape)
         part = flat if (start, stop) == (0, flat.size(1)) else flat[:, start:stop]
-        found[name] = part.unflatten(1, shape) if stop > start else part.reshape(-1, *shape)
+        found[name] = part.unflatten(1, shape) if stop > start else None
         start = stop
     return found
 

@@ -20,7 +20,7 @@ from espnet_ext.results import to_json
 TOLERANCE = 1e-4
 #: what sherpa-onnx's time stamps are made for: a step of ESPnet's conv2d, and what it looks at
 CONV2D = 4, 7
-SPECIAL = ("<blank>", "<unk>", "<sos/eos>")
+BLANK = "<blank>"
 CLIENTS = ("sherpa-onnx", "onnxruntime")
 QUANTIZE = ("none", "int8", "int8_dynamic")
 
@@ -144,13 +144,13 @@ def token_lines(symbols, token_type) -> str:
     Raises:
         UserError: The kind of tokens is one that cannot be written so.
     """
-    if symbols[0] != SPECIAL[0]:
-        raise UserError(f"token_list: must begin with {SPECIAL[0]}, got {symbols[0]}")
+    if symbols[0] != BLANK:
+        raise UserError(f"token_list: must begin with {BLANK}, got {symbols[0]}")
     if token_type not in ("bpe", "char", "word"):
         raise UserError(f"token_type: must be bpe, char or word to be exported, got {token_type}")
     lines = []
     for number, symbol in enumerate(symbols):
-        if token_type == "word" and symbol not in SPECIAL:
+        if token_type == "word" and symbol != BLANK:
             symbol = f"\u2581{symbol}"
         elif token_type == "char" and symbol == "<space>":
             symbol = "\u2581"

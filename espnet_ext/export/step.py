@@ -18,7 +18,8 @@ class ShiftingFrames:
     """Frames of the past of one attention: ``FramesOfPast`` in a graph.
 
     Args:
-        kept: Name to the last L frames (B, ..., L, width), zeros before the stream began.
+        kept: Name to the last L frames (B, ..., L, width), zeros before the stream began; None
+            where L is 0.
         hidden: Added to scores (B, 1, 1, K), very low for what a stream must not see.
         positions: Projected positions (H, d_k, K+n-1).
     """
@@ -28,6 +29,8 @@ class ShiftingFrames:
 
     def append(self, frames):
         """Frames of the step behind those of the past, name to (B, ..., K, width)."""
+        if None in self.kept.values():
+            return frames
         seen = {name: torch.cat([self.kept[name], new], dim=-2) for name, new in frames.items()}
         self.kept = {name: all_[..., frames[name].size(-2) :, :] for name, all_ in seen.items()}
         return seen

@@ -33,9 +33,7 @@ def answer(request):
             stream.accept_waveform(request["rate"], waves[-1][: request["rate"]])
             while recognizer.is_ready(stream):
                 recognizer.decode_stream(stream)
-            recognizer.reset(stream)
-            # what it has heard and not read is dropped with it
-            streams[streams.index(stream)] = stream
+            recognizer.reset(stream)  # features that no step has read yet stay
     if request["way"] == "together":
         for step in range(10**6):
             if step < len(waves):
