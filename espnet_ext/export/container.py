@@ -143,7 +143,7 @@ class Container:
 
 
 def _cut(flat, shapes):
-    """Tensors (B, ...) out of one (B, values), in the order of their shapes; None for empty ones."""
+    """Tensors (B, ...) out of one (B, values), in the order of their shapes; None for empty."""
     found, start = {}, 0
     for name, shape in shapes.items():
         stop = start + math.prod(shape)
