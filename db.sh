@@ -6,3 +6,7 @@ LIBRISPEECH=
 
 # Free Spoken Digit Dataset: its directory or its .tar.gz archive.
 FSDD=
+
+# Clones of github.com/rhasspy/dataset-voice-kathleen and github.com/jimbozhang/speechocean762.
+KATHLEEN=
+SPEECHOCEAN762=

@@ -8,17 +8,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder as StockBranchformer
-from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as StockConformer
-from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder as StockEBranchformer
 
-from espnet_ext.encoder import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
+from espnet_ext import register
 
 CONF = Path(__file__).parents[1] / "conf" / "tuning"
+#: name -> our class and the one of ESPnet that it derives from
 ENCODERS = {
-    "conformer": (ConformerEncoder, StockConformer),
-    "branchformer": (BranchformerEncoder, StockBranchformer),
-    "e_branchformer": (EBranchformerEncoder, StockEBranchformer),
+    name.removeprefix("kv_"): (cls, cls.__bases__[1]) for name, cls in register.ENCODERS.items()
 }
 N_MELS = 80
 FEATS_PER_SECOND = 100

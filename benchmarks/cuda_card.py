@@ -39,8 +39,8 @@ from espnet2.train.trainer import GradScaler, autocast_args
 from benchmarks.common import CONF, N_MELS, make_encoder, one_line, pair_times, ratio, stock_conf
 from benchmarks.cuda_equality import equality
 from copies import copy_mini_an4, kill_when, run
-from espnet_ext.profiling.config import complete, read_model_config, with_encoder_conf
-from espnet_ext.profiling.process import commit, device_name
+from espnet_ext.evaluate.models import complete, read_model_config, with_encoder_conf
+from espnet_ext.evaluate.process import commit, device_name
 from espnet_ext.state import FrameCache
 from espnet_ext.step import RaggedWindow
 from tiny import ATTENTION_CONF, ENCODERS

@@ -15,11 +15,12 @@ from espnet2.asr.frontend.default import DefaultFrontend
 from benchmarks.beam_search import make_search, same
 from benchmarks.common import one_line
 from espnet_ext.attention import build_attention
-from espnet_ext.convert.weights import group_heads, to_groups, to_latent, to_linear
+from espnet_ext.attention.registry import convertible
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.frontend import KaldiFbank, StreamingFrontend
 from espnet_ext.state import StreamState
 from tiny import (
+    ATTENTION_CONF,
     FS,
     INPUT_SIZE,
     N_FEAT,
@@ -247,16 +248,11 @@ def conversion(device, encoders):
     old = build_tiny_attention("mha")
     x = torch.randn(1, 40, N_FEAT)
 
-    def converted(place):
-        source = old.to(place)
-        yield "mla", {"kv_lora_rank": N_FEAT}, to_latent(source, N_FEAT)[0]
-        yield "gqa", {"n_kv_head": 2}, to_groups(source, 2, group_heads(source, 2, False)[0])
-        yield "linear", {}, to_linear(source)
-
     def outputs(place):
-        for name, conf, state in converted(place):
+        for name in convertible():
+            conf = ATTENTION_CONF.get(name, {})
             new = build_attention(name, N_HEAD, N_FEAT, 0.0, conf).eval()
-            new.load_state_dict(state)
+            new.load_state_dict(new.from_mha(old.to(place))[0])
             inputs = x.to(place)
             yield name, new.to(place)(inputs, inputs, inputs, positions(40).to(place), None)
 

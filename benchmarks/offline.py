@@ -16,7 +16,7 @@ import time
 import torch
 from common import ENCODERS, features, in_fresh_process, make_encoder, pair_times, ratio
 
-from espnet_ext.profiling.process import PeakMemory
+from espnet_ext.evaluate.process import PeakMemory
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 

@@ -1,7 +1,7 @@
 """Run every benchmark; write ``benchmarks/RESULTS.md`` and a plot of time and memory by length.
 
-    make bench                                          everything, 26 minutes on two cores
-    python benchmarks/run_all.py --only offline --quick one of them, fewer lengths and pairs
+make bench                                          everything, 26 minutes on two cores
+python benchmarks/run_all.py --only offline --quick one of them, fewer lengths and pairs
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from espnet_ext.profiling.process import commit, device_name
+from espnet_ext.evaluate.process import commit, device_name
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"

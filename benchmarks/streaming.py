@@ -226,7 +226,7 @@ def layer_rows(args):
             cached = torch.randn(1, keys, width)
             bias = torch.randn(1, args.heads, args.chunk, keys)
 
-            from espnet_ext.attention.base import attend
+            from espnet_ext.attention.blocked import attend
 
             def absorbed(att=attention, cached=cached, bias=bias, q_u=q_u, weights=weights):
                 att._attend_absorbed(q_u, cached, *weights, bias, att.d_k**-0.5)

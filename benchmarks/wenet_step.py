@@ -52,9 +52,7 @@ def steps(checkout: str, sizes: dict, chunk: int, context: int) -> dict:
     """
     torch.manual_seed(0)
     encoder = load(checkout)(80, **sizes).eval()
-    layers, heads, width = (
-        sizes[key] for key in ("num_blocks", "attention_heads", "output_size")
-    )
+    layers, heads, width = (sizes[key] for key in ("num_blocks", "attention_heads", "output_size"))
     att = torch.randn(layers, heads, context, 2 * width // heads)
     cnn = torch.randn(layers, 1, width, sizes["cnn_module_kernel"] - 1)
     # the frames that one chunk looks at: WeNet is fed what overlaps anew

@@ -2,9 +2,14 @@
 
 import errno
 import functools
+import multiprocessing
+import os
 import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 NO_SPACE = (
     "no space left on the disk (or in the quota): free some and run the same command again, "
@@ -21,7 +26,7 @@ class DiskFull(UserError):
 
 
 @contextmanager
-def about(name):
+def about(name: object) -> Iterator[None]:
     """Put the name of what is worked on (an utterance, a file) before a user's mistake."""
     try:
         yield
@@ -32,7 +37,7 @@ def about(name):
         raise UserError(str(error) if named else f"{name}: {error}") from None
 
 
-def no_checkpoint(path):
+def no_checkpoint(path: str | Path) -> UserError:
     """Return the error of a checkpoint that is not there; it names those of its directory."""
     path = Path(path)
     there = ", ".join(sorted(file.name for file in path.parent.glob("*.*.*.pth")))
@@ -40,7 +45,7 @@ def no_checkpoint(path):
     return UserError(f"{path}: no such file; {what}")
 
 
-def disk_full(error):
+def disk_full(error: BaseException | None) -> bool:
     """Say whether an exception, or one that led to it, is a full disk's."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -49,7 +54,7 @@ def disk_full(error):
     return False
 
 
-def refuse_not_finite(arrays, what, advice):
+def refuse_not_finite(arrays: Mapping[str, Any], what: object, advice: str) -> None:
     """Look for values that are infinite or not a number.
 
     Statistics of features and a BatchNorm's running mean that hold such a value spoil every later
@@ -75,7 +80,7 @@ def refuse_not_finite(arrays, what, advice):
         raise UserError(f"{what}: {bad[0]}{more} is infinite or not a number: {advice}")
 
 
-def _message(error):
+def _message(error: UserError) -> str:
     """Return what a ``UserError`` says; PyTorch's loader puts a worker's traceback around it."""
     text = str(error)
     if text.startswith("Caught UserError in DataLoader worker"):
@@ -83,7 +88,7 @@ def _message(error):
     return text
 
 
-def printable(text):
+def printable(text: str) -> str:
     """Escape the characters of a text that a terminal or a table would obey; line ends stay."""
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode()
@@ -91,28 +96,67 @@ def printable(text):
     )
 
 
-def cli(main):
+def _open_standard_streams() -> None:
+    """Give what is closed its place, so that no file that is opened later takes it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:
+        raise UserError("standard output is closed; send it somewhere, as in > /dev/null")
+
+
+def _environment(error: Exception) -> str:
+    """What the machine refuses, in words; "" of an error that is a bug."""
+    if disk_full(error):
+        return f"{getattr(error, 'filename', None) or 'output'}: {NO_SPACE}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; look at the path and who may write there"
+    if isinstance(error, OSError) or "shared memory" in str(error) or "Bus error" in str(error):
+        try:
+            multiprocessing.get_context("spawn").Lock()
+            with tempfile.TemporaryFile(dir="/dev/shm"):
+                pass
+        except OSError as refused:
+            return (
+                f"/dev/shm: shared memory cannot be used ({refused.strerror}); processes that work "
+                "together need it: mount it writable, or start the container with --shm-size"
+            )
+    return ""
+
+
+def cli(main: Callable[..., Any]) -> Callable[..., Any]:
     """Turn ``main`` into a command line that ends a user's mistake in one line on stderr.
 
     Args:
         main: Function of the argument list (``None`` means ``sys.argv[1:]``).
 
     Returns:
-        The same function; on ``UserError`` and on a full disk it prints
+        The same function; on ``UserError`` and where the machine refuses (a full or read-only disk,
+        a file that cannot be opened, no shared memory, a closed standard output) it prints
         ``<program>: error: <message>`` and exits with status 1, on SIGINT with status 130. Other
         exceptions are bugs and keep their traceback.
     """
 
     @functools.wraps(main)
-    def wrapped(argv=None):
+    def wrapped(argv: list[str] | None = None) -> Any:
         try:
-            return main(argv)
+            _open_standard_streams()
+            status = main(argv)
+            sys.stdout.flush()
+            return status
         except UserError as error:
             message = _message(error)
-        except OSError as error:
-            if not disk_full(error):
+        except BrokenPipeError:  # who reads has enough, as head does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except (OSError, RuntimeError) as error:
+            message = _environment(error)
+            if not message:
                 raise
-            message = f"{error.filename or 'output'}: {NO_SPACE}"
         except KeyboardInterrupt:
             sys.exit(130)
         print(printable(f"{Path(sys.argv[0]).stem}: error: {message}"), file=sys.stderr)

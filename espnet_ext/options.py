@@ -9,9 +9,12 @@ import difflib
 import math
 import re
 import shlex
+import sys
+import tempfile
 import unicodedata
+from pathlib import Path
 
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, about
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -78,6 +81,34 @@ def path(word):
     return f"./{word}" if word[0] in "-@" else word
 
 
+def writable(path):
+    """Refuse a file or directory to write where nothing can be written, before there is any work.
+
+    Raises:
+        UserError: It cannot be; the message says why.
+    """
+    made = Path(path)
+    while not made.is_dir():
+        if made.exists() and made != Path(path):
+            raise UserError(f"{path}: cannot be written: {made} is no directory")
+        made = made.parent
+    try:
+        with tempfile.TemporaryFile(dir=made):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {made}: {error.strerror}") from None
+
+
+def output(word):
+    """A file or directory to write, where that is possible."""
+    word = path(word)
+    try:
+        writable(word)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(f"is {error}") from None
+    return word
+
+
 def name(word):
     """A name of data, models or files, which is one part of a path: whatever a file may be called.
 
@@ -90,7 +121,7 @@ def name(word):
 
 def rate(word):
     """A sampling rate such as 16000 or 16k, as text."""
-    from espnet_ext.data.audio import parse_rate
+    from espnet_ext.audio import parse_rate
 
     try:
         parse_rate(word)
@@ -141,6 +172,7 @@ def one_of(*values):
 
 #: of options of ESPnet's decoding, which are Python's own types there
 DECODING = {
+    "output_dir": output,
     "ngpu": count,
     "num_workers": count,
     "batch_size": positive_int,
@@ -165,7 +197,82 @@ def declare(parser, types=DECODING):
 
 def refuse(message):
     """Raise what a parser has to say about a command line as ``UserError``."""
-    raise UserError(re.sub(r"^argument ([^:]*): (?=is |has )", r"\1 ", message))
+    message = re.sub(r"^argument ([^:]*): (?=is |has )", r"\1 ", str(message))
+    raise UserError(" ".join(message.split()))
+
+
+def take_defaults(parser, values, source):
+    """Make the values of a file the defaults, after the same checks as on the command line.
+
+    Args:
+        parser: An ``ArgumentParser``, of this module or of another package.
+        values: Mapping of option names to values.
+        source: Name of the file, for errors.
+
+    Raises:
+        UserError: An option is unknown or has an impossible value.
+    """
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    with about(source):
+        for key in values:
+            if key not in known:
+                raise UserError(f"unknown option {key}{did_you_mean(str(key), known)}")
+        parser.set_defaults(**{key: checked(known[key], value) for key, value in values.items()})
+
+
+def checked(action, value):
+    """A value of a file, after what an option's parser asks of a word; see ``take_defaults``."""
+    several = action.nargs not in (None, 0, "?") or isinstance(action, argparse._AppendAction)
+    try:
+        if action.dest == "token_list" and isinstance(value, list):
+            return [_item(action, token) for token in value]
+        if several:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            return [_item(action, item) for item in values]
+        return _item(action, value)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{action.dest} {error}") from None
+
+
+#: what the types of another package's parser ask for
+RULES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str2bool": "true or false",
+    "int_or_none": "a whole number or null",
+    "float_or_none": "a number or null",
+    "str2triple_str": "three words with commas between",
+}
+
+
+def _item(action, value):
+    kind = action.type or text
+    if action.nargs == 0:
+        kind = boolean
+    elif action.dest.endswith("_conf"):
+        if isinstance(value, dict) or value is action.default is None:
+            return value
+        raise _wrong("a mapping of options", value)
+    if value is None and (action.default is None or action.dest == "frontend"):
+        return None  # a model without a front end reads features
+    # null is a word to ESPnet's types, and a triple is written with commas
+    word = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    try:
+        made = kind("none" if value is None else word)
+        if isinstance(value, dict) or (value is None and made is not None):
+            raise ValueError
+        if isinstance(value, (list, tuple)) and not isinstance(made, tuple):
+            raise ValueError
+    except argparse.ArgumentTypeError:
+        if value is None:
+            raise argparse.ArgumentTypeError("has no value; leave it out or give one") from None
+        raise
+    except Exception:  # of another package's type
+        rule = RULES.get(getattr(kind, "__name__", ""), "another kind of value")
+        raise _wrong(rule, value) from None
+    if action.choices is not None and made not in action.choices:
+        raise _wrong(f"one of {', '.join(map(str, action.choices))}", value)
+    return made
 
 
 KINDS = {
@@ -187,6 +294,16 @@ def split(words):
         raise argparse.ArgumentTypeError(f"has a quote without its end: {words!r}") from None
 
 
+def listed(kind):
+    """A type of words in one string, each of a kind; quotes group as in a shell."""
+    return lambda words: [kind(word) for word in split(words)]
+
+
+def maybe(kind):
+    """A type whose value may be empty too, which is None."""
+    return lambda word: kind(word) if word else None
+
+
 def did_you_mean(word, known, prefix=""):
     """Return ": did you mean ...?" where one of the known words is near, else nothing."""
     near = difflib.get_close_matches(word, list(known), n=1)
@@ -197,46 +314,55 @@ class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose values are checked by the types of this module.
 
     Without a type, an option is ``text``; Python's own types, which take nan and -5 as well, are
-    refused.
+    refused. Options and other words come in any order, ``--some-name`` is ``--some_name``, and the
+    word after an option that takes one is its value, also where it begins with a dash.
     """
 
-    def parse_known_args(self, args=None, namespace=None):
+    def __init__(self, formatter_class=argparse.RawDescriptionHelpFormatter, **options):
+        super().__init__(formatter_class=formatter_class, allow_abbrev=False, **options)
+
+    def option(self, name, kind=text, default=None, help=None, **more):
+        """Add ``--name``, whose help shows the default."""
+        if isinstance(default, bool):
+            help = f"{help or ''} [{str(default).lower()}]".strip()
+        elif isinstance(default, (int, float, str)) and default != "":
+            help = f"{help or ''} [{default}]".strip()
+        self.add_argument(f"--{name}", type=kind, default=default, help=help, **more)
+
+    def parse_args(self, args=None, namespace=None):
         """See ``argparse.ArgumentParser``."""
         for action in self._actions:
             if action.type in (int, float, complex, bool, str):
                 raise TypeError(f"{action.dest}: give it a type of espnet_ext.options")
             if action.type is None and action.nargs != 0:
                 action.type = text
-        return super().parse_known_args(args, namespace)
+        words = self._spelled(sys.argv[1:] if args is None else map(str, args))
+        found, others = self.parse_known_intermixed_args(words, namespace)
+        known = self._option_string_actions
+        for option in (word.partition("=")[0] for word in others if word.startswith("--")):
+            refuse(f"unknown option {option}{did_you_mean(option, known) or ', --help lists them'}")
+        if others:
+            refuse(f"{others[0]!r} is one word too many, see --help")
+        return found
+
+    def _spelled(self, words):
+        """Words as argparse takes them for what they are: ``--option=value``."""
+        known, spelled, words = self._option_string_actions, [], list(words)
+        while words:
+            word = words.pop(0)
+            option, equals, value = word.partition("=")
+            if option.startswith("--") and option not in known:
+                option = f"--{option[2:].replace('-', '_')}"
+            if action := known.get(option):
+                word = option + equals + value
+                if not equals and action.nargs is None and words and words[0] not in known:
+                    word = f"{option}={words.pop(0)}"
+            spelled.append(word)
+        return spelled
 
     def take_defaults(self, values, source):
-        """Make the values of a file the defaults, after the same checks as on the command line.
-
-        Args:
-            values: Mapping of option names to values.
-            source: Name of the file, for errors.
-
-        Raises:
-            UserError: An option is unknown or has an impossible value.
-        """
-        known = {action.dest: action for action in self._actions if action.nargs != 0}
-        checked = {}
-        for key, value in values.items():
-            if key not in known:
-                raise UserError(f"{source}: unknown option {key}{did_you_mean(str(key), known)}")
-            items = value if isinstance(value, list) else [value]
-            try:
-                found = [None if v is None else self._item(known[key], v) for v in items]
-            except argparse.ArgumentTypeError as error:
-                raise UserError(f"{source}: {key} {error}") from None
-            checked[key] = found if known[key].nargs else found[0]
-        self.set_defaults(**checked)
-
-    def _item(self, action, value):
-        word = str(value)
-        if action.choices is not None and word not in action.choices:
-            raise _wrong(", ".join(map(str, action.choices)), word)
-        return (action.type or text)(word)
+        """Make the values of a file the defaults; see the function of this name."""
+        take_defaults(self, values, source)
 
     def error(self, message):
         """Raise ``UserError``, which ends a command line in one line."""

@@ -6,7 +6,6 @@ archive; ESPnet's own ``Speech2Text.from_pretrained`` reads it too, after ``impo
 
 import os
 import platform
-import shutil
 import time
 import zipfile
 import zlib
@@ -16,7 +15,13 @@ from pathlib import Path
 import yaml
 
 import espnet_ext
-from espnet_ext.errors import UserError, printable
+from espnet_ext.config import read_config
+from espnet_ext.errors import UserError, no_checkpoint, printable
+from espnet_ext.files import whole
+from espnet_ext.relocate import read_training_config
+
+#: the checkpoint that is decoded with, unless another is named
+CHECKPOINT = "valid.acc.ave.pth"
 
 #: what an archive may hold, by the place in meta.yaml that says so: arguments of ``Speech2Text``
 ARGUMENTS = {
@@ -39,6 +44,11 @@ def _member(path):
     path = os.path.abspath(path)
     below = os.path.relpath(path)
     return path.lstrip("/") if below.startswith("..") else below
+
+
+def _inside(path):
+    """Name of a member from what meta.yaml calls it: ESPnet packs absolute paths without "/"."""
+    return os.path.normpath(path).lstrip("/")
 
 
 def _versions():
@@ -73,24 +83,15 @@ def pack(out, configs, files, options=()):
         "timestamp": time.time(),
         **_versions(),
     }
-    out = Path(out)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w") as archive:
-            archive.writestr("meta.yaml", yaml.safe_dump(meta))
-            for path, member in members.items():
-                if member in meta["yaml_files"].values():
-                    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-                    config = _change(config, lambda text: members.get(os.path.abspath(text), text))
-                    archive.writestr(member, yaml.safe_dump(config, sort_keys=False))
-                else:
-                    archive.write(path, member)
-        temporary.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr("meta.yaml", yaml.safe_dump(meta))
+        for path, member in members.items():
+            if member in meta["yaml_files"].values():
+                config = read_training_config(path)
+                config = _change(config, lambda text: members.get(os.path.abspath(text), text))
+                archive.writestr(member, yaml.safe_dump(config, sort_keys=False))
+            else:
+                archive.write(path, member)
 
 
 def unpack(archive, folder):
@@ -110,9 +111,13 @@ def unpack(archive, folder):
     folder = Path(os.path.abspath(folder))
     if folder.exists():
         raise UserError(f"{folder}: is there already; give a directory that is not")
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    with whole(folder) as temporary:
+        return _extract(archive, temporary, folder)
+
+
+def _extract(archive, temporary, folder):
+    """Write what is in an archive to ``temporary``, for ``folder``; return what ``unpack`` does."""
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         with zipfile.ZipFile(archive) as packed:
             names = set(packed.namelist())
             if outside := [name for name in names if name[:1] == "/" or ".." in Path(name).parts]:
@@ -122,10 +127,10 @@ def unpack(archive, folder):
             packed.extractall(temporary)
 
         def place(text):
-            member = os.path.normpath(text).lstrip("/")  # ESPnet packs absolute paths without "/"
+            member = _inside(text)
             return str(folder / member) if member in names else text
 
-        meta = yaml.safe_load((temporary / "meta.yaml").read_text(encoding="utf-8"))
+        meta = read_config(temporary / "meta.yaml")
         for part, known in ARGUMENTS.items():
             if other := [str(key) for key in meta[part] if key not in known]:
                 raise UserError(
@@ -137,17 +142,47 @@ def unpack(archive, folder):
             raise UserError(f"{archive}: lacks {' '.join(gone)}; pack the model again")
         for key in meta["yaml_files"]:
             path = temporary / Path(arguments[key]).relative_to(folder)
-            config = _change(yaml.safe_load(path.read_text(encoding="utf-8")), place)
+            config = _change(read_config(path), place)
             path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        temporary.rename(folder)
+    except UserError as error:
+        raise UserError(str(error).replace(f"{temporary}/", f"{archive}: ")) from None
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive}: damaged or no .zip archive ({error}); get it again") from error
     except FileNotFoundError as error:
         raise UserError(f"{archive}: no packed model ({error.filename} is not there)") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(f"{archive}: no packed model, its meta.yaml is of another form") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return arguments, {key: printable(str(meta[key])) for key in _versions() if key in meta}
+
+
+def find_model(directory, checkpoint=CHECKPOINT):
+    """Where a model's config and checkpoint are.
+
+    Args:
+        directory: Of a training run, or that ``unpack`` made.
+        checkpoint: File name of the checkpoint in a training run's; an archive has one.
+
+    Returns:
+        (config, checkpoint): their paths.
+
+    Raises:
+        UserError: The directory is neither, or lacks one of them.
+    """
+    directory = Path(directory)
+    config = directory / "config.yaml"
+    if config.is_file():
+        found = directory / checkpoint
+    elif (directory / "meta.yaml").is_file():
+        meta = read_config(directory / "meta.yaml")
+        try:
+            config = directory / _inside(meta["yaml_files"]["asr_train_config"])
+            found = directory / _inside(meta["files"]["asr_model_file"])
+        except (KeyError, TypeError):
+            raise UserError(f"{directory}/meta.yaml: names no ASR model; unpack it again") from None
+    else:
+        raise UserError(
+            f"{directory}: has no config.yaml of a training, and no meta.yaml of an unpacked model"
+        )
+    if not found.is_file():
+        raise no_checkpoint(found)
+    return config, found

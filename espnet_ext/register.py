@@ -11,27 +11,35 @@ One of its modules says on standard error that an optional package is not there;
 
 import contextlib
 import functools
-import importlib
 import importlib.abc
 import importlib.util
 import io
 import sys
 from contextlib import contextmanager
 
-# ESPnet module -> choices attribute -> name in YAML -> our class as module:class
+from espnet_ext.registry import Registry
+
+# The names that YAML files use. A new encoder is one file, and one line here.
+ENCODERS = Registry(
+    {
+        "kv_conformer": "espnet_ext.encoder.conformer:ConformerEncoder",
+        "kv_branchformer": "espnet_ext.encoder.branchformer:BranchformerEncoder",
+        "kv_e_branchformer": "espnet_ext.encoder.e_branchformer:EBranchformerEncoder",
+    }
+)
+FRONTENDS = Registry({"kaldi_fbank": "espnet_ext.frontend:KaldiFbank"})
+
+# ESPnet module -> choices attribute -> what is added to it
 CHOICES = {
     task: {
-        "encoder_choices": {
-            "kv_conformer": "espnet_ext.encoder:ConformerEncoder",
-            "kv_branchformer": "espnet_ext.encoder:BranchformerEncoder",
-            "kv_e_branchformer": "espnet_ext.encoder:EBranchformerEncoder",
-        },
-        "frontend_choices": {"kaldi_fbank": "espnet_ext.frontend:KaldiFbank"},
-        "decoder_choices": {"kv_transformer": "espnet_ext.decoder:TransformerDecoder"},
-        "model_choices": {"kv_distilled": "espnet_ext.convert.distill:DistilledASRModel"},
+        "encoder_choices": ENCODERS,
+        "frontend_choices": FRONTENDS,
+        "decoder_choices": Registry({"kv_transformer": "espnet_ext.decoder:TransformerDecoder"}),
+        "model_choices": Registry({"kv_distilled": "espnet_ext.convert.distill:DistilledASRModel"}),
     }
     for task in ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
 }
+ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
 
 # ESPnet modules that mark functions as not to be compiled
 UNCOMPILED = (
@@ -40,22 +48,8 @@ UNCOMPILED = (
     "espnet2.tts.fastspeech2.fastspeech2",
 )
 
-# ESPnet module -> what it says when a package that it can do without is not there
-CHATTY = {
-    "espnet2.legacy.nets.pytorch_backend.transformer.attention": "No module named 'flash_attn'",
-}
-
-
-@contextmanager
-def _without(remark):
-    """Keep lines with a remark from standard error; what else is said comes after the block."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            yield
-    finally:
-        rest = [line for line in said.getvalue().splitlines(True) if remark not in line]
-        sys.stderr.write("".join(rest))
+# ESPnet module that says, and nothing else, that a package it can do without is not there
+CHATTY = ("espnet2.legacy.nets.pytorch_backend.transformer.attention",)
 
 
 @contextmanager
@@ -93,9 +87,7 @@ def extend_choices(task):
         task: The module object of one of the keys of ``CHOICES``.
     """
     for attribute, classes in CHOICES[task.__name__].items():
-        for name, target in classes.items():
-            module, _, cls = target.partition(":")
-            getattr(task, attribute).classes[name] = getattr(importlib.import_module(module), cls)
+        getattr(task, attribute).classes.update(classes)
 
 
 class _Importer(importlib.abc.MetaPathFinder):
@@ -117,7 +109,7 @@ class _Importer(importlib.abc.MetaPathFinder):
                     with _uncompiled_later():
                         load(module)
                 elif name in CHATTY:
-                    with _without(CHATTY[name]):
+                    with contextlib.redirect_stderr(io.StringIO()):
                         load(module)
                 else:
                     load(module)

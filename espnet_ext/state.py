@@ -8,12 +8,15 @@ what it leaves; nothing else writes to one.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from espnet_ext.files import whole
 from espnet_ext.positions import PositionTable, plain_tensors
 
 CACHE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -50,7 +53,14 @@ class FrameCache:
     heads: tuple[int, ...]
 
     @classmethod
-    def allocate(cls, shapes, left_context, chunk_size, dtype, device) -> FrameCache:
+    def allocate(
+        cls,
+        shapes: dict[str, tuple[int, ...]],
+        left_context: int,
+        chunk_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+    ) -> FrameCache:
         """Empty cache.
 
         Args:
@@ -62,7 +72,7 @@ class FrameCache:
         """
         capacity = chunk_size + (left_context if left_context >= 0 else 4 * chunk_size)
 
-        def zeros(shape, width, dtype):
+        def zeros(shape: tuple[int, ...], width: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(*shape[:-1], capacity, width, dtype=dtype, device=device)
 
         none = (0,) * next(iter(shapes.values()))[0]
@@ -91,7 +101,9 @@ class FrameCache:
         """Bytes allocated."""
         return sum(_bytes(t) for t in (*self.buffers.values(), *self.scales.values()))
 
-    def stored(self, frames: dict[str, torch.Tensor]):
+    def stored(
+        self, frames: dict[str, torch.Tensor]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Pairs of a buffer and what it gets for ``frames``, name to (B, ..., n, width)."""
         for name, new in frames.items():
             if self.scales:
@@ -101,7 +113,9 @@ class FrameCache:
                 new = (new.float() / scale).round().to(torch.int8)
             yield self.buffers[name], new
 
-    def read(self, name: str, slots, dtype: torch.dtype) -> torch.Tensor:
+    def read(
+        self, name: str, slots: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype
+    ) -> torch.Tensor:
         """Frames in ``dtype``; ``slots`` is a function that takes what is wanted of a buffer."""
         frames = slots(self.buffers[name])
         if self.scales:
@@ -152,7 +166,9 @@ class FrameCache:
         new.heads = tuple(heads) * len(new.lengths)
         return new
 
-    def _empty(self, capacity, dtype=None, batch_size=None):
+    def _empty(
+        self, capacity: int, dtype: torch.dtype | None = None, batch_size: int | None = None
+    ) -> FrameCache:
         buffer = next(iter(self.buffers.values()))
         dtype = buffer.dtype if dtype is None else dtype
         batch_size = buffer.size(0) if batch_size is None else batch_size
@@ -162,7 +178,7 @@ class FrameCache:
             new, left_context=self.left_context, lengths=self.lengths, heads=self.heads
         )
 
-    def _pairs(self, *others):
+    def _pairs(self, *others: FrameCache) -> Iterator[tuple[torch.Tensor, ...]]:
         """This cache's tensors, each with that of the same name of others."""
         for kind in ("buffers", "scales"):
             for name, tensor in getattr(self, kind).items():
@@ -268,7 +284,7 @@ class StreamState:
         """All streams have had their final packet."""
         return all(self.closed)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # a copy, in this process or another, takes the positions of its model at its next step
         return vars(self) | {"positions": None}
 
@@ -296,10 +312,10 @@ class StreamState:
         attention = sum(layer.attention.capacity_bytes for layer in self.layers)
         return attention + self._convolution_bytes() + self._pending_bytes()
 
-    def _convolution_bytes(self):
+    def _convolution_bytes(self) -> int:
         return sum(c.nbytes for layer in self.layers for c in layer.convolution.values())
 
-    def _pending_bytes(self):
+    def _pending_bytes(self) -> int:
         return sum(_bytes(feats) for feats in self.pending)
 
     @plain_tensors()
@@ -308,7 +324,7 @@ class StreamState:
         return _map(self, torch.clone)
 
     @plain_tensors()
-    def select(self, indices) -> StreamState:
+    def select(self, indices: torch.Tensor | Iterable[int]) -> StreamState:
         """Copy of some streams.
 
         Args:
@@ -325,7 +341,7 @@ class StreamState:
                 f"indices: must be one or more integers of 0..{batch_size - 1}, got {wanted}"
             )
 
-        def rows(tensor):
+        def rows(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.index_select(0, torch.tensor(wanted, device=tensor.device))
 
         return _map(self, rows, lambda values: _copied([values[i] for i in wanted]))
@@ -362,12 +378,15 @@ class StreamState:
         return _form(self.layers) + [(self.pending[0].shape[1:], *_kind(self.pending[0]))]
 
     @plain_tensors()
-    def to(self, device=None, dtype: torch.dtype | None = None) -> StreamState:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> StreamState:
         """Copy, on another device if one is named.
 
         ``dtype`` changes what the attention caches are stored in.
         """
-        def moved(tensor):
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(tensor.device if device is None else device, copy=True)
 
         new = _map(self, moved, lambda values: _copied(values, moved))
@@ -380,16 +399,15 @@ class StreamState:
                     layer.attention = layer.attention.converted(dtype)
         return new
 
-    def save(self, path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the state to a file that ``load`` reads, in this process or another."""
-        temporary = f"{path}.tmp"
         values = {"version": VERSION} | _plain(dataclasses.replace(self, positions=None))
-        torch.save(values, temporary)
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            torch.save(values, temporary)
 
     @classmethod
     @plain_tensors()
-    def load(cls, path, device=None) -> StreamState:
+    def load(cls, path: str | Path, device: torch.device | str | None = None) -> StreamState:
         """Read a state written by ``save``.
 
         Raises:
@@ -419,11 +437,11 @@ class StreamState:
             raise ValueError(f"{path}: not a saved stream state ({error!s:.80})") from None
 
 
-def _copied(values, copy=torch.clone):
+def _copied(values: Iterable, copy: Callable = torch.clone) -> tuple:
     return tuple(copy(v) if isinstance(v, torch.Tensor) else v for v in values)
 
 
-def _map(obj, fn, pick=_copied):
+def _map(obj: Any, fn: Callable, pick: Callable = _copied) -> Any:
     """Copy of a state: ``fn`` is applied to each tensor, ``pick`` to each tuple."""
     if isinstance(obj, torch.Tensor):
         return fn(obj)
@@ -435,11 +453,11 @@ def _map(obj, fn, pick=_copied):
         return [_map(value, fn, pick) for value in obj]
     if dataclasses.is_dataclass(obj):
         names = [f.name for f in dataclasses.fields(obj)]
-        return type(obj)(**{name: _map(getattr(obj, name), fn, pick) for name in names})
+        return obj.__class__(**{name: _map(getattr(obj, name), fn, pick) for name in names})
     return obj
 
 
-def _joined(parts):
+def _joined(parts: list) -> Any:
     """One state, or part of one, from several of the same form."""
     first = parts[0]
     if isinstance(first, FrameCache):
@@ -454,11 +472,11 @@ def _joined(parts):
         return [_joined(list(same)) for same in zip(*parts, strict=True)]
     if dataclasses.is_dataclass(first):
         names = [f.name for f in dataclasses.fields(first)]
-        return type(first)(**{n: _joined([getattr(part, n) for part in parts]) for n in names})
+        return first.__class__(**{n: _joined([getattr(part, n) for part in parts]) for n in names})
     return first
 
 
-def _plain(obj):
+def _plain(obj: Any) -> Any:
     """A state as dictionaries, lists, tensors and numbers."""
     if dataclasses.is_dataclass(obj):
         return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
@@ -469,12 +487,12 @@ def _plain(obj):
     return obj
 
 
-def _kind(tensor):
+def _kind(tensor: torch.Tensor) -> tuple[torch.dtype, torch.device]:
     return tensor.dtype, tensor.device
 
 
-def _form(layers):
-    forms = []
+def _form(layers: list[LayerState]) -> list:
+    forms: list[tuple] = []
     for layer in layers:
         attention = layer.attention
         if isinstance(attention, FrameCache):
@@ -497,7 +515,7 @@ def check_cache_dtype(dtype: torch.dtype) -> None:
         raise ValueError(f"dtype: a cache is stored in one of {names}, got {dtype}")
 
 
-def checked_lengths(lengths, n: int, ended) -> list[int]:
+def checked_lengths(lengths: Any, n: int, ended: Sequence[bool]) -> list[int]:
     """How much of a packet is speech, per stream.
 
     Args:

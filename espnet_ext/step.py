@@ -167,8 +167,7 @@ class FramesOfPast:
         for ring, new in self.cache.stored(frames):
             self.window.write(ring, new)
         return {
-            name: self.cache.read(name, self.window.read, new.dtype)
-            for name, new in frames.items()
+            name: self.cache.read(name, self.window.read, new.dtype) for name, new in frames.items()
         }
 
     def arrange(self, scores: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What every decoder asks of an utterance: one channel of numbers, long enough or without text."""
+"""What every decoder asks of an utterance and of what a model makes of it."""
 
 import math
 
@@ -8,46 +8,6 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShort
 
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import front_end
-
-#: a second axis longer than this is no axis of channels
-MAX_CHANNELS = 64
-#: nothing is louder, not even 16-bit samples that were not scaled; features of far more overflow
-MAX_SAMPLE = 2**15
-
-
-def mono(samples):
-    """Samples (n, channels), an array or a tensor, as their mean (n,); others as they are."""
-    is_array = samples.ndim == 2 and samples.shape[1] <= MAX_CHANNELS
-    return samples.mean(1) if is_array else samples
-
-
-def waveform(samples, dtype=None, device=None) -> torch.Tensor:
-    """One utterance as a model takes it.
-
-    Args:
-        samples: Floats in [-1, 1], (n,), or (n, channels), which become their mean as in stage 3.
-        dtype: Of the result; that of the samples by default.
-        device: Of the result.
-
-    Returns:
-        (n,).
-
-    Raises:
-        UserError: They are integers, of another shape, not numbers, or far too large for samples.
-    """
-    samples = torch.as_tensor(samples, device=device)
-    if samples.numel() and not samples.is_floating_point():
-        raise UserError(f"samples: must be floats in [-1, 1], got {samples.dtype}; scale them")
-    samples = mono(samples).to(dtype or samples.dtype)
-    if samples.dim() != 1:
-        raise UserError(f"samples: must be (n,) or (n, channels), got {tuple(samples.shape)}")
-    fine = samples.abs() <= MAX_SAMPLE  # not-a-number is not
-    if not fine.all():
-        at = int(fine.int().argmin())
-        raise UserError(
-            f"samples: must be finite numbers in [-1, 1], sample {at} is {samples[at].item():g}"
-        )
-    return samples
 
 
 def has_features(model, samples: int) -> bool:

@@ -9,9 +9,7 @@ from espnet_ext.options import Parser, positive_int
 def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("out", help="directory that receives LibriSpeech/")
-    parser.add_argument(
-        "--nj", type=positive_int, default=2, help="worker processes (default: %(default)s)"
-    )
+    parser.option("nj", positive_int, 2, "worker processes")
     args = parser.parse_args(argv)
     print(f"{args.out}/LibriSpeech: {make(args.out, args.nj)}")
 

@@ -4,4 +4,4 @@
 #        local/new_recipe.sh NAME --data DIR
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
-exec python -m espnet_ext.bin.new_recipe "$@"
+exec python -P -m espnet_ext new-recipe "$@"

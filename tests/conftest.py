@@ -50,6 +50,16 @@ def slurm(tmp_path_factory):
     subprocess.run([script, "stop", folder], check=True)
 
 
+@pytest.fixture(params=["cpu on", "cpu off"])
+def cpu_switch(request):
+    """A test with ``espnet_ext/cpu`` in use, and again without it."""
+    from espnet_ext import cpu
+
+    cpu.enable(request.param == "cpu on")
+    yield request.param
+    cpu.enable()
+
+
 def pytest_collection_modifyitems(items):
     """The longest files first, so that the other workers do not end up waiting for them."""
     longest = ("test_recipe_mini_an4", "test_faults", "test_recipe_librispeech")

@@ -1,6 +1,7 @@
 """Copies of the mini_an4 recipe for tests, and runs of it that are watched or killed."""
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -52,13 +53,31 @@ def descendants(pid):
 
 
 def kill_when(recipe, condition, *options):
-    """Start the recipe and send SIGKILL to it alone as soon as a condition holds."""
+    """Start the recipe and send SIGKILL to it alone as soon as a condition holds.
+
+    All that it has started is stopped first: what ends then was ended, and did not come to its end.
+    """
     with open(recipe / "killed.log", "w") as log:
         process = subprocess.Popen([recipe / "run.sh", *options], stdout=log, stderr=log)
         wait_for(lambda: condition() or process.poll() is not None, 600)
     assert process.poll() is None, (recipe / "killed.log").read_text()
-    process.send_signal(signal.SIGSTOP)  # it starts no other child meanwhile
-    children = descendants(process.pid)
+    wait_for(lambda: watchdog(process.pid))
+    stopped, spared = set(), watchdog(process.pid)
+    while more := ({process.pid} | descendants(process.pid)) - stopped - spared:
+        for pid in more:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGSTOP)
+        stopped |= more
     process.kill()
     process.wait()
-    wait_for(lambda: not any(running(pid) for pid in children))  # else two runs would mix
+    wait_for(lambda: not any(running(pid) for pid in stopped | spared))
+
+
+def watchdog(pid):
+    """The set of the process that ends what a run leaves behind, empty before it has begun."""
+    found = set()
+    for child in descendants(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+            found |= {child} if words[1:4] == ["-m", "espnet_ext.processes", str(pid)] else set()
+    return found

@@ -93,13 +93,11 @@ def test_streaming_config_adds_only_what_streaming_needs(path):
 
 
 def test_models_that_stream_read_the_features_of_kaldi():
-    """Those of egs2/fsdd follow when its published models are trained again."""
     paths = [*CONF.rglob("train_asr*.yaml"), *CONF.parent.glob("egs2/*/asr1/conf/train_asr*.yaml")]
     for path in paths:
         config = load(path)
-        if "fsdd" not in path.parts:
-            want = "kaldi_fbank" if config["encoder_conf"].get("causal") else "default"
-            assert config.get("frontend", "default") == want, path
+        want = "kaldi_fbank" if config["encoder_conf"].get("causal") else "default"
+        assert config.get("frontend", "default") == want, path
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -15,7 +15,7 @@ from benchmarks import cuda_card as cuda
 from benchmarks import cuda_equality
 from copies import ROOT, copy_mini_an4, run
 from espnet_ext.attention import ATTENTIONS
-from espnet_ext.profiling.config import build_encoder, read_model_config
+from espnet_ext.evaluate.models import build_encoder, read_model_config
 from tiny import VARIANTS
 
 

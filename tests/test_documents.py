@@ -1,13 +1,17 @@
 """Numbers in documents: each follows from what it is said to follow from, and stands once."""
 
+import ast
+import importlib
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
-from espnet_ext.profiling.cache import measure_cache
-from espnet_ext.profiling.config import read_model_config, with_encoder_conf
+import espnet_ext
+from espnet_ext.evaluate.cache import measure_cache
+from espnet_ext.evaluate.models import read_model_config, with_encoder_conf
+from espnet_ext.report.kept import tables, updated
 
 ROOT = Path(__file__).parents[1]
 FSDD = ROOT / "egs2/fsdd/asr1"
@@ -20,6 +24,38 @@ def table(path, first):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+def test_names_of_the_api_page_are_there_and_typed():
+    api, module = {}, None
+    for name, names, _ in table(ROOT / "docs/api.md", "module"):
+        module = name.strip("`") or module
+        api.setdefault(module, []).extend(re.findall("`([A-Za-z_0-9]+)`", names))
+    for module, names in api.items():
+        for name in names:
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+    assert len(api) > 10 and "StreamState" in api["espnet_ext.state"]
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda page: page.name
+)
+def test_imports_of_the_documents_work(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        try:
+            nodes = ast.parse(block).body
+        except SyntaxError:
+            continue  # an excerpt
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("espnet_ext"):
+                for alias in node.names:
+                    assert hasattr(importlib.import_module(node.module), alias.name), alias.name
+
+
+def test_versions_agree():
+    version = espnet_ext.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def results():
     """Encoder and attention of each row of FSDD's table, and the row."""
     encoder = None
@@ -29,11 +65,18 @@ def results():
         yield encoder, kind, row
 
 
+def test_tables_of_the_fsdd_page_are_made_from_the_kept_results():
+    page = (FSDD / "RESULTS.md").read_text()
+    assert page.count("<!-- table: ") == 3
+    assert updated(page, tables(FSDD / "results", "test")) == page
+
+
 def test_sizes_of_the_fsdd_models_are_those_of_their_configs():
     seen = []
     for encoder, kind, row in results():
         attention = "mha" if kind == "input" else kind
         config = read_model_config(FSDD / f"conf/train_asr_{encoder}_{attention}.yaml")
+        config["frontend_conf"]["fs"] = "8k"  # as run.sh tells the training
         if kind == "input":
             config = with_encoder_conf(config, attention_conf={"cache": "input"})
         cache = measure_cache(config, 16, 16, [64])

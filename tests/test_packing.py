@@ -109,8 +109,8 @@ def test_missing_file_is_named_and_nothing_is_packed(trained, tmp_path, capsys):
 META = {"yaml_files": {"asr_train_config": "c.yaml"}, "files": {"asr_model_file": "m.pth"}}
 GOOD = {"meta.yaml": yaml.safe_dump(META), "c.yaml": "max_epoch: 3\n", "m.pth": "x"}
 DAMAGED = {
-    "no meta": (GOOD | {"meta.yaml": None}, "no packed model (", "meta.yaml is not there"),
-    "other meta": (GOOD | {"meta.yaml": "- 1"}, "its meta.yaml is of another form", ""),
+    "no meta": (GOOD | {"meta.yaml": None}, "meta.yaml: ", "cannot be read"),
+    "other meta": (GOOD | {"meta.yaml": "- 1"}, "meta.yaml: must be a mapping", ""),
     "no model": (GOOD | {"m.pth": None}, "lacks m.pth", ""),
     "outside": (GOOD | {"../x": "y"}, "../x would be written elsewhere", ""),
     "odd key": (

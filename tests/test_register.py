@@ -9,6 +9,7 @@ import yaml
 
 from espnet_ext.attention.base import Attention
 from espnet_ext.attention.registry import ATTENTIONS
+from espnet_ext.register import ENCODERS as ENCODERS_OF_YAML
 from tiny import ENCODERS, INPUT_SIZE, N_HEAD
 
 TASKS = ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
@@ -16,7 +17,7 @@ TASKS = ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
 
 @pytest.mark.parametrize(
     "order",
-    [("espnet_ext", *TASKS), (TASKS[0], "espnet_ext"), ("espnet_ext.inference", TASKS[0])],
+    [("espnet_ext", *TASKS), (TASKS[0], "espnet_ext"), ("espnet_ext.streaming", TASKS[0])],
     ids=str,
 )
 def test_choices_are_extended_in_either_order(order):
@@ -47,9 +48,17 @@ for task in modules:
 
 
 def test_importing_the_package_does_not_import_espnet():
-    script = "import sys, espnet_ext; print([m for m in sys.modules if m.startswith('espnet2')])"
+    """The names of attentions and encoders, which help lists, are there all the same."""
+    script = """
+import sys
+from espnet_ext.attention import ATTENTIONS
+from espnet_ext.register import ENCODERS
+print(*ATTENTIONS, *ENCODERS)
+print([m for m in sys.modules if m.startswith(("espnet2", "torch"))])
+"""
     out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert out.stdout.strip() == "[]"
+    names, modules = out.stdout.splitlines()
+    assert names.split() == [*ATTENTIONS, *ENCODERS_OF_YAML] and modules == "[]"
 
 
 def test_torch_compile_is_imported_by_its_users_only_and_kept_out_of_masks():

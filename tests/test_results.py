@@ -7,7 +7,7 @@ import pytest
 
 from espnet_ext.errors import UserError
 from espnet_ext.report.schema import text
-from espnet_ext.results import read_json, to_json
+from espnet_ext.results import SCORE, read_json, to_json
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -44,3 +44,40 @@ def test_tables_never_show_a_number_that_is_none():
         "1.5",
         "missing",
     ]
+
+
+SCORED = {key: 1.0 for key in ("corr", "sub", "del", "ins", "err", "s_err")}
+SCORED |= {"snt": 2, "wrd": 3, "err_interval_95": [0.5, 1], "new": {"x": []}}
+
+
+@pytest.mark.parametrize(
+    "changed,words",
+    [
+        ({}, None),
+        ({"drawn": None}, None),
+        ({"snt": None}, "snt: is None"),
+        ({"snt": True}, "snt: is True"),
+        ({"err": "1"}, "err: is '1'"),
+        ({"err_interval_95": [1]}, "err_interval_95: is [1], not a list"),
+        ({"err_interval_95": [1, "a"]}, "err_interval_95.1: is 'a'"),
+        ({"err_interval_95": {}}, "err_interval_95: is {}, not a list"),
+    ],
+)
+def test_result_has_what_its_schema_asks_for(tmp_path, changed, words):
+    path = tmp_path / "score.json"
+    path.write_text(json.dumps(SCORED | changed))
+    if words is None:
+        assert read_json(path, SCORE) == SCORED | changed
+        return
+    with pytest.raises(UserError) as error:
+        read_json(path, SCORE)
+    assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", "null", "[" * 10**5, "1" * 5000, '"\ud800"'])
+def test_json_of_another_kind_is_one_line(tmp_path, content):
+    path = tmp_path / "score.json"
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError) as error:
+        read_json(path, SCORE)
+    assert str(error.value).startswith(f"{path}: ") and len(str(error.value)) < 300

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from espnet_ext.attention import ATTENTIONS, build_attention
-from espnet_ext.encoder import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
 from espnet_ext.positions import relative_positions
+from espnet_ext.register import ENCODERS as CLASSES
 from espnet_ext.step import FramesOfPast, Window
 
 N_FEAT, N_HEAD, INPUT_SIZE = 32, 4, 20
@@ -21,24 +21,33 @@ VARIANTS |= {
     for name in ("mha", "gqa")
 }
 
-ENCODERS = {
-    "conformer": (
-        ConformerEncoder,
-        {"macaron_style": True, "cnn_module_kernel": 7, "linear_units": 32},
-    ),
-    "branchformer": (BranchformerEncoder, {"cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7}),
-    "e_branchformer": (
-        EBranchformerEncoder,
-        {
-            "cgmlp_linear_units": 48,
-            "cgmlp_conv_kernel": 7,
-            "merge_conv_kernel": 5,
-            "use_ffn": True,
-            "macaron_ffn": True,
-            "linear_units": 32,
-        },
-    ),
+# options of the encoders that keep them tiny; an encoder that is not here has its defaults
+ENCODER_CONF = {
+    "conformer": {"macaron_style": True, "cnn_module_kernel": 7, "linear_units": 32},
+    "branchformer": {"cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7},
+    "e_branchformer": {
+        "cgmlp_linear_units": 48,
+        "cgmlp_conv_kernel": 7,
+        "merge_conv_kernel": 5,
+        "use_ffn": True,
+        "macaron_ffn": True,
+        "linear_units": 32,
+    },
 }
+ENCODERS = {
+    name: (cls, ENCODER_CONF.get(name, {}))
+    for name, cls in ((key.removeprefix("kv_"), cls) for key, cls in CLASSES.items())
+}
+
+
+def stock(encoder):
+    """ESPnet's class that an encoder derives from."""
+    return ENCODERS[encoder][0].__bases__[1]
+
+
+def forgets(variant):
+    """Whether an attention has a left context."""
+    return ATTENTIONS[VARIANTS[variant][0]].has_left_context
 
 
 def build_encoder(encoder, variant="mha", num_blocks=2, **options):

@@ -11,7 +11,6 @@ step, K key frames it sees, d = d_k, D = n_feat, r width of a cached vector.
 import math
 
 import torch
-import torch.nn.functional as F
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
 from torch import nn
 
@@ -20,25 +19,16 @@ from espnet_ext.attention.blocked import (
     SCORES_FORWARD,
     Blocks,
     ChunkView,
-    aligned,
+    attend,
     attend_in_blocks,
+    attend_with_weights,
     block_size,
+    matmul_groups,
     shifted,
 )
+from espnet_ext.attention.checks import check_at_least, check_choice  # noqa: F401 (for variants)
 from espnet_ext.positions import dense_weight, relative_positions
 from espnet_ext.state import FrameCache
-
-
-def check_at_least(key: str, value, least: int) -> None:
-    """Refuse ``value`` unless it is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{key}: must be an integer of at least {least}, got {value!r}")
-
-
-def check_choice(key: str, value, choices) -> None:
-    """Refuse ``value`` unless it is one of ``choices``."""
-    if value not in tuple(choices):
-        raise ValueError(f"{key}: must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def quantised(*linears) -> bool:
@@ -63,37 +53,6 @@ def position_scores(q_v: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     return shifted(products.transpose(0, 1))
 
 
-def attend(q, k, v, bias, scale, dropout=0.0):
-    """Attention with an additive bias; a group's query heads are folded into the query rows.
-
-    Args:
-        q: Queries (B, H, n, r).
-        k: Keys (B, G, K, r), G divides H.
-        v: Values (B, G, K, w).
-        bias: Added to the scaled scores, large negative where masked (B, H, n, K).
-        scale: Factor of the scores.
-        dropout: Probability of dropping a weight.
-
-    Returns:
-        Context (B, H, n, w).
-    """
-    n_head, n = q.shape[1:3]
-    groups, bias = k.size(1), aligned(bias)
-    if groups != n_head:
-        q = q.reshape(q.size(0), groups, -1, q.size(-1))  # (B, H, n, r) -> (B, G, H/G*n, r)
-        bias = bias.reshape(bias.size(0), groups, -1, bias.size(-1))
-    context = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout, scale=scale)
-    return context.reshape(context.size(0), n_head, n, -1)
-
-
-def attend_with_weights(q, k, v, bias, scale, dropout=0.0):
-    """As ``attend``, and also the weights before dropout (B, H, n, K), for attention plots."""
-    n_rep = q.size(1) // k.size(1)
-    k, v = k.repeat_interleave(n_rep, dim=1), v.repeat_interleave(n_rep, dim=1)
-    weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * scale + bias, dim=-1)
-    return torch.matmul(F.dropout(weights, dropout), v), weights
-
-
 class Attention(MultiHeadedAttention):
     """What every variant, softmax or not, offers to an encoder.
 
@@ -112,6 +71,16 @@ class Attention(MultiHeadedAttention):
 
     #: False for a variant that cannot forget a frame, and so ignores a left context
     has_left_context = True
+    #: whether a decoder may have it, see ``attention/decoder.py``
+    has_decoder_form = False
+    #: method that gives the parameters by name that come nearest to a multi-head attention's, and
+    #: the share of keys and values that is lost, None where it is only a start (``gqa.py``); it may
+    #: take ``moments`` of the layer's inputs, and ``similar`` to group heads that are alike
+    from_mha = None
+    #: options that no attention which comes from multi-head attention can have
+    not_from_mha: tuple[str, ...] = ()
+    #: option that a budget of bytes chooses layer by layer, by the errors that ``spectrum`` gives
+    ranked: str | None = None
     #: MiB that scores of whole utterances may take at once; see ``StreamingEncoder``
     attention_memory_mb = 256
 
@@ -120,9 +89,7 @@ class Attention(MultiHeadedAttention):
         check_at_least("attention_heads", n_head, 1)
         check_at_least("output_size", n_feat, 1)
         if n_feat % n_head:
-            raise ValueError(
-                f"attention_heads: must divide output_size {n_feat}, got {n_head}"
-            )
+            raise ValueError(f"attention_heads: must divide output_size {n_feat}, got {n_head}")
         if not 0 <= dropout_rate < 1:
             raise ValueError(f"attention_dropout_rate: must be in [0, 1), got {dropout_rate!r}")
         self.h = n_head
@@ -178,6 +145,11 @@ class Attention(MultiHeadedAttention):
         """Numbers that one stream keeps after ``frames`` frames, by formula."""
         raise NotImplementedError
 
+    @staticmethod
+    def cache_kind(conf: dict) -> str:
+        """One word for what the report says a frame leaves behind, under options ``conf``."""
+        return conf.get("cache", "kv")
+
     def plotting(self) -> bool:
         """Whether somebody listens for attention weights (ESPnet's plots hook the module)."""
         return bool(self._forward_hooks)
@@ -198,13 +170,18 @@ class SoftmaxAttention(Attention):
     where the cache can be attended to directly, ``absorbed_weights``.
     """
 
+    has_decoder_form = True
+
     def __init__(self, n_head: int, n_feat: int, dropout_rate: float = 0.0):
         super().__init__(n_head, n_feat, dropout_rate)
         self.linear_q = nn.Linear(n_feat, n_feat)
         self.linear_out = nn.Linear(n_feat, n_feat)
-        self.linear_pos = nn.Linear(n_feat, n_feat, bias=False)
-        self.pos_bias_u = nn.Parameter(torch.empty(n_head, self.d_k))
-        self.pos_bias_v = nn.Parameter(torch.empty(n_head, self.d_k))
+        self._add_positions()
+
+    def _add_positions(self):
+        self.linear_pos = nn.Linear(self.n_feat, self.n_feat, bias=False)
+        self.pos_bias_u = nn.Parameter(torch.empty(self.h, self.d_k))
+        self.pos_bias_v = nn.Parameter(torch.empty(self.h, self.d_k))
         nn.init.xavier_uniform_(self.pos_bias_u)
         nn.init.xavier_uniform_(self.pos_bias_v)
 
@@ -286,13 +263,22 @@ class SoftmaxAttention(Attention):
         q_u, q_v = self.query(x)
         seen = past.append(self.record(x))  # (B, ..., S, width), S slots in the cache's own order
         bias = past.arrange(position_scores(q_v, past.positions))  # (B, H, n, S)
-        scale = 1 / math.sqrt(self.d_k)
-        weights = self.absorbed_weights()
-        if weights is not None and self._absorb(x.size(1), weights[0]):
-            context = self._attend_absorbed(q_u, *seen.values(), *weights, bias, scale)
+        return self.attend(q_u, seen, bias)
+
+    def attend(self, q, seen, bias):
+        """Layer output (B, n, n_feat) of queries that meet what is cached.
+
+        Args:
+            q: Queries (B, H, n, d_k).
+            seen: What ``record`` returned of S frames.
+            bias: Added to the scaled scores (B, H, n, S), or a mask that is True where a query may
+                see (B, 1, 1, S), or None.
+        """
+        scale, weights = 1 / math.sqrt(self.d_k), self.absorbed_weights()
+        if weights is not None and self._absorb(q.size(2), weights[0]):
+            context = self._attend_absorbed(q, *seen.values(), *weights, bias, scale)
         else:
-            k, v = self.key_value(seen)
-            context = attend(q_u, k, v, bias, scale)
+            context = attend(q, *self.key_value(seen), bias, scale)
         return self.linear_out(self.merge_heads(context))
 
     def _absorb(self, n, w_k):
@@ -304,15 +290,11 @@ class SoftmaxAttention(Attention):
         groups, _, width = w_k.shape
         return n * self.h * width < groups * self.d_k * width + n * self.h * self.d_k
 
-    def _attend_absorbed(self, q_u, cached, w_k, w_v, bias_v, bias, scale):
+    def _attend_absorbed(self, q, cached, w_k, w_v, bias_v, bias, scale):
         """Attention of n queries to the cached vectors (B, K, r) as they are."""
-        def per_group(x, w):  # a group's heads are rows: (B, H, n, .) x (G, ., .) -> (B, H, n, .)
-            x = x.reshape(x.size(0), w.size(0), -1, x.size(-1))
-            return torch.matmul(x, w).reshape(x.size(0), self.h, -1, w.size(-1))
-
         cached = cached.unsqueeze(1)  # (B, K, r) -> (B, 1, K, r): one key-value head for all
-        context = attend(per_group(q_u, w_k), cached, cached, bias, scale)  # (B, H, n, r)
-        context = per_group(context, w_v)  # (B, H, n, d)
+        context = attend(matmul_groups(q, w_k), cached, cached, bias, scale)  # (B, H, n, r)
+        context = matmul_groups(context, w_v)  # (B, H, n, d)
         if bias_v is not None:  # weights sum to one, so the bias passes straight through
             context = context + bias_v.repeat_interleave(self.h // bias_v.size(0), 0)
         return context

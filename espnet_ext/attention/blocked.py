@@ -9,19 +9,17 @@ Letters in shapes are those of ``base.py``; R is the number of distances that po
 for.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from espnet_ext.dropout import draw_kept, drop_factor
+from espnet_ext.cpu import by_head
+from espnet_ext.cpu.dropout import draw_kept, drop_factor
 
 # Most queries per block on a CPU: their scores stay in its cache.
 CPU_BLOCK = 256
-# From so many keys on, a CPU attends to one head at a time.
-BY_HEAD = 400
 # Tensors of a block's queries times its keys that are alive at once, at most.
 SCORES_FORWARD, SCORES_BACKWARD = 2, 5
 
@@ -183,6 +181,50 @@ def aligned(bias: torch.Tensor) -> torch.Tensor:
     return bias.clone(memory_format=torch.contiguous_format)
 
 
+def fold(x, groups):
+    """A group's query heads as rows: (B, H, n, r) -> (B, G, H/G*n, r)."""
+    return x.reshape(x.size(0), groups, -1, x.size(-1))
+
+
+def matmul_groups(x, y):
+    """(B, H, n, r) times its group's (G, r, w) or (B, G, r, w) -> (B, H, n, w)."""
+    return torch.matmul(fold(x, y.size(-3)), y).reshape(*x.shape[:3], -1)
+
+
+def attend(q, k, v, bias, scale):
+    """Attention of query heads to the keys of their groups.
+
+    Args:
+        q: Queries (B, H, n, r).
+        k: Keys (B, G, K, r), G divides H.
+        v: Values (B, G, K, w).
+        bias: Added to the scaled scores, large negative where masked (B, H, n, K); or a mask that
+            is True where a query may see (B, 1, 1, K); or None.
+        scale: Factor of the scores.
+
+    Returns:
+        Context (B, H, n, w).
+    """
+    n_head, n = q.shape[1:3]
+    groups = k.size(1)
+    if bias is not None:
+        bias = aligned(bias)
+        if groups != bias.size(1) == n_head:
+            bias = fold(bias, groups)
+    if groups != n_head:
+        q = fold(q, groups)
+    context = F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    return context.reshape(context.size(0), n_head, n, -1)
+
+
+def attend_with_weights(q, k, v, bias, scale, dropout=0.0):
+    """As ``attend``, and also the weights before dropout (B, H, n, K), for attention plots."""
+    n_rep = q.size(1) // k.size(1)
+    k, v = k.repeat_interleave(n_rep, dim=1), v.repeat_interleave(n_rep, dim=1)
+    weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * scale + bias, dim=-1)
+    return torch.matmul(F.dropout(weights, dropout), v), weights
+
+
 def attend_in_blocks(q_u, q_v, k, v, p, blocks: Blocks, dropout: float = 0.0):
     """Attention of whole utterances, block by block.
 
@@ -209,8 +251,8 @@ class _BlockedAttention(torch.autograd.Function):
         batch, n_head, length, d = q_u.shape
         context = q_u.new_empty(batch, length, n_head, d)
         with torch.autocast(q_u.device.type, enabled=False):
-            if dropping is None and _one_head_at_a_time(q_u, blocks):
-                _attend_by_head(q_u, q_v, k, v, p, blocks, context)
+            if dropping is None and by_head.pays(q_u, blocks.spans):
+                by_head.attend(q_u, q_v, k, v, p, blocks, context)
             else:
                 _attend_by_block(q_u, q_v, k, v, p, blocks, dropping, context)
         context = context.flatten(2)
@@ -243,7 +285,7 @@ class _BlockedAttention(torch.autograd.Function):
                 if drop is not None:
                     g = g * ctx.dropping.factor
                 weights = _weights(q, key, blocks.position_scores(q_v, p, span))
-                grad_weights = _matmul_groups(g * scale, value.transpose(-2, -1))  # (B, H, n, K)
+                grad_weights = matmul_groups(g * scale, value.transpose(-2, -1))  # (B, H, n, K)
                 if drop is None:
                     grad_v[:, :, lo:hi] += _sum_groups(weights, g, k.size(1))
                 else:
@@ -255,7 +297,7 @@ class _BlockedAttention(torch.autograd.Function):
                     products = weights.new_zeros(shape)  # zeros stay where no key is
                 grad_scores = shifted(products)
                 torch.mul(grad_weights.sub_(inner), weights, out=grad_scores)
-                grad_q_u[:, :, start:stop] = _matmul_groups(grad_scores, key)
+                grad_q_u[:, :, start:stop] = matmul_groups(grad_scores, key)
                 grad_k[:, :, lo:hi] += _sum_groups(grad_scores, q, k.size(1))
                 grad_q_v[:, :, start:stop] = torch.matmul(
                     products, p[..., distances].transpose(-2, -1)
@@ -275,67 +317,23 @@ def _attend_by_block(q_u, q_v, k, v, p, blocks, dropping, context):
         q, key, value = q_u[:, :, start:stop], k[:, :, lo:hi], v[:, :, lo:hi]
         bias = blocks.position_scores(q_v, p, span)
         if drop is None:
-            y = _fused(q, key, value, bias)
+            y = attend(q, key, value, bias, 1 / math.sqrt(q.size(-1)))
         else:
             weights = _weights(q, key, bias)
-            y = _matmul_groups(weights.mul_(drop(weights.shape)), value)
+            y = matmul_groups(weights.mul_(drop(weights.shape)), value)
             y *= dropping.factor
         context[:, start:stop] = y.transpose(1, 2)
 
 
-def _one_head_at_a_time(q_u, blocks) -> bool:
-    """Whether the scores of all heads would leave a CPU's cache."""
-    many = max(hi - lo for _, _, lo, hi in blocks.spans) >= BY_HEAD
-    return many and q_u.device.type == "cpu" and q_u.dtype in (torch.float32, torch.float64)
-
-
-def _attend_by_head(q_u, q_v, k, v, p, blocks, context):
-    """As ``_attend_by_block``, where the scores of one head stay in a CPU's cache.
-
-    They are made, added up and exponentiated in one place; their sums divide the output instead.
-    """
-    batch, n_head, _, d = q_u.shape
-    scale, per_group = 1 / math.sqrt(d), n_head // k.size(1)
-    for b, h in itertools.product(range(batch), range(n_head)):
-        content = q_u[b, h] * scale
-        key, value = (x[b, h // per_group].contiguous() for x in (k, v))
-        for span in blocks.spans:
-            start, stop, lo, hi = span
-            scores = blocks.position_scores(q_v[b, h], p[h], span, b)
-            scores.addmm_(content[start:stop], key[lo:hi].T)
-            scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-            sums = scores.sum(-1, keepdim=True)
-            torch.div(torch.mm(scores, value[lo:hi]), sums, out=context[b, start:stop, h])
-
-
-def _fold(x, groups):
-    """A group's query heads as rows: (B, H, n, r) -> (B, G, H/G*n, r)."""
-    return x.reshape(x.size(0), groups, -1, x.size(-1))
-
-
-def _matmul_groups(x, y):
-    """(B, H, n, r) times its group's (B, G, r, w) -> (B, H, n, w)."""
-    return torch.matmul(_fold(x, y.size(1)), y).reshape(*x.shape[:3], -1)
-
-
 def _sum_groups(x, y, groups):
     """x^T y over the queries and heads of a group: (B, H, n, .) twice -> (B, G, ., .)."""
-    return torch.matmul(_fold(x, groups).transpose(-2, -1), _fold(y, groups))
-
-
-def _fused(q, k, v, bias):
-    groups, bias = k.size(1), aligned(bias)
-    scale = 1 / math.sqrt(q.size(-1))
-    if groups != q.size(1):
-        y = F.scaled_dot_product_attention(_fold(q, groups), k, v, _fold(bias, groups), scale=scale)
-        return y.reshape(q.shape)
-    return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    return torch.matmul(fold(x, groups).transpose(-2, -1), fold(y, groups))
 
 
 def _weights(q, k, bias):
     """Softmax weights (B, H, n, K)."""
     scale = 1 / math.sqrt(q.size(-1))
-    scores = _matmul_groups(q * scale, k.transpose(-2, -1)).add_(bias)
+    scores = matmul_groups(q * scale, k.transpose(-2, -1)).add_(bias)
     wide = torch.promote_types(q.dtype, torch.float32)
     return torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype)
 

@@ -1,7 +1,9 @@
 """Grouped-query attention (Ainslie et al. 2023); with one key-value head, multi-query attention
 (Shazeer 2019)."""
 
-from espnet_ext.attention.base import SoftmaxAttention, check_at_least
+from espnet_ext.attention.base import SoftmaxAttention
+from espnet_ext.attention.checks import check_at_least
+from espnet_ext.attention.from_mha import KEY_VALUE, key_value_weights, on_inputs, share
 from espnet_ext.attention.mha import MultiHeadAttention
 
 
@@ -34,3 +36,57 @@ class GroupedQueryAttention(MultiHeadAttention):
         if n_head % n_kv_head:
             raise ValueError(f"n_kv_head: must divide attention_heads {n_head}, got {n_kv_head}")
         self._add_key_value(n_kv_head, cache)
+
+    def from_mha(self, mha, moments=None, similar=False):
+        """Keys and values are the means of a group's heads (Ainslie et al. 2023)."""
+        order, lost = group_heads(mha, self.n_kv_head, similar, moments)
+
+        def reordered(x):  # (H * d, ...) -> (H, d, ...)
+            return x.unflatten(0, (mha.h, -1))[order]
+
+        state = {}
+        for name, value in mha.state_dict().items():
+            if name.startswith(KEY_VALUE):
+                groups = reordered(value.double()).unflatten(0, (self.n_kv_head, -1))
+                state[name] = groups.mean(1).flatten(0, 1)  # (G, H/G, d, ...) -> (G * d, ...)
+            elif name.startswith(("linear_q.", "linear_pos.", "pos_bias_")):
+                state[name] = reordered(value).reshape(value.shape)
+            elif name == "linear_out.weight":
+                state[name] = reordered(value.T).flatten(0, 1).T
+            else:
+                state[name] = value
+        return state, lost
+
+
+def group_heads(attention, n_kv_head: int, similar: bool, moments=None):
+    """Which heads share keys and values.
+
+    Args:
+        attention: Multi-head attention.
+        n_kv_head: Groups, of equal size.
+        similar: Group heads that make similar keys and values; else neighbours. From neighbours
+            on, two heads change places while that makes the means fit better.
+        moments: Of the layer's inputs, or None.
+
+    Returns:
+        The heads, group after group, and the share of keys and values that the means lose
+        (squares, 0 to 1).
+    """
+    weights = on_inputs(key_value_weights(attention), moments)  # (2 * H * d, D)
+    heads = weights.view(2, attention.h, -1).transpose(0, 1).flatten(1)  # (H, 2 * d * D)
+
+    def lost(order):
+        groups = heads[order].unflatten(0, (n_kv_head, -1))  # (G, H/G, 2 * d * D)
+        return (groups - groups.mean(1, keepdim=True)).square().sum().item()
+
+    order = list(range(attention.h))
+    best, improved = lost(order), similar
+    while improved:
+        improved = False
+        for i in range(len(order)):
+            for j in range(i):
+                swapped = order.copy()
+                swapped[i], swapped[j] = order[j], order[i]
+                if (value := lost(swapped)) < best * (1 - 1e-9):
+                    order, best, improved = swapped, value, True
+    return order, share(heads.new_tensor(best), heads.square().sum()).item()

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from espnet_ext.attention.base import Attention, check_choice
+from espnet_ext.attention.base import Attention
 from espnet_ext.attention.blocked import ChunkView
+from espnet_ext.attention.checks import check_choice
 from espnet_ext.state import RunningSums
 
 
@@ -121,3 +122,12 @@ class LinearAttention(Attention):
 
     def cache_values(self, frames):
         return self.h * (self.d_k * self.d_k + self.d_k)
+
+    @staticmethod
+    def cache_kind(conf):
+        return "sums"
+
+    def from_mha(self, mha):
+        """The same projections, to begin with."""
+        names = tuple(f"{name}." for name, _ in self.named_children())
+        return {k: v for k, v in mha.state_dict().items() if k.startswith(names)}, None

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from espnet_ext.attention.base import SoftmaxAttention, check_choice, quantised
+from espnet_ext.attention.base import SoftmaxAttention, quantised
+from espnet_ext.attention.checks import check_choice
 
 
 class MultiHeadAttention(SoftmaxAttention):
@@ -57,3 +58,7 @@ class MultiHeadAttention(SoftmaxAttention):
         w_k = self.linear_k.weight.unflatten(0, (-1, self.d_k))  # (G*d, D) -> (G, d, D)
         w_v = self.linear_v.weight.unflatten(0, (-1, self.d_k)).transpose(1, 2)  # -> (G, D, d)
         return w_k, w_v, self.linear_v.bias.view(-1, 1, self.d_k)
+
+    def from_mha(self, mha):
+        """The same parameters: what differs is what the cache keeps."""
+        return mha.state_dict(), 0.0

@@ -10,11 +10,17 @@ touches the key, so the latent is all there is. Two forms of the same numbers:
 
 Training and whole utterances run expanded; a streaming step runs absorbed, where keys and values
 are never built, unless the chunk is so long that building them once is cheaper.
+
+The best latent of rank r for a trained multi-head attention, of W = [W_K; W_V], is c = U^T W x with
+keys and values U c, where U (2D, r) holds left singular vectors of W (``from_mha.py``).
 """
 
+import torch
 from torch import nn
 
-from espnet_ext.attention.base import SoftmaxAttention, check_at_least, quantised
+from espnet_ext.attention.base import SoftmaxAttention, quantised
+from espnet_ext.attention.checks import check_at_least
+from espnet_ext.attention.from_mha import KEY_VALUE, key_value_weights, on_inputs, share
 
 
 class MultiHeadLatentAttention(SoftmaxAttention):
@@ -34,6 +40,9 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     Raises:
         ValueError: A value breaks its rule; the message names key, rule and value.
     """
+
+    not_from_mha = ("q_lora_rank", "kv_norm")
+    ranked = "kv_lora_rank"
 
     def __init__(
         self,
@@ -81,3 +90,47 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         w_k = self.linear_k_up.weight.unflatten(0, (self.h, self.d_k))  # (H*d, r) -> (H, d, r)
         w_v = self.linear_v_up.weight.unflatten(0, (self.h, self.d_k)).transpose(1, 2)  # (H, r, d)
         return w_k, w_v, self.linear_v_up.bias.view(self.h, 1, self.d_k)
+
+    @staticmethod
+    def cache_kind(conf):
+        return "latent"
+
+    def from_mha(self, mha, moments=None):
+        """The best latent of this rank; exact from ``n_feat`` on."""
+        weights = key_value_weights(mha)
+        u, squares = directions(mha, moments)
+        down = u[:, : self.kv_lora_rank].T @ weights  # (r, D)
+        k_up, v_up = u[:, : self.kv_lora_rank].chunk(2)  # (D, r) each
+        bias = mha.linear_v.bias.detach().cpu().double()
+        if moments is not None:
+            _, w_v = weights.chunk(2)
+            bias = bias + (w_v - v_up @ down) @ moments.mean
+        state = {k: v for k, v in mha.state_dict().items() if not k.startswith(KEY_VALUE)}
+        state |= {
+            "linear_kv_down.weight": down,
+            "linear_k_up.weight": k_up,
+            "linear_v_up.weight": v_up,
+            "linear_v_up.bias": bias,
+        }
+        return state, share(squares[self.kv_lora_rank :].sum(), squares.sum()).item()
+
+    @staticmethod
+    def spectrum(mha, moments=None) -> torch.Tensor:
+        """Error (2D,) that each next rank takes away, the largest first."""
+        return directions(mha, moments)[1]
+
+
+def directions(attention, moments=None):
+    """What latent attention of each rank keeps.
+
+    Args:
+        attention: Multi-head attention.
+        moments: Of its inputs; without them all inputs count as equally likely.
+
+    Returns:
+        U (2D, 2D), a latent's directions, the most important first, and their squared singular
+        values (2D,), the error that leaving each out adds.
+    """
+    weights = on_inputs(key_value_weights(attention), moments)
+    u, s, _ = torch.linalg.svd(weights, full_matrices=True)
+    return u, torch.cat([s**2, s.new_zeros(len(u) - len(s))])

@@ -10,7 +10,7 @@ import numpy as np
 from espnet2.bin.aggregate_stats_dirs import aggregate_stats_dirs
 
 from espnet_ext.errors import cli, refuse_not_finite
-from espnet_ext.options import Parser
+from espnet_ext.options import Parser, output
 
 
 @cli
@@ -18,10 +18,10 @@ def main(argv=None):
     """Aggregate the directories in ``argv``."""
     parser = Parser(description=__doc__)
     parser.add_argument("--input_dir", action="append", required=True, help="one per job")
-    parser.add_argument("--output_dir", required=True)
+    parser.option("output_dir", output, required=True)
     parser.add_argument("--skip_sum_stats", action="store_true", help="there are no features")
-    parser.add_argument("--token_list", required=True, help="its lines are counted")
-    parser.add_argument("--token_type", required=True, help="suffix of the second shape file")
+    parser.option("token_list", help="its lines are counted", required=True)
+    parser.option("token_type", help="suffix of the second shape file", required=True)
     args = parser.parse_args(argv)
     for path in (path for folder in args.input_dir for path in Path(folder).glob("*/*_stats.npz")):
         with np.load(path) as statistics:

@@ -6,61 +6,51 @@ report.html. A model that is expected and not there is shown as missing; a file 
 and skipped.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from espnet_ext.data.kaldi import write_atomic
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser
-from espnet_ext.report.compare import Comparison
-from espnet_ext.report.page import report_html
-from espnet_ext.report.plots import PLOTS
-from espnet_ext.report.tables import comparison_csv, summary_report
-
-BASELINES = Path(__file__).parents[2] / "conf" / "published_baselines.yaml"
+from espnet_ext.options import Parser, listed, name
+from espnet_ext.options import output as output_path
+from espnet_ext.resources import PUBLISHED_BASELINES
 
 
-def get_parser() -> Parser:
-    """Options of this command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--expdir", default="exp", help="directory of the models [%(default)s]")
-    parser.add_argument("--output", default="comparison", help="[%(default)s]")
-    parser.add_argument(
-        "--encoders", default="conformer branchformer", help="rows that are expected [%(default)s]"
+def add_expected(parser):
+    """Options that say which models a comparison is of."""
+    parser.option("encoders", listed(name), "conformer branchformer", "rows that are expected")
+    parser.option(
+        "attentions", listed(name), help="rows that are expected [every attention there is]"
     )
-    parser.add_argument("--attentions", help="rows that are expected [every attention there is]")
-    parser.add_argument("--published", default=BASELINES, help="YAML of published results")
-    return parser
+
+
+def compare(expdir, output, encoders, attentions, published=PUBLISHED_BASELINES):
+    """Write a comparison and print its tables; see the module."""
+    from espnet_ext.report.compare import Comparison
+    from espnet_ext.report.write import write_comparison
+
+    if attentions is None:
+        from espnet_ext.attention import ATTENTIONS as attentions
+    comparison = Comparison(expdir, encoders, list(attentions), published)
+    for note in comparison.notes:
+        print(f"{Path(sys.argv[0]).stem}: {note}", file=sys.stderr)
+    if not comparison.models:
+        raise UserError(
+            f"{expdir}: no */evaluation_results.json of use below it; run espnet-ext evaluate first"
+        )
+    print(write_comparison(comparison, output))
+    print(f"All of it with plots: {Path(output) / 'report.html'}")
 
 
 @cli
 def main(argv=None):
     """Run the command line."""
-    args = get_parser().parse_args(argv)
-    attentions = args.attentions
-    if attentions is None:
-        from espnet_ext.attention import ATTENTIONS
-
-        attentions = " ".join(ATTENTIONS)
-    comparison = Comparison(args.expdir, args.encoders.split(), attentions.split(), args.published)
-    for note in comparison.notes:
-        print(f"asr_compare: {note}", file=sys.stderr)
-    if not comparison.models:
-        raise UserError(
-            f"{args.expdir}: no */evaluation_results.json of use below it; "
-            "run local/evaluate_all.sh first"
-        )
-    output = Path(args.output)
-    plots = {name: draw(comparison) for name, draw in PLOTS.items()}
-    for name, png in plots.items():
-        write_atomic(output / name, png)
-    summary = summary_report(comparison)
-    write_atomic(output / "summary_report.txt", summary.encode())
-    write_atomic(output / "comparison_table.csv", comparison_csv(comparison).encode())
-    write_atomic(output / "report.html", report_html(comparison, plots).encode())
-    print(summary)
-    print(f"All of it with plots: {output / 'report.html'}")
+    parser = Parser(description=__doc__)
+    parser.option("expdir", default="exp", help="directory of the models")
+    parser.option("output", output_path, "comparison")
+    add_expected(parser)
+    parser.option("published", default=PUBLISHED_BASELINES, help="YAML of published results")
+    args = parser.parse_args(argv)
+    compare(args.expdir, args.output, args.encoders, args.attentions, args.published)
 
 
 if __name__ == "__main__":

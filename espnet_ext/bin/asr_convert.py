@@ -1,57 +1,53 @@
 """Give a trained model another attention without training it again.
 
---from is the directory of a model with multi-head attention, of this package or of stock ESPnet
+EXPDIR is the directory of a model with multi-head attention, of this package or of stock ESPnet
 (conformer, branchformer, e_branchformer). --output is a directory of the same kind, which every
 other command takes. mla at kv_lora_rank = output_size, gqa at n_kv_head = attention_heads and mha
 with cache=input give the source's outputs; what else is lost, the table says. linear is an
 initialisation and needs fine-tuning.
 """
 
-import argparse
-
-import yaml
-
-from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, positive, positive_int
+from espnet_ext import model_options as shared
+from espnet_ext.attention import ATTENTIONS
+from espnet_ext.config import parse_value
+from espnet_ext.errors import UserError, about, cli
+from espnet_ext.options import Parser, output, path, positive, positive_int
 
 
 def get_parser() -> Parser:
     """Options of this command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="source", required=True, help="directory of the model")
-    parser.add_argument("--output", required=True, help="directory to write, not there yet")
-    parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
-    parser.add_argument(
-        "--attention",
-        help="mha, gqa, mla or linear; A,B,... is one per layer [the encoder stays as it is]",
+    parser = Parser(description=__doc__)
+    parser.add_argument("expdir", nargs="?", type=path, metavar="EXPDIR", help="model to convert")
+    parser.option("from", path, help="in place of EXPDIR: the same", dest="source")
+    parser.option("output", output, help="new directory to write", required=True)
+    shared.add_checkpoint(parser)
+    parser.option(
+        "attention",
+        help=f"{', '.join(ATTENTIONS)}; A,B,... is one per layer [the encoder stays as it is]",
     )
-    parser.add_argument(
-        "--attention_conf",
-        nargs="+",
+    parser.option(
+        "attention_conf",
         default=[],
-        metavar="KEY=VALUE",
         help="e.g. kv_lora_rank=64, n_kv_head=2, cache=input; [64,32,...] is a value per layer",
+        nargs="+",
+        metavar="KEY=VALUE",
     )
-    parser.add_argument(
-        "--budget_kb",
-        type=positive,
-        help="mla: KB (1024 bytes) of 1000 frames in float32, shared among the layers where each "
+    parser.option(
+        "budget_kb",
+        positive,
+        help="KB (1024 bytes) of 1000 frames in float32, shared among the layers where each "
         "rank saves most, in place of kv_lora_rank",
     )
-    parser.add_argument(
-        "--grouping",
-        choices=("neighbours", "similar"),
+    parser.option(
+        "grouping",
         default="neighbours",
-        help="gqa: heads that share keys and values [%(default)s]",
+        help="heads that share keys and values, with n_kv_head",
+        choices=("neighbours", "similar"),
     )
-    parser.add_argument(
-        "--calibration_scp", help="gqa, mla: wav.scp whose recordings the new weights fit best"
-    )
-    parser.add_argument(
-        "--num_utts", type=positive_int, default=50, help="how many of them [%(default)s]"
-    )
-    parser.add_argument("--decoder_attention", help="gqa or mla [the decoder stays as it is]")
-    parser.add_argument("--decoder_attention_conf", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.option("calibration_scp", help="wav.scp whose recordings the new weights fit best")
+    parser.option("num_utts", positive_int, 50, "how many of them")
+    parser.option("decoder_attention", help="as --attention [the decoder stays as it is]")
+    parser.option("decoder_attention_conf", default=[], nargs="+", metavar="KEY=VALUE")
     return parser
 
 
@@ -62,10 +58,8 @@ def options(name: str, words: list[str]) -> dict:
         key, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"--{name}: must be KEY=VALUE, got {word}")
-        try:
-            conf[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--{name}: {key}: is not a value: {value}") from None
+        with about(f"--{name}: {key}"):
+            conf[key] = parse_value(value)
     return conf
 
 
@@ -80,8 +74,8 @@ def table(report: dict) -> str:
         lines.append(f"decoder: {report['decoder_attention']} {report['decoder_attention_conf']}")
         for n, lost in enumerate(report["decoder_lost"]):
             lines.append(_line(f"layer {n // 2}, {'source' if n % 2 else 'self'}", lost))
-    if report.get("attention") == "linear":
-        lines.append("Linear attention only starts from these weights: fine-tune it.")
+    if None in report.get("lost", []):
+        lines.append(f"{report['attention']} only starts from these weights: fine-tune it.")
     return "\n".join(lines)
 
 
@@ -93,6 +87,8 @@ def _line(name, lost):
 def main(argv=None):
     """Run the command line."""
     args = get_parser().parse_args(argv)
+    if bool(args.expdir) == bool(args.source):
+        raise UserError("give EXPDIR, or --from, the model to convert")
     if not args.attention and not args.decoder_attention:
         raise UserError("give --attention or --decoder_attention: there is nothing to convert")
     from espnet_ext.convert.model import Request, convert_model
@@ -108,7 +104,8 @@ def main(argv=None):
         decoder_attention=args.decoder_attention,
         decoder_attention_conf=options("decoder_attention_conf", args.decoder_attention_conf),
     )
-    report = convert_model(args.source, args.output, request, args.inference_asr_model)
+    config, checkpoint = shared.find_model(args.expdir or args.source, args.inference_asr_model)
+    report = convert_model(config.parent, args.output, request, checkpoint.name)
     print(table(report))
     print(f"written: {args.output}")
 

@@ -6,59 +6,55 @@ for causal models, the streaming decodings streaming_C<chunk>_L<left context>/. 
 model could not be evaluated.
 """
 
-import argparse
 import sys
 
+from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, device, positive_int
-from espnet_ext.report.evaluate import evaluate
-from espnet_ext.report.schema import text
+from espnet_ext.options import Parser, positive_int
 
 
-def get_parser() -> Parser:
-    """Options of this command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("expdir", nargs="+", help="model directories")
-    parser.add_argument(
-        "--inference_tag",
-        default="decode_asr_asr_model_valid.acc.ave",
-        help="directory of the offline decoding [%(default)s]",
-    )
-    parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
-    parser.add_argument("--inference_config", help="decoding options of the timed offline pass")
-    parser.add_argument("--streaming_config", help="decoding options of streams; greedy without it")
-    parser.add_argument("--profile_config", help="what is measured, e.g. conf/profile.yaml")
-    parser.add_argument("--dumpdir", default="dump", help="formatted data [%(default)s]")
-    parser.add_argument(
-        "--nj", type=positive_int, default=1, help="processes that decode [%(default)s]"
-    )
-    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
-    return parser
+def announce(results: dict) -> None:
+    """Print a line of what matters most."""
+    from espnet_ext.report.schema import text
 
-
-def row(results: dict) -> str:
-    """One line of what matters most."""
     wers = [
         f"{name} {text(wer['wer'])} [{text(wer['interval_95'][0])}, {text(wer['interval_95'][1])}] "
         f"({wer['drawn']} drawn)"
         for name, wer in results["wer"].items()
     ]
     ratio, cache = text(results["compression_ratio"]), text(results["kv_cache_kb"])
-    return (
+    print(
         f"{results['encoder']} {results['attention']}: WER {', '.join(wers)}; cache {cache} KB, "
         f"MHA keeps {ratio} times as much; {text(results['inference_time_ms'])} ms per utterance, "
-        f"{text(results['memory_mb'])} MB"
+        f"{text(results['memory_mb'])} MB",
+        flush=True,
     )
 
 
 @cli
 def main(argv=None):
     """Run the command line."""
-    args = get_parser().parse_args(argv)
-    failed = 0
-    for expdir in args.expdir:
+    parser = Parser(description=__doc__)
+    parser.add_argument("expdir", nargs="+", help="model directories")
+    parser.option(
+        "inference_tag",
+        default="decode_asr_asr_model_valid.acc.ave",
+        help="directory of the offline decoding",
+    )
+    shared.add_checkpoint(parser)
+    parser.option("inference_config", help="decoding options of the timed offline pass")
+    parser.option("streaming_config", help="decoding options of streams; greedy without it")
+    parser.option("profile_config", help="what is measured, e.g. conf/profile.yaml")
+    parser.option("dumpdir", default="dump", help="formatted data")
+    parser.option("nj", positive_int, 1, "processes that decode")
+    shared.add_device(parser)
+    args = vars(parser.parse_args(argv))
+    from espnet_ext.evaluate.evaluation import Settings, evaluate
+
+    expdirs, failed = args.pop("expdir"), 0
+    for expdir in expdirs:
         try:
-            evaluate(expdir, args, lambda results: print(row(results), flush=True))
+            evaluate(expdir, Settings(**args), announce)
         except UserError as error:
             print(f"asr_evaluate: error: {error}", file=sys.stderr)
             failed = 1

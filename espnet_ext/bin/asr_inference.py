@@ -6,37 +6,19 @@ ESPnet's own. Recordings longer than ``--max_segment`` are encoded whole and sea
 end in pauses (docs/long_audio.md).
 """
 
-import logging
-import math
-from contextlib import nullcontext
-from functools import partial
-
-import torch
 from espnet2.bin import asr_inference
-from espnet2.legacy.nets.beam_search import Hypothesis
-from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
-from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
-from espnet2.torch_utils.device_funcs import is_out_of_memory_error, release_accelerator_memory
-from torch.nn.utils.rnn import pad_sequence
+from espnet2.train.iterable_dataset import DATA_TYPES
 
 import espnet_ext  # noqa: F401
-from espnet_ext.checkpoint import StrictASRTask
-from espnet_ext.decoder import use_kv_cache
-from espnet_ext.errors import UserError, about, cli
-from espnet_ext.long_audio import LongAudio
+from espnet_ext.data.kaldi import read_scp
+from espnet_ext.errors import cli
 from espnet_ext.options import boolean, data_triple, declare, non_negative
-from espnet_ext.utterance import (
-    check_finite,
-    check_number,
-    encode,
-    has_features,
-    mono,
-    waveform,
-)
+from espnet_ext.streaming.offline import ESPnetSpeech2Text, Speech2Text
+
+__all__ = ["ESPnetSpeech2Text", "Speech2Text", "get_parser", "inference", "main"]
 
 espnet_parser = asr_inference.get_parser
 espnet_inference = asr_inference.inference
-ESPnetSpeech2Text = asr_inference.Speech2Text
 
 
 def get_parser():
@@ -58,179 +40,11 @@ def get_parser():
     return parser
 
 
-def hears_one_channel(args) -> bool:
-    """Whether the model of a training run's options reads recordings of one channel."""
-    conf = (args.frontend_conf or {}).get("frontend_conf") or {}
-    return bool(args.frontend) and not (conf.get("use_wpe") or conf.get("use_beamformer"))
-
-
-class Speech2Text(ESPnetSpeech2Text):
-    """ESPnet's ``Speech2Text`` with cached scorers, for recordings of any length.
-
-    What is too short for an encoder frame has no text, alone and in a batch, and the channels of a
-    recording are averaged. A batch is encoded one by one, as padding would change what the encoder
-    makes of the ends, and searched together: its texts are those of the utterances alone.
-
-    Attributes:
-        names: Of the utterances that are decoded next, for messages; None to count them.
-    """
-
-    kv_cache = True
-    max_segment = 40.0
-    names = None
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._check_options()
-        use_kv_cache(self, self.kv_cache)
-        scorers = getattr(self.beam_search, "scorers", {}).values()
-        if self.dtype == "float16" and any(type(s) is CTCPrefixScorer for s in scorers):
-            raise UserError("dtype: float16 is too narrow for ESPnet's CTC scores, use float32")
-        self.long_audio = LongAudio(self, self.max_segment)
-
-    def _check_options(self):
-        weights = getattr(self.beam_search, "weights", {})
-        if not 0 <= weights.get("ctc", 0) <= 1:
-            raise UserError(f"ctc_weight: must be 0 to 1, got {weights['ctc']:g}")
-        numbers = {"penalty": weights.get("length_bonus", 0)}
-        numbers |= {f"{name}_weight": weights.get(name, 0) for name in ("lm", "ngram")}
-        numbers |= {"maxlenratio": self.maxlenratio, "minlenratio": self.minlenratio}
-        for name, value in numbers.items():
-            if not math.isfinite(value):
-                raise UserError(f"{name}: must be a number, got {value:g}")
-        beam_size = getattr(self.beam_search or self.beam_search_transducer, "beam_size", 1)
-        for name, value in {"beam_size": beam_size, "nbest": self.nbest}.items():
-            if value < 1:
-                raise UserError(f"{name}: must be at least 1, got {value}")
-
-    def __call__(self, speech):
-        """Decode one waveform (n,) or (n, channels), or a list of them; see ESPnet's method.
-
-        Raises:
-            UserError: Samples or scores are not numbers, or the recording cannot be decoded.
-        """
-        if isinstance(speech, (list, tuple)):
-            return self.batch_decode(speech)
-        with about(self.names[0]) if self.names else nullcontext():
-            return self._decode(self._input(speech))
-
-    @torch.no_grad()
-    def batch_decode(self, speech, speech_lengths=None):
-        """Decode several waveforms; see ESPnet's method. Long ones are decoded one by one.
-
-        Raises:
-            UserError: As above; the message names the utterance, or counts it from 1.
-        """
-        if speech_lengths is not None:
-            speech = [w[: int(n)] for w, n in zip(speech, speech_lengths, strict=True)]
-        names = self.names or [f"utterance {i + 1}" for i in range(len(speech))]
-        results, encoded = [None] * len(speech), {}
-        for i, (name, wave) in enumerate(zip(names, speech, strict=True)):
-            with about(name):
-                wave = self._input(wave)
-                if self.long_audio.takes(len(wave)) or not self._can_batch_decode():
-                    results[i] = self._decode(wave)
-                    continue
-                logging.info(f"speech length: {len(wave)}")  # ESPnet's calculate_rtf.py reads it
-                y = encode(self.asr_model, wave.to(self.device))
-                check_finite(y)
-                if len(y):
-                    encoded[i] = y
-                else:
-                    results[i] = self._no_text()
-        for i, hyps in zip(encoded, self._search(list(encoded.values())), strict=True):
-            with about(names[i]):
-                results[i] = self._checked(self._hyps_to_results(hyps))
-        return results
-
-    def _search(self, encoded):
-        """One beam search over encoder outputs (T, n_feat), or two where memory is too small."""
-        if not encoded:
-            return []
-        for module in self.beam_search.modules():  # as ESPnet prepares its S4 decoder
-            if hasattr(module, "setup_step"):
-                module.setup_step()
-        try:
-            return self.beam_search(
-                x=pad_sequence(encoded, batch_first=True),
-                x_lengths=torch.tensor([len(y) for y in encoded], device=self.device),
-                maxlenratio=self.maxlenratio,
-                minlenratio=self.minlenratio,
-            )
-        except RuntimeError as error:
-            if len(encoded) == 1 or not is_out_of_memory_error(error):
-                raise
-        release_accelerator_memory()
-        half = len(encoded) // 2
-        logging.warning(f"out of memory: a batch of {len(encoded)} is searched in two halves")
-        return self._search(encoded[:half]) + self._search(encoded[half:])
-
-    def _input(self, speech):
-        if hears_one_channel(self.asr_train_args):
-            return waveform(speech, getattr(torch, self.dtype))
-        return torch.as_tensor(speech).to(getattr(torch, self.dtype))
-
-    def _decode(self, wave):
-        """N-best list of what ``_input`` has made of an utterance."""
-        if self.long_audio.takes(len(wave)):
-            return self._checked(self.long_audio(wave))
-        several = self.enh_s2t_task or self.multi_asr
-        try:
-            if several or has_features(self.asr_model, len(wave)):
-                found = super().__call__(wave)
-                return found if several else self._checked(found)
-        except TooShortUttError:
-            if several:
-                raise
-        return self._no_text()
-
-    def _decode_single_sample(self, enc):
-        check_finite(enc)
-        return super()._decode_single_sample(enc)
-
-    def _hyps_to_results(self, nbest_hyps):
-        if not nbest_hyps:
-            logging.warning("no hypothesis has ended: no text; lower minlenratio")
-            return self._no_text()
-        return super()._hyps_to_results(nbest_hyps)
-
-    def _no_text(self):
-        """The n-best list of an utterance in which there is nothing to hear."""
-        hyp = Hypothesis(yseq=torch.tensor([], dtype=torch.long), score=0.0)
-        return [(None if self.tokenizer is None else "", [], [], hyp)]
-
-    def _checked(self, found):
-        """An n-best list, with what an encoder's inner layers found, less scores of no number."""
-        nbest = found[0] if isinstance(found, tuple) else found
-        check_number(float(nbest[0][3].score))
-        nbest[:] = [result for result in nbest if math.isfinite(result[3].score)]
-        return found
-
-
-class DecodingTask(StrictASRTask):
-    """The ASR task as the decoding loop asks it for a model and for data."""
-
-    @classmethod
-    def build_preprocess_fn(cls, args, train):
-        """ESPnet's preprocessing, and one channel where the model hears one."""
-        preprocess = super().build_preprocess_fn(args, train)
-        return partial(_to_mono, preprocess) if hears_one_channel(args) else preprocess
-
-    @classmethod
-    def build_streaming_iterator(cls, *args, **kwargs):
-        """ESPnet's batches, whose ids are told to ``Speech2Text``."""
-        for keys, batch in super().build_streaming_iterator(*args, **kwargs):
-            Speech2Text.names = keys
-            yield keys, batch
-
-
-def _to_mono(preprocess, uid, data):
-    data = data if preprocess is None else preprocess(uid, data)
-    return data | {"speech": mono(data["speech"])} if "speech" in data else data
-
-
 def inference(kv_cache: bool = True, max_segment: float = 40, **kwargs):
     """ESPnet's ``inference`` with the options of this command line."""
+    for path, _, kind in kwargs["data_path_and_name_and_type"]:
+        if kind == "sound":
+            read_scp(path)  # what is wrong with it is found before the model is loaded
     Speech2Text.kv_cache = kv_cache
     Speech2Text.max_segment = max_segment
     try:
@@ -239,10 +53,10 @@ def inference(kv_cache: bool = True, max_segment: float = 40, **kwargs):
         Speech2Text.names = None
 
 
+DATA_TYPES["sound"] = str  # of a path, read where the utterance is known
 asr_inference.get_parser = get_parser
 asr_inference.inference = inference
 asr_inference.Speech2Text = Speech2Text
-asr_inference.ASRTask = DecodingTask
 asr_inference.str2triple_str = data_triple  # a path may hold commas
 main = cli(asr_inference.main)
 

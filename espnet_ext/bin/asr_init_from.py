@@ -4,16 +4,15 @@ It has the model and the options of training of --init_from, and over them what 
 may be anything but the shape of the model.
 """
 
-import argparse
-import json
 from pathlib import Path
 
 import yaml
 
-from espnet_ext.data.kaldi import write_atomic
+from espnet_ext.config import read_config
 from espnet_ext.errors import UserError, cli, no_checkpoint
-from espnet_ext.options import Parser, path
-from espnet_ext.profiling.config import read_yaml
+from espnet_ext.files import write_atomic
+from espnet_ext.options import Parser, output, path
+from espnet_ext.results import CONVERSION, read_json
 
 #: what makes the parameters, and so cannot change
 MODEL = (
@@ -32,10 +31,10 @@ TRAINING = (
 
 def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
     """The YAML's content; see the module."""
-    source = read_yaml(expdir / "config.yaml")
+    source = read_config(expdir / "config.yaml")
     if not (expdir / checkpoint).is_file():
         raise no_checkpoint(expdir / checkpoint)
-    changes = read_yaml(schedule)
+    changes = read_config(schedule)
     for key in MODEL:
         if key in changes:
             raise UserError(f"{schedule}: {key}: comes from {expdir}, so leave it out")
@@ -53,7 +52,7 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
                 f"{schedule}: model_conf: needs teacher, the checkpoint of the model to learn "
                 f"from: {expdir} was not written by asr_convert"
             )
-        report = json.loads(conversion.read_text(encoding="utf-8"))
+        report = read_json(conversion, CONVERSION)
         config["model_conf"]["teacher"] = str(Path(report["source"], report["checkpoint"]))
     return config
 
@@ -61,11 +60,11 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
 @cli
 def main(argv=None):
     """Run the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--init_from", required=True, type=path, help="directory of the model")
-    parser.add_argument("--inference_asr_model", default="valid.acc.ave.pth", help="[%(default)s]")
-    parser.add_argument("--config", required=True, type=path, help="e.g. conf/finetune_asr.yaml")
-    parser.add_argument("--output", required=True, help="YAML to write")
+    parser = Parser(description=__doc__)
+    parser.option("init_from", path, help="directory of the model", required=True)
+    parser.option("inference_asr_model", default="valid.acc.ave.pth")
+    parser.option("config", path, help="e.g. conf/finetune_asr.yaml", required=True)
+    parser.option("output", output, help="YAML to write", required=True)
     args = parser.parse_args(argv)
     config = merged(Path(args.init_from), Path(args.config), args.inference_asr_model)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -1,29 +1,36 @@
 """Pack a trained model, its config and what decoding needs in one archive, in ESPnet's format."""
 
+from pathlib import Path
+
+from espnet_ext import model_options as shared
 from espnet_ext import packing
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser
-from espnet_ext.profiling.config import read_yaml
+from espnet_ext.options import Parser, output
+from espnet_ext.relocate import read_training_config
 
 
 @cli
 def main(argv=None):
+    """Run the command line."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--asr_train_config", required=True, help="config.yaml of the training")
-    parser.add_argument("--asr_model_file", required=True, help="such as valid.acc.ave.pth")
-    parser.add_argument("--lm_train_config", help="config.yaml of the language model")
-    parser.add_argument("--lm_file", help="its checkpoint")
+    shared.add_model(parser)
+    parser.option("lm_train_config", help="config.yaml of the language model")
+    parser.option("lm_file", help="its checkpoint")
     parser.add_argument(
         "--option", action="append", default=[], help="another file to pack; may be repeated"
     )
-    parser.add_argument("--outpath", required=True, help="the .zip to write")
-    args = vars(parser.parse_args(argv))
-    chosen = {key: path for key, path in args.items() if path and key not in ("option", "outpath")}
-    configs = {key: path for key, path in chosen.items() if key.endswith("_config")}
-    files = {key: path for key, path in chosen.items() if key not in configs}
-    normalize = read_yaml(args["asr_train_config"]).get("normalize_conf") or {}
-    statistics = [normalize["stats_file"]] if normalize.get("stats_file") else []
-    packing.pack(args["outpath"], configs, files, args["option"] + statistics)
+    parser.option("outpath", output, help="the .zip to write", required=True)
+    args = parser.parse_args(argv)
+    files = shared.model_files(args) | {"lm_file": args.lm_file}
+    configs = {"asr_train_config": files.pop("asr_train_config")}
+    configs |= {"lm_train_config": args.lm_train_config}
+    path = Path(configs["asr_train_config"])
+    config = read_training_config(path)
+    needed = [config.get("normalize_conf", {}).get("stats_file"), config.get("bpemodel")]
+    results = path.with_name("RESULTS.md")
+    needed += [results if results.is_file() else None]
+    chosen = ({key: file for key, file in kind.items() if file} for kind in (configs, files))
+    packing.pack(args.outpath, *chosen, args.option + [file for file in needed if file])
 
 
 if __name__ == "__main__":

@@ -6,54 +6,98 @@ multiply-adds, each model in a fresh process. Without --asr_model_file the weigh
 Exit status 1 if a measured cache differs from its formula.
 """
 
-import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from espnet_ext.data.kaldi import write_atomic
+from espnet_ext import model_options as shared
+from espnet_ext.config import parse_with_file
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, context, device, positive_int
-from espnet_ext.profiling.config import KINDS, describe, read_model_config, read_yaml
-from espnet_ext.results import to_json
+from espnet_ext.options import Parser, output, path
 
 MIB = 2**20
 
 
-def get_parser() -> Parser:
-    """Options of this command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", nargs="+", required=True, help="YAML of conf/ or of a run")
-    parser.add_argument("--measure", choices=("cache", "all"), default="cache")
-    parser.add_argument("--asr_model_file", help="checkpoint of the one --config")
+@cli
+def main(argv=None):
+    """Run the command line."""
+    parser = Parser(description=__doc__)
     parser.add_argument(
-        "--profile_config", help="YAML of the options below, e.g. conf/profile.yaml"
+        "models",
+        nargs="*",
+        type=path,
+        metavar="EXPDIR|YAML",
+        help="directory of a trained or unpacked model, or a configuration for random weights",
     )
+    shared.add_checkpoint(parser)
     parser.add_argument(
-        "--frames", type=positive_int, default=1000, help="encoder frames [%(default)s]"
+        "--asr_train_config", "--config", type=path, nargs="+", default=[], help="the same YAML"
     )
-    parser.add_argument(
-        "--chunk_size", type=positive_int, default=16, help="where a config has none"
-    )
-    parser.add_argument("--left_contexts", type=context, nargs="+", default=[64], help="-1 is all")
-    parser.add_argument(
-        "--vocab_size", type=positive_int, default=5000, help="tokens [%(default)s]"
-    )
-    parser.add_argument(
-        "--num_utts", type=positive_int, default=20, help="recordings timed [%(default)s]"
-    )
-    parser.add_argument(
-        "--decoder_tokens", type=positive_int, default=100, help="for the decoder's ledger"
-    )
-    parser.add_argument("--wav_scp", help="recordings to time; noise without it")
-    parser.add_argument("--inference_config", help="YAML of decoding options")
-    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda [%(default)s]")
-    parser.add_argument("--output", help="file for the measurements, one JSON object per line")
-    return parser
+    parser.option("asr_model_file", path, help="checkpoint of the one YAML")
+    parser.option("measure", default="cache", choices=("cache", "all"))
+    parser.option("profile_config", help="YAML of options, e.g. conf/profile.yaml")
+    shared.add_costs(parser)
+    shared.add_device(parser)
+    parser.option("output", output, help="file for the measurements, one JSON object per line")
+    args = parse_with_file(parser, argv, "profile_config")
+    models = find_models(args)
+    from espnet_ext.evaluate.models import read_model_config
+    from espnet_ext.files import write_atomic
+    from espnet_ext.results import to_json
+
+    for config, _ in models:
+        read_model_config(config)
+    results = measure_all(models, args) if args.measure == "all" else measure_caches(models, args)
+    wrong = show(results)
+    if args.output:
+        write_atomic(args.output, "".join(map(to_json, results)).encode())
+    return wrong
+
+
+def find_models(args) -> list[tuple]:
+    """Config and checkpoint, or None for random weights, of every model that is named."""
+    checkpoint = args.inference_asr_model
+    found = [
+        shared.find_model(model, checkpoint)
+        if Path(model).is_dir()
+        else (model, args.asr_model_file)
+        for model in args.asr_train_config + args.models
+    ]
+    if not found:
+        raise UserError("give EXPDIR of a model, or the YAML of one")
+    if args.asr_model_file and len(found) > 1:
+        raise UserError("--asr_model_file: belongs to one model, give one --config")
+    return found
+
+
+def measure_caches(models, args) -> list[dict]:
+    """The caches of every model."""
+    from espnet_ext.evaluate.cache import measure_cache
+    from espnet_ext.evaluate.models import describe, read_model_config
+
+    results = []
+    for file, _ in models:
+        config = read_model_config(file)
+        cache = measure_cache(config, args.frames, args.chunk_size, args.left_contexts)
+        results.append(describe(config, file) | {"cache": cache})
+    return results
+
+
+def measure_all(models, args) -> list[dict]:
+    """Caches and costs of every model, each in a fresh process."""
+    from espnet_ext.evaluate.cost import profile
+    from espnet_ext.evaluate.process import workers
+
+    names = "wav_scp inference_config frames chunk_size left_contexts num_utts decoder_tokens"
+    names += " vocab_size device threads"
+    options = {name: getattr(args, name) for name in names.split()}
+    with workers(1, max_tasks_per_child=1) as fresh:
+        jobs = [fresh.submit(profile, *files, **options) for files in models]
+        return [job.result() for job in jobs]
 
 
 def print_table(rows: list[tuple[str, dict, dict]]) -> None:
     """Print the caches of (name, description, cache) rows."""
+    from espnet_ext.report.schema import KINDS
+
     frames = rows[0][2]["frames"]
     titles = ["model", "attention", "B/frame", f"measured, {frames} frames", "formula", "MHA/this"]
     titles += ["left context", *KINDS, "whole state"]
@@ -72,67 +116,13 @@ def print_table(rows: list[tuple[str, dict, dict]]) -> None:
             parts = [*(stream["ledger"][kind] for kind in KINDS), stream["bytes"]]
             kib = [f"{part / 1024:.10g} KiB" for part in parts]
             table.append([*(figures if not number else [""] * 6), str(kept), *kib])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    from espnet_ext.report.tables import text_table
+
+    print(text_table(table[0], table[1:]), end="")
 
 
-def measure(args, path) -> dict:
-    """One model's measurements; ``--measure all`` wants a fresh process."""
-    if args.measure == "all":
-        from espnet_ext.profiling.cost import profile
-
-        names = "inference_config frames chunk_size left_contexts num_utts decoder_tokens"
-        options = {name: getattr(args, name) for name in names.split()}
-        return profile(
-            path,
-            args.asr_model_file,
-            args.wav_scp,
-            vocab_size=args.vocab_size,
-            device=args.device,
-            **options,
-        )
-    from espnet_ext.profiling.cache import measure_cache
-
-    config = read_model_config(path)
-    cache = measure_cache(config, args.frames, args.chunk_size, args.left_contexts)
-    return describe(config, path) | {"cache": cache}
-
-
-def parse(argv):
-    """The options in ``argv``, checked; those of ``--profile_config`` are their defaults."""
-    parser = get_parser()
-    args = parser.parse_args(argv)
-    if args.profile_config:
-        parser.take_defaults(read_yaml(args.profile_config), args.profile_config)
-        args = parser.parse_args(argv)
-    if args.vocab_size < 4:
-        raise UserError(f"--vocab_size: must be at least 4, got {args.vocab_size}")
-    if args.asr_model_file and len(args.config) > 1:
-        raise UserError("--asr_model_file: belongs to one model, give one --config")
-    for path in args.config:
-        read_model_config(path)
-    return args
-
-
-@cli
-def main(argv=None):
-    """Run the command line."""
-    args = parse(argv)
-    if args.measure == "all":
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as fresh:
-            results = [fresh.submit(measure, args, path) for path in args.config]
-            results = [result.result() for result in results]
-    else:
-        results = [measure(args, path) for path in args.config]
-    return report(results, args.output)
-
-
-def report(results: list[dict], output=None) -> int:
-    """Print the caches, write the file, and return the exit status."""
+def show(results: list[dict]) -> int:
+    """Print the measurements and return the exit status."""
     names = [model_name(result["config"]) for result in results]
     print_table([(name, r, r["cache"]) for name, r in zip(names, results, strict=True)])
     if any(result["cache"]["rebuilt_causal"] for result in results):
@@ -145,8 +135,6 @@ def report(results: list[dict], output=None) -> int:
             print(f"{name}: a front end is not counted: {reason}")
         if "offline" in result:
             print_cost(name, result)
-    if output:
-        write_atomic(output, "".join(map(to_json, results)).encode())
     wrong = 0
     for name, result in zip(names, results, strict=True):
         for difference in result["cache"]["differences"]:

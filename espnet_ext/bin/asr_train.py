@@ -6,11 +6,13 @@ from espnet2.bin import asr_train
 from espnet2.tasks import abs_task
 
 import espnet_ext  # noqa: F401  spawned workers need the registration at module level
+from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.errors import UserError, cli
 from espnet_ext.jobs.training import guard_training
 from espnet_ext.options import data_triple
 
-guard_training(asr_train.ASRTask, __name__)
+asr_train.ASRTask = StrictASRTask
+guard_training(StrictASRTask, __name__)
 abs_task.str2triple_str = data_triple  # a path may hold commas
 
 

@@ -3,13 +3,9 @@
 The token is that of HF_TOKEN or of `hf auth login`.
 """
 
-import argparse
 import tempfile
 import zipfile
 from pathlib import Path
-
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, repository
@@ -34,10 +30,13 @@ An ESPnet2 model that needs `espnet_ext`:
 @cli
 def main(argv=None):
     """Upload the archive in ``argv``."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repo", type=repository, required=True, help="OWNER/NAME")
+    parser = Parser(description=__doc__)
+    parser.option("repo", repository, help="OWNER/NAME", required=True)
     parser.add_argument("archive", help=".zip of stage 14")
     args = parser.parse_args(argv)
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
     if not get_token():
         raise UserError("no token: set HF_TOKEN, or keep --skip_upload_hf true")
     api = HfApi()

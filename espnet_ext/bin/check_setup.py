@@ -1,4 +1,7 @@
-"""Does this machine work? One line per check, exit status 1 if any fails."""
+"""Does this machine work? One line per check, exit status 1 if any fails.
+
+A check returns a line that says what it found, or raises an error that says what is wrong.
+"""
 
 import importlib.metadata
 import platform
@@ -19,10 +22,11 @@ LIBRISPEECH_100_GB = 32
 
 
 def check_versions(constraints=ROOT / "constraints.txt"):
-    """Compare the installed packages with the pinned ones.
+    """Compare the installed packages with the pinned ones, or with what the package asks for.
 
     Args:
-        constraints: File of ``name==version`` lines, markers and comments allowed.
+        constraints: File of ``name==version`` lines, markers and comments allowed; without it, as
+            where no clone is, the ranges of the installed package count.
 
     Returns:
         A line that says what was found.
@@ -30,31 +34,29 @@ def check_versions(constraints=ROOT / "constraints.txt"):
     Raises:
         UserError: A package is missing or has another version.
     """
-    lines = [line.partition("#")[0].strip() for line in constraints.read_text().splitlines()]
-    pins = [Requirement(line) for line in lines if line]
-    pins = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    pinned = constraints.is_file()
+    if pinned:
+        lines = [line.partition("#")[0].strip() for line in constraints.read_text().splitlines()]
+    else:
+        lines = importlib.metadata.requires("espnet-ext")
+    wanted = [Requirement(line) for line in lines if line]
+    wanted = [w for w in wanted if w.marker is None or w.marker.evaluate({"extra": ""})]
     wrong = []
-    for pin in pins:
+    for package in wanted:
         try:
-            version = importlib.metadata.version(pin.name)
+            version = importlib.metadata.version(package.name)
         except importlib.metadata.PackageNotFoundError:
             version = "missing"
-        if version not in pin.specifier:
-            wrong.append(f"{pin.name} {version}, pinned {pin.specifier}")
+        if version not in package.specifier:
+            wrong.append(f"{package.name} {version}, needed is {package.specifier}")
     if wrong:
-        raise UserError(f"{'; '.join(wrong)}; run: make setup")
-    return f"Python {platform.python_version()}, {len(pins)} packages as in {constraints.name}"
+        raise UserError(f"{'; '.join(wrong)}; run: {'make setup' if pinned else 'pip install'}")
+    found = f"as in {constraints.name}" if pinned else "in the ranges that espnet-ext needs"
+    return f"Python {platform.python_version()}, {len(wanted)} packages {found}"
 
 
 def check_audio():
-    """Write a tone as WAV and FLAC and read it back.
-
-    Returns:
-        A line that says what was found.
-
-    Raises:
-        UserError: Samples came back changed.
-    """
+    """Write a tone as WAV and FLAC and read it back."""
     import numpy as np
     import soundfile
 
@@ -70,18 +72,7 @@ def check_audio():
 
 
 def check_attention(name, device):
-    """Run a small Conformer with one attention forward and backward.
-
-    Args:
-        name: Key of ``espnet_ext.attention.ATTENTIONS``.
-        device: Where to run, as PyTorch names it.
-
-    Returns:
-        A line that says what was found.
-
-    Raises:
-        UserError: A parameter got no finite gradient.
-    """
+    """Run a small Conformer with one attention of the registry forward and backward."""
     import torch
 
     from espnet_ext.encoder import ConformerEncoder
@@ -109,14 +100,7 @@ def check_attention(name, device):
 
 
 def check_sentencepiece():
-    """Train a small unigram model and encode with it.
-
-    Returns:
-        A line that says what was found.
-
-    Raises:
-        UserError: Text did not survive encoding and decoding.
-    """
+    """Train a small unigram model and encode with it."""
     import sentencepiece
 
     text = "one two three four five six seven eight nine zero"
@@ -136,17 +120,7 @@ def check_sentencepiece():
 
 
 def check_disk(folder="."):
-    """Look at the free space where data and experiments go.
-
-    Args:
-        folder: Directory of the recipe.
-
-    Returns:
-        A line that says what was found.
-
-    Raises:
-        UserError: Less than the small recipes need.
-    """
+    """Look at the free space of a recipe's directory."""
     free = shutil.disk_usage(folder).free / 1e9
     found = f"{free:.0f} GB free, LibriSpeech-100 takes about {LIBRISPEECH_100_GB}"
     if free < 1:
@@ -156,11 +130,7 @@ def check_disk(folder="."):
 
 @cli
 def main(argv=None):
-    """Run every check and print one line for each.
-
-    Args:
-        argv: Command-line arguments.
-    """
+    """Run every check and print one line for each."""
     Parser(description=__doc__).parse_args(argv)
     import torch
 

@@ -1,6 +1,5 @@
 """Download LibriSpeech's splits, check them and extract them to DIR/LibriSpeech."""
 
-from espnet_ext.data import download, librispeech
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, positive
 
@@ -8,27 +7,24 @@ from espnet_ext.options import Parser, positive
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--url",
-        default=",".join(librispeech.MIRRORS),
-        help="where <split>.tar.gz is; several, separated by commas, are mirrors "
-        "(default: %(default)s)",
+    parser.option(
+        "url",
+        help="where <split>.tar.gz is, commas between mirrors [OpenSLR and its mirrors]",
     )
-    parser.add_argument(
-        "--checksums",
+    parser.option(
+        "checksums",
+        help="lines 'md5 bytes split' [those of the published archives]",
         metavar="FILE",
-        help="lines 'md5 bytes split' (default: those of the published archives)",
     )
-    parser.add_argument(
-        "--timeout",
-        type=positive,
-        default=60,
-        help="seconds without a byte until a connection counts as broken (default: %(default)s)",
+    parser.option(
+        "timeout", positive, 60, "seconds without a byte until a connection counts as broken"
     )
     parser.add_argument("output", metavar="DIR")
     parser.add_argument("splits", metavar="SPLIT", nargs="+", help="such as dev-clean")
     args = parser.parse_args(argv)
-    urls = args.url.split(",")
+    from espnet_ext.data import download, librispeech
+
+    urls = args.url.split(",") if args.url else list(librispeech.MIRRORS)
     wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
     if wrong:
         raise UserError(f"--url {wrong[0]!r}: give http://... or https://..., commas between")

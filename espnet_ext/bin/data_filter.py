@@ -2,8 +2,6 @@
 
 import sys
 
-from espnet_ext.data import kaldi
-from espnet_ext.data.audio import parse_rate
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, non_negative, positive, rate
 
@@ -11,24 +9,15 @@ from espnet_ext.options import Parser, non_negative, positive, rate
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--fs", type=rate, default="16k", help="sampling rate of the audio (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--min_wav_duration",
-        type=non_negative,
-        default=0.1,
-        help="seconds, excluded (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max_wav_duration",
-        type=positive,
-        default=20,
-        help="seconds, excluded (default: %(default)s)",
-    )
+    parser.option("fs", rate, "16k", "sampling rate of the audio")
+    parser.option("min_wav_duration", non_negative, 0.1, "seconds, excluded")
+    parser.option("max_wav_duration", positive, 20, "seconds, excluded")
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)
+    from espnet_ext.audio import parse_rate
+    from espnet_ext.data import kaldi
+
     hertz = parse_rate(args.fs)
     tables = kaldi.read_data_dir(args.input)
     try:

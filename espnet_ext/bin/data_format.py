@@ -2,7 +2,6 @@
 
 import sys
 
-from espnet_ext.data import audio
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, positive_int, rate
 
@@ -10,23 +9,17 @@ from espnet_ext.options import Parser, positive_int, rate
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--fs",
-        type=rate,
-        default="16k",
-        help="sampling rate, as in 16k or 8000 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--audio_format", default="flac", help="flac or wav, for what is converted (default: flac)"
-    )
-    parser.add_argument(
-        "--nj", type=positive_int, default=1, help="worker processes (default: %(default)s)"
-    )
+    parser.option("fs", rate, "16k", "sampling rate, as in 16k or 8000")
+    parser.option("audio_format", default="flac", help="flac or wav, for what is converted")
+    parser.option("nj", positive_int, 1, "worker processes")
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)
+    from espnet_ext.audio import parse_rate
+    from espnet_ext.data import audio
+
     counts = audio.format_data_dir(
-        args.input, args.output, audio.parse_rate(args.fs), args.audio_format, args.nj
+        args.input, args.output, parse_rate(args.fs), args.audio_format, args.nj
     )
     print(
         f"{args.output}: {', '.join(f'{n} {what}' for what, n in counts.items())}", file=sys.stderr

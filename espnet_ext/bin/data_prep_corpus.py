@@ -2,47 +2,51 @@
 
 from pathlib import Path
 
-from espnet_ext.data import corpus
 from espnet_ext.errors import UserError, cli, printable
 from espnet_ext.options import Parser, one_of, path, positive_int
 
 SOURCE = ("wavs", "text", "data", "speakers", "speaker_from")
 
 
+def rule(word):
+    """Where a speaker's name is in a file's."""
+    from espnet_ext.data.corpus import RULES
+
+    return one_of(*RULES)(word)
+
+
 def add_source(parser):
     """Add the options that say what a corpus is."""
-    parser.add_argument(
-        "--wavs", type=path, metavar="DIR", help="recordings, in folders or not; any rate and depth"
+    parser.option(
+        "wavs", path, help="recordings, in folders or not; any rate and depth", metavar="DIR"
     )
-    parser.add_argument(
-        "--text",
-        type=path,
+    parser.option(
+        "text",
+        path,
+        help="lines of an id or file name, a tab or comma, and the transcript [a .txt beside each "
+        "recording]",
         metavar="FILE",
-        help="lines of an id or file name, a tab or comma, and the transcript (default: a .txt "
-        "beside each recording)",
     )
-    parser.add_argument(
-        "--data",
-        type=path,
+    parser.option(
+        "data",
+        path,
+        help="in place of both a Kaldi-style directory, or one that holds train, test, perhaps dev",
         metavar="DIR",
-        help="in place of both a Kaldi-style directory, or one that holds train, dev and test",
     )
-    parser.add_argument(
-        "--speakers",
-        type=path,
-        metavar="FILE",
+    parser.option(
+        "speakers",
+        path,
         help="lines of an id or file name, a tab or comma, and the speaker",
+        metavar="FILE",
     )
-    parser.add_argument(
-        "--speaker_from",
-        type=one_of(*corpus.RULES),
-        metavar="RULE",
+    parser.option(
+        "speaker_from",
+        rule,
         help="directory: each folder of DIR is a speaker; field1: the file name up to the first - "
         "or _ is, field2: the next part, ...; one: do not tell speakers apart",
+        metavar="RULE",
     )
-    parser.add_argument(
-        "--nj", type=positive_int, default=32, help="worker processes, at most one per core"
-    )
+    parser.option("nj", positive_int, 32, "worker processes, at most one per core")
 
 
 def source(args):
@@ -67,6 +71,8 @@ def main(argv=None):
     add_source(parser)
     parser.add_argument("out", metavar="OUT", help="directory that receives train, dev and test")
     args = parser.parse_args(argv)
+    from espnet_ext.data import corpus
+
     _, notes = corpus.prepare(corpus.read(**source(args), nj=args.nj), args.out)
     print(printable("\n".join(notes)))
 

@@ -2,7 +2,6 @@
 
 import sys
 
-from espnet_ext.data import kaldi, librispeech
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, boolean, positive_int
 
@@ -19,12 +18,12 @@ def main(argv=None):
         **truth,
         help="decode every file; refuse other than 16 kHz mono (default: true)",
     )
-    parser.add_argument(
-        "--nj", type=positive_int, default=1, help="worker processes (default: %(default)s)"
-    )
+    parser.option("nj", positive_int, 1, "worker processes")
     parser.add_argument("split", metavar="SPLIT", help="directory; SPEAKERS.TXT is beside it")
     parser.add_argument("output", metavar="OUT")
     args = parser.parse_args(argv)
+    from espnet_ext.data import kaldi, librispeech
+
     tables = librispeech.prepare(args.split, args.check_counts, args.check_audio, args.nj)
     kaldi.write_data_dir(args.output, tables)
     print(f"{args.output}: {len(tables['text'])} utterances", file=sys.stderr)

@@ -1,52 +1,41 @@
-"""Make a token list from text: BPE (with its sentencepiece model), characters or words."""
+"""Make a token list from text: BPE (with its sentencepiece model), characters or words.
 
-import argparse
+Of BPE, bpe.model, bpe.vocab and train.txt are written too.
+"""
+
 import sys
 from pathlib import Path
 
-from espnet_ext.data import tokens
-from espnet_ext.data.kaldi import read_lines, write_atomic
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, positive_int, probability
 
 
 @cli
 def main(argv=None):
-    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--token_type", choices=("bpe", "char", "word"), default="bpe", help="kind of token"
+    parser = Parser(description=__doc__)
+    parser.option(
+        "token_type", default="bpe", help="kind of token", choices=("bpe", "char", "word")
     )
-    parser.add_argument(
-        "--text", nargs="+", required=True, metavar="FILE", help="Kaldi-style text files"
+    parser.option("text", help="Kaldi-style text files", nargs="+", required=True, metavar="FILE")
+    parser.option(
+        "transcripts", default=[], help="more files, only checked", nargs="*", metavar="FILE"
     )
-    parser.add_argument(
-        "--transcripts", nargs="*", default=[], metavar="FILE", help="more files, only checked"
+    parser.option("output", help="where tokens.txt goes", required=True, metavar="DIR")
+    parser.option(
+        "nlsyms_txt", help="symbols that count as one character, one per line", metavar="FILE"
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="where tokens.txt goes")
-    parser.add_argument(
-        "--nlsyms_txt", metavar="FILE", help="symbols that count as one character, one per line"
+    parser.option("nbpe", positive_int, 30, "bpe: number of tokens")
+    parser.option(
+        "bpemode", default="unigram", help="bpe: its model type", choices=("unigram", "bpe")
     )
-    bpe = parser.add_argument_group("for bpe; writes bpe.model, bpe.vocab and train.txt too")
-    bpe.add_argument("--nbpe", type=positive_int, default=30, help="number of tokens")
-    bpe.add_argument(
-        "--bpemode",
-        choices=("unigram", "bpe"),
-        default="unigram",
-        help="sentencepiece's model type",
-    )
-    bpe.add_argument(
-        "--bpe_nlsyms", metavar="A,B", help="symbols that are never split, separated by commas"
-    )
-    bpe.add_argument(
-        "--bpe_char_cover", type=probability, default=1.0, help="fraction of characters covered"
-    )
-    bpe.add_argument(
-        "--bpe_input_sentence_size",
-        type=positive_int,
-        default=100_000_000,
-        help="sentences used at most",
-    )
+    parser.option("bpe_nlsyms", help="bpe: symbols never split, commas between", metavar="A,B")
+    parser.option("bpe_char_cover", probability, 1.0, "bpe: fraction of characters covered")
+    parser.option("bpe_input_sentence_size", positive_int, 100_000_000, "bpe: sentences at most")
     args = parser.parse_args(argv)
+    from espnet_ext.data import tokens
+    from espnet_ext.data.kaldi import read_lines
+    from espnet_ext.files import write_atomic
+
     texts, files = tokens.read_texts(args.text), {}
     checked = {path: tokens.read_transcripts(path) for path in (*args.text, *args.transcripts)}
     if args.token_type == "bpe":

@@ -1,6 +1,5 @@
 """Check a Kaldi-style data directory; one line per problem."""
 
-from espnet_ext.data import kaldi
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser
 
@@ -10,6 +9,8 @@ def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("directory", metavar="DIR")
     args = parser.parse_args(argv)
+    from espnet_ext.data import kaldi
+
     kaldi.refuse(kaldi.validate(args.directory))
 
 

@@ -1,4 +1,4 @@
-"""ESPnet's launcher of training on one or several GPUs and nodes, ending with the run it serves."""
+"""ESPnet's launcher of training on one or several GPUs and nodes."""
 
 import contextlib
 import io
@@ -8,7 +8,6 @@ import sys
 from espnet2.bin import launch
 
 from espnet_ext.errors import UserError, cli
-from espnet_ext.jobs import die_with_parent
 
 
 @cli
@@ -16,7 +15,6 @@ def main(argv=None):
     """Launch the training in ``argv``; its log is rotated first."""
     argv = sys.argv[1:] if argv is None else argv
     log = launch.get_parser().parse_args(argv).log
-    die_with_parent()
     logging.basicConfig(level=logging.WARNING)  # the log file starts with the command
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the command again

@@ -3,11 +3,13 @@
 from espnet2.bin import lm_calc_perplexity
 
 import espnet_ext  # noqa: F401
+from espnet_ext.checkpoint import StrictLMTask
 from espnet_ext.errors import cli
 from espnet_ext.jobs.training import guard_data
 from espnet_ext.options import data_triple
 
-guard_data(lm_calc_perplexity.LMTask)
+lm_calc_perplexity.LMTask = StrictLMTask
+guard_data(StrictLMTask)
 lm_calc_perplexity.str2triple_str = data_triple  # a path may hold commas
 main = cli(lm_calc_perplexity.main)
 

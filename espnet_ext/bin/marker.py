@@ -7,6 +7,8 @@ Commands:
     marker write MARKER WORK
     marker changed MARKER [INPUT]...
         Print an input, of all or of those given, that has changed since.
+    marker claim DIR PROCESS
+        Take the lock of a directory for a process, as whose descriptor 9 it is open.
     marker replace DIR
         Put .new/DIR in the place of DIR.
 """
@@ -15,6 +17,7 @@ import json
 import sys
 from pathlib import Path
 
+from espnet_ext import files
 from espnet_ext.errors import UserError, cli
 from espnet_ext.jobs import markers
 
@@ -47,6 +50,8 @@ def main(argv=None):
         markers.write(words[0], json.loads(words[1]))
     elif command == "changed" and words:
         print(markers.changed(words[0], words[1:]))
+    elif command == "claim" and len(words) == 2:
+        files.lock(9, words[0], "run works", words[1])
     elif command == "replace" and len(words) == 1:
         markers.replace(words[0])
     elif command in ("-h", "--help"):

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 from espnet_ext.bin.data_prep_corpus import add_source, source
-from espnet_ext.data import recipe
 from espnet_ext.errors import cli, printable
 from espnet_ext.options import Parser, name
 
@@ -17,6 +16,8 @@ def main(argv=None):
     parser.add_argument("name", type=name, metavar="NAME", help="name of the new recipe")
     add_source(parser)
     args = parser.parse_args(argv)
+    from espnet_ext.data import recipe
+
     directory, notes = recipe.create(ROOT, args.name, source(args), args.nj)
     notes.append(f"written: {directory}; train and test: {os.path.relpath(directory)}/run.sh")
     print(printable("\n".join(notes)))

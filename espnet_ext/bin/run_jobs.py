@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from espnet_ext.errors import NO_SPACE, UserError, cli
-from espnet_ext.jobs import die_with_parent, parse_request, run_local, run_slurm
+from espnet_ext.jobs import parse_request, run_local, run_slurm
 
 BACKENDS = {"local": run_local, "slurm": run_slurm}
 
@@ -38,7 +38,6 @@ def main(argv=None):
     if argv in (["-h"], ["--help"]):
         print(__doc__)
         return
-    die_with_parent()
     request = parse_request(argv)
     backend = request.options.get("backend", "local")
     if backend not in BACKENDS:

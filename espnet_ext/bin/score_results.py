@@ -2,7 +2,6 @@
 
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser
-from espnet_ext.scoring import write_results
 
 
 @cli
@@ -10,7 +9,10 @@ def main(argv=None):
     """Write ``EXPDIR/RESULTS.md`` for the arguments in ``argv``."""
     parser = Parser(description=__doc__)
     parser.add_argument("expdir", help="model directory, e.g. exp/asr_train_asr_raw_en_bpe5000_sp")
-    print(write_results(parser.parse_args(argv).expdir), end="")
+    args = parser.parse_args(argv)
+    from espnet_ext.scoring import write_results
+
+    print(write_results(args.expdir), end="")
 
 
 if __name__ == "__main__":

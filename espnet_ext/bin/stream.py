@@ -1,72 +1,57 @@
 """Transcribe a recording as it arrives and show what the stream holds in memory.
 
-FILE is mono audio at the model's rate; - reads raw 16-bit little-endian mono PCM of that rate from
-standard input. Each line: seconds heard, bytes of state, the end of the text. The last line is the
-whole text. --runtime onnxruntime runs a model.onnx of asr_export, without PyTorch and ESPnet.
+FILE is mono audio at the model's rate; - reads WAV, or raw 16-bit little-endian PCM, of that kind
+from standard input. Without EXPDIR the small model in the package is run, which knows the digits in
+English at 8 kHz, and without FILE its own recording. Each line: seconds heard, bytes of state, the
+end of the text. The last line is the whole text.
 """
 
-import argparse
 import os
-import sys
 
-import espnet_ext  # noqa: F401
-from espnet_ext.data.packets import read_packets
+from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, about, cli
-from espnet_ext.options import Parser, context, packet_length, positive_int
+from espnet_ext.options import Parser
+from espnet_ext.pretrained import RECORDING
 
 SHOWN = 60
 
 
-def _parser(runtime):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="FILE|-")
-    parser.add_argument(
-        "--runtime", choices=("torch", "onnxruntime"), default="torch", help="[%(default)s]"
-    )
-    if runtime == "torch":
-        from espnet_ext.inference import add_model_options, add_search_options
-
-        add_model_options(parser)
-        add_search_options(parser)
-    else:
-        parser.add_argument("--asr_model_file", required=True, help="model.onnx of an export")
-        parser.add_argument("--chunk_size", type=positive_int, help="must be the export's")
-        parser.add_argument("--left_context", type=context, help="must be the export's")
-        parser.add_argument(
-            "--packet_ms", type=packet_length, default=100, help="packet length [%(default)s]"
-        )
-    return parser
-
-
-def _loaded(args, threads):
-    """The model, by the runtime that is asked for; the other one is not imported."""
-    if args.runtime == "onnxruntime":
-        from espnet_ext.export.runtime import OnnxSpeech2Text
-
-        return OnnxSpeech2Text(args.asr_model_file, args.chunk_size, args.left_context, threads)
-    import torch
-
-    from espnet_ext.inference import StreamingSpeech2Text, model_options
-
-    torch.set_num_threads(threads)
-    return StreamingSpeech2Text(
-        **model_options(args), search=args.search, beam_size=args.beam_size
-    )
+def _choose_model(args):
+    """Of two words one is a file, and without a model the package's own is meant."""
+    if args.source is None and args.expdir and not os.path.isdir(args.expdir):
+        args.expdir, args.source = None, "-" if args.expdir == "./-" else args.expdir
+    if not (args.expdir or args.asr_train_config or args.asr_model_file):
+        args.expdir, args.source = RECORDING.parent, args.source or RECORDING
+    if args.source is None:
+        raise UserError("FILE: missing; only the model in the package has a recording of its own")
 
 
 @cli
 def main(argv=None):
     """Run the command line."""
-    which = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    which.add_argument("--runtime", default="torch")
-    runtime = which.parse_known_args(argv)[0].runtime
-    args = _parser(runtime).parse_args(argv)
-    speech2text = _loaded(args, int(os.environ.get("OMP_NUM_THREADS", "1")))
+    """Run the command line."""
+    parser = Parser(description=__doc__)
+    shared.add_model(parser)
+    shared.add_device(parser)
+    parser.add_argument("source", metavar="FILE|-", nargs="?")
+    shared.add_stream(parser)
+    shared.add_search(parser)
+    args = parser.parse_args(argv)
+    _choose_model(args)
+    model = shared.model_files(args) | shared.stream_options(args)
+    import torch
+
+    from espnet_ext.audio import STANDARD_INPUT, read_packets, standard_input
+    from espnet_ext.streaming.speech2text import StreamingSpeech2Text, packet_samples
+
+    torch.set_num_threads(args.threads)
+    speech2text = StreamingSpeech2Text(**model)
     fs = speech2text.fs
-    packet = max(1, int(args.packet_ms * fs / 1000))
+    packet = packet_samples(args.packet_ms, fs)
     stream, heard, shown = speech2text.start(), 0, None
-    source = sys.stdin.buffer if args.source == "-" else args.source
-    name = "standard input" if args.source == "-" else args.source
+    source, name = args.source, args.source
+    if source == "-":
+        source, name = standard_input(), STANDARD_INPUT
     for samples in read_packets(source, fs, packet):
         with about(f"{name}: from {heard / fs:.2f} s on"):
             result = speech2text(stream, samples)
@@ -79,7 +64,7 @@ def main(argv=None):
         raise UserError(f"{name}: has no samples, so there is nothing to transcribe")
     with about(name):
         result = speech2text(stream, is_final=True)
-    if not (stream.encoder.frames if args.runtime == "torch" else stream.produced):
+    if not stream.encoder.frames:
         raise UserError(f"{name}: {heard} samples ({heard / fs:.4f} s) are too short for any text")
     print(result.text)
 

@@ -2,8 +2,6 @@
 
 import inspect
 import math
-import shutil
-from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,28 +9,21 @@ import torch
 import yaml
 from espnet2.tasks.asr import encoder_choices
 
-from espnet_ext.attention import attention_label, build_attention, layer_attentions
-from espnet_ext.checkpoint import StrictASRTask
-from espnet_ext.convert.weights import (
-    Moments,
-    allocate_ranks,
-    directions,
-    group_heads,
-    to_groups,
-    to_latent,
-    to_linear,
-)
+from espnet_ext.attention import ATTENTIONS, attention_label, build_attention, layer_attentions
+from espnet_ext.attention.decoder import decoder_attention
+from espnet_ext.attention.registry import conversion_options, convertible
+from espnet_ext.audio import read_audio, waveform
+from espnet_ext.checkpoint import load_model
+from espnet_ext.convert.weights import Moments, allocate_ranks
 from espnet_ext.data.kaldi import read_scp
-from espnet_ext.data.packets import read_whole
-from espnet_ext.decoder.attention import build as build_decoder_attention
-from espnet_ext.errors import UserError, no_checkpoint
+from espnet_ext.errors import UserError
+from espnet_ext.files import whole
 from espnet_ext.frontend import known_front_end
-from espnet_ext.profiling.config import ENCODERS, read_yaml
+from espnet_ext.register import ENCODERS
+from espnet_ext.relocate import read_training_config
 from espnet_ext.results import to_json
-from espnet_ext.utterance import encode, waveform
+from espnet_ext.utterance import encode
 
-#: attentions that multi-head attention can become
-CONVERTIBLE = ("mha", "gqa", "mla", "linear")
 #: what the report and the profiler count a cache over
 FRAMES = 1000
 
@@ -42,16 +33,16 @@ class Request:
     """What is asked of a conversion.
 
     Attributes:
-        attention: One of ``CONVERTIBLE``, a list of one for each layer, or None to leave the
-            encoder as it is.
+        attention: One that says how it comes from multi-head attention, a list of one for each
+            layer, or None to leave the encoder as it is.
         attention_conf: Its options.
-        budget_kb: MLA without ``kv_lora_rank``: KB that all layers together may keep of 1000
+        budget_kb: In place of ``kv_lora_rank``: KB that all layers together may keep of 1000
             frames, in float32.
-        similar: GQA: group heads that are similar, not neighbours.
+        similar: Group heads that are similar, not neighbours, where heads are grouped.
         calibration_scp: ``wav.scp`` of recordings whose layer inputs the new weights fit best;
             None fits the weights as they are.
         num_utts: How many of them.
-        decoder_attention: ``gqa`` or ``mla`` for both attentions of the decoder, or None.
+        decoder_attention: One for both attentions of the decoder, or None.
         decoder_attention_conf: Its options.
     """
 
@@ -92,14 +83,12 @@ def convert_model(source, output, request: Request, checkpoint="valid.acc.ave.pt
     if request.decoder_attention:
         report |= _convert_decoder(model, config, request)
     config["output_dir"] = str(output)
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    torch.save(model.state_dict(), temporary / checkpoint)
-    (temporary / "conversion.json").write_text(to_json(report, indent=1), "utf-8")
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    (temporary / "config.yaml").write_text(text, "utf-8")
-    temporary.rename(output)
+    with whole(output) as directory:
+        directory.mkdir()
+        torch.save(model.state_dict(), directory / checkpoint)
+        (directory / "conversion.json").write_text(to_json(report, indent=1), "utf-8")
+        (directory / "config.yaml").write_text(text, "utf-8")
     return report
 
 
@@ -112,7 +101,7 @@ def mha_config(path) -> dict:
     Raises:
         UserError: It has another encoder or another attention.
     """
-    config = read_yaml(path)
+    config = read_training_config(path)
     stock = {name.removeprefix("kv_"): name for name in ENCODERS}
     encoder = config.get("encoder")
     if encoder not in (*stock, *stock.values()):
@@ -139,24 +128,7 @@ def load(config: dict, checkpoint):
     Raises:
         UserError: The config is impossible here, or the checkpoint is not its model's.
     """
-    try:
-        model = StrictASRTask.build_model(Namespace(**config | {"init": None}))
-    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{checkpoint.with_name('config.yaml')}: {_line(error)}") from None
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except FileNotFoundError:
-        raise no_checkpoint(checkpoint) from None
-    except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from None
-    except Exception as error:
-        raise UserError(f"{checkpoint}: is not a checkpoint of weights ({_line(error)})") from None
-    return model.eval()
-
-
-def _line(error):
-    return " ".join(str(error).split()) or repr(error)
+    return load_model(config, checkpoint.with_name("config.yaml"), checkpoint)[0].eval()
 
 
 def _convert_encoder(model, config, request):
@@ -165,8 +137,8 @@ def _convert_encoder(model, config, request):
     encoder = model.encoder
     olds = encoder.attentions
     conf = dict(request.attention_conf)
-    try:  # the cheap way to learn that an option is impossible
-        _new_attentions(olds, request.attention, conf)
+    try:  # an option that is impossible shows before anything is computed
+        news = _new_attentions(olds, request.attention, conf)
     except ValueError as error:
         message = str(error).removeprefix("attention_conf: ")
         raise UserError(f"--attention_conf: {message}") from None
@@ -181,15 +153,15 @@ def _convert_encoder(model, config, request):
                 f"--budget_kb: must be at least {4 * FRAMES * len(olds) / 1024:g}, which is rank 1 "
                 f"in {len(olds)} layers, got {request.budget_kb:g}"
             )
-        spectra = [directions(*pair)[1] for pair in zip(olds, moments, strict=True)]
-        conf["kv_lora_rank"] = allocate_ranks(spectra, total)
-    news = _new_attentions(olds, request.attention, conf)
+        spectra = [news[0].spectrum(*pair) for pair in zip(olds, moments, strict=True)]
+        conf[news[0].ranked] = allocate_ranks(spectra, total)
+        news = _new_attentions(olds, request.attention, conf)
     lost = []
     names = [name for name, _ in layer_attentions(request.attention, conf, len(olds))]
-    for layer, old, new, name, known in zip(
-        encoder.encoders, olds, news, names, moments, strict=True
-    ):
-        lost.append(_fill(new, old, name, request.similar, known))
+    every = zip(encoder.encoders, olds, news, names, moments, strict=True)
+    for layer, old, new, name, known in every:
+        given = {"similar": request.similar, "moments": known}
+        lost.append(_fill(new, old, **{key: given[key] for key in conversion_options(name)}))
         setattr(layer, encoder.attention_name, new)
     config["encoder_conf"] |= {"attention": request.attention, "attention_conf": conf}
     return {
@@ -204,20 +176,28 @@ def _convert_encoder(model, config, request):
 
 def _check_encoder_request(request):
     name, conf = request.attention, request.attention_conf
-    names = set(name if isinstance(name, list) else [name])
-    if not names <= set(CONVERTIBLE):
-        raise UserError(f"--attention: must be one of {', '.join(CONVERTIBLE)}, got {name}")
-    if request.similar and "gqa" not in names:
-        raise UserError(f"--grouping similar: groups heads of gqa, --attention is {name}")
-    if request.calibration_scp and not names & {"gqa", "mla"}:
-        raise UserError(f"--calibration_scp: is for gqa and mla, --attention is {name}")
-    if request.budget_kb is not None and not math.isfinite(request.budget_kb):
-        raise UserError(f"--budget_kb: must be a number of KB, got {request.budget_kb:g}")
-    if request.budget_kb is not None and (names != {"mla"} or "kv_lora_rank" in conf):
-        raise UserError("--budget_kb: chooses kv_lora_rank of mla, so leave that out")
-    for key in ("q_lora_rank", "kv_norm"):
-        if conf.get(key):
-            raise UserError(f"--attention_conf: {key}: a converted model has none, leave it out")
+    names = name if isinstance(name, list) else [name]
+    if not set(names) <= set(convertible()):
+        raise UserError(f"--attention: must be one of {', '.join(convertible())}, got {name}")
+
+    def check(option, what, takes):
+        if not any(takes(name) for name in names):
+            able = ", ".join(filter(takes, convertible()))
+            raise UserError(f"--{option}: {what} {able}, --attention is {name}")
+
+    if request.similar:
+        check("grouping similar", "groups heads of", lambda n: "similar" in conversion_options(n))
+    if request.calibration_scp:
+        check("calibration_scp", "is for", lambda n: "moments" in conversion_options(n))
+    if request.budget_kb is not None:
+        if not math.isfinite(request.budget_kb):
+            raise UserError(f"--budget_kb: must be a number of KB, got {request.budget_kb:g}")
+        ranked = ATTENTIONS[names[0]].ranked
+        check("budget_kb", "chooses a rank of", lambda n: ATTENTIONS[n].ranked)
+        if len(set(names)) > 1 or ranked in conf:
+            raise UserError(f"--budget_kb: chooses {ranked} of every layer, so leave that out")
+    for key in [key for n in names for key in ATTENTIONS[n].not_from_mha if conf.get(key)]:
+        raise UserError(f"--attention_conf: {key}: a converted model has none, leave it out")
 
 
 def _new_attentions(olds, attention, conf):
@@ -228,22 +208,13 @@ def _new_attentions(olds, attention, conf):
     ]
 
 
-def _fill(new, old, name, similar=False, moments=None):
+def _fill(new, old, **options):
     """Give an attention the weights that come nearest to multi-head attention's.
 
     Returns:
-        The share of keys and values that is lost (squares), None for linear attention.
+        The share of keys and values that is lost (squares), None where they are only a start.
     """
-    lost = 0.0
-    if name == "gqa":
-        order, lost = group_heads(old, new.n_kv_head, similar, moments)
-        state = to_groups(old, new.n_kv_head, order)
-    elif name == "mla":
-        state, lost = to_latent(old, new.kv_lora_rank, moments)
-    elif name == "linear":
-        state, lost = to_linear(old), None
-    else:
-        state = old.state_dict()
+    state, lost = new.from_mha(old, **options)
     new.load_state_dict(state)
     return lost
 
@@ -257,7 +228,7 @@ def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
     fs = known_front_end(model.frontend).fs
     paths = list(read_scp(wav_scp).values())
     chosen = paths[:: max(1, len(paths) // num_utts)][:num_utts]
-    return [waveform(read_whole(path, fs)) for path in chosen]
+    return [waveform(read_audio(path, fs)) for path in chosen]
 
 
 def layer_inputs(model, linears, wav_scp, num_utts: int) -> list[Moments]:
@@ -300,11 +271,15 @@ def _convert_decoder(model, config, request):
         for key, attribute in (("self_attention", "self_attn"), ("src_attention", "src_attn")):
             old = getattr(layer, attribute)
             try:
-                new = build_decoder_attention(key, name, options, old)
+                new = decoder_attention(key, name, options, old)
             except ValueError as error:
                 raise UserError(f"--decoder_attention_conf: {error}") from None
-            if name != "mha":
-                lost.append(_fill(new, old, name))
+            if new.from_mha is None:
+                raise UserError(
+                    f"--decoder_attention: must be one of {', '.join(convertible())}, got {name}"
+                )
+            if new is not old:
+                lost.append(_fill(new, old))
             setattr(layer, attribute, new)
             conf |= {key: name, f"{key}_conf": dict(options)}
     config |= {"decoder": "kv_transformer", "decoder_conf": conf}

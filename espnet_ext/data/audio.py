@@ -1,214 +1,43 @@
-"""Audio files: read with clear errors, brought to one rate, one channel and one format."""
+"""The audio of a data directory brought to one rate, one channel and one format."""
 
-import ctypes
-import functools
 import hashlib
-import io
-import multiprocessing
 import os
-import re
-import signal
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-import numpy as np
-import soundfile as sf
-from tqdm import tqdm
-
+from espnet_ext import files
+from espnet_ext.audio import encode, open_audio, resample
 from espnet_ext.data import kaldi
 from espnet_ext.errors import DiskFull, UserError
+from espnet_ext.processes import parallel_map
 
 IN_PLACE = ("FLAC", "WAV", "WAVEX")
 OVERRUN = 0.1  # seconds that a segment may end after its recording, from rounded times
-UNKNOWN_LENGTH = 0x7FFF0000  # bytes; piped WAV files promise this much or more
-CHUNK = 32  # files handed to a worker at a time
-BLOCK = 2**20  # samples read at a time where none is kept
-LOUDEST = 2.0**32  # full scale is 1, or that of 32 bits in files that were never scaled
 
 
-def parse_rate(rate):
-    """Turn a sampling rate such as ``"16k"``, ``"44.1k"`` or ``"8000"`` into Hz.
+def refuse_channels(path, wavs, several=()):
+    """Refuse recordings that are one channel of a file: channels are averaged here.
+
+    Args:
+        path: Data directory, which may have ``reco2file_and_channel``.
+        wavs: Its ``wav.scp``.
+        several: Recordings that may be one channel of a file, whatever the table says.
 
     Raises:
-        UserError: It is not such a number.
+        UserError: A file has several channels; the message says how to split it.
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(k?)", rate)
-    hertz = Fraction(match[1]) * (1000 if match[2] else 1) if match else 0
-    if hertz < 1 or hertz != int(hertz):
-        raise UserError(f"sampling rate {rate!r}: give Hz or kHz, as in 16000 or 16k")
-    return int(hertz)
-
-
-@contextmanager
-def open_audio(path, empty=False):
-    """Open an audio file that has samples; every failure, also one while reading, names the file.
-
-    Args:
-        path: WAV, FLAC or whatever libsndfile knows.
-        empty: Open files without samples as well.
-
-    Yields:
-        ``soundfile.SoundFile``.
-
-    Raises:
-        UserError: The file is missing, not readable, corrupt or, unless ``empty``, without samples.
-    """
-    try:
-        with open(path, "rb") as raw:
-            if not raw.read(1):
-                raise UserError(f"{path}: empty, the file has 0 bytes")
-        with sf.SoundFile(path) as audio:
-            if not (0 if empty else 1) <= audio.frames < 2**40:
-                raise UserError(
-                    f"{path}: {'no samples' if not audio.frames else 'no length in its header'}"
-                )
-            # libsndfile shortens a WAV file to what is there, and says so in its log; a writer that
-            # could not go back to its header leaves a huge length, which is no fault
-            promised = re.search(r"^data : ([0-9]+) \(should be", audio.extra_info, re.M)
-            if promised and int(promised[1]) < UNKNOWN_LENGTH:
-                raise UserError(
-                    f"{path}: truncated: its header promises more samples than it has; get it again"
-                )
-            yield audio
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except sf.LibsndfileError as error:
-        reason = error.error_string.removeprefix("Error :").strip(" .")
-        raise UserError(f"{path}: corrupt or no audio file ({reason}); get it again") from error
-
-
-def read(audio, start, num):
-    """Read samples of an open file.
-
-    Args:
-        audio: What ``open_audio`` gave.
-        start: First sample.
-        num: Number of samples.
-
-    Returns:
-        float32 array (num, n_channel).
-
-    Raises:
-        UserError: The file ends before, or a sample is infinite, not a number or beyond any scale.
-    """
-    audio.seek(start)
-    samples = audio.read(num, dtype="float32", always_2d=True)
-    if len(samples) != num:
-        raise UserError(f"{audio.name}: ends early; get it again")
-    fine = np.abs(samples) <= LOUDEST
-    if not fine.all():
-        first = np.flatnonzero(~fine.all(axis=1))[0]
-        raise UserError(
-            f"{audio.name}: has samples that are not numbers or beyond any scale, the first at "
-            f"{(start + first) / audio.samplerate:.3f} s ({samples[first][~fine[first]][0]:g}); "
-            "get it again"
-        )
-    return samples
-
-
-def check(audio):
-    """Find what is wrong with an open file that is used as it is, in bounded memory.
-
-    One that ends early is found by its last sample; integers are numbers, so only other kinds of
-    samples (``FLOAT``, ``DOUBLE``, compressed ones) are all looked at.
-
-    Args:
-        audio: What ``open_audio`` gave.
-
-    Raises:
-        UserError: See ``read``.
-    """
-    first = audio.frames - 1 if audio.subtype.startswith("PCM_") else 0
-    for start in range(first, audio.frames, BLOCK):
-        read(audio, start, min(BLOCK, audio.frames - start))
-
-
-@functools.cache
-def _resampler(source, target):
-    import torchaudio  # here: most directories need no conversion, and it takes seconds
-
-    return torchaudio.transforms.Resample(source, target)
-
-
-def resample(samples, ratio):
-    """Change the number of samples.
-
-    Args:
-        samples: float32 array (num,).
-        ratio: Fraction of old to new samples: speed factor times old rate over new rate.
-
-    Returns:
-        float32 array (ceil(num / ratio),).
-    """
-    if ratio == 1:
-        return samples
-    import torch
-
-    return _resampler(ratio.numerator, ratio.denominator)(torch.from_numpy(samples)).numpy()
-
-
-def encode(samples, rate, audio_format):
-    """Encode samples with 16 bits; what exceeds the range is clipped.
-
-    Args:
-        samples: float32 array (num,), full scale is 1.
-        rate: Sampling rate in Hz.
-        audio_format: ``"flac"`` or ``"wav"``.
-
-    Returns:
-        Bytes of the file.
-    """
-    pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
-    content = io.BytesIO()
-    sf.write(content, pcm, rate, format=audio_format.upper(), subtype="PCM_16")
-    return content.getvalue()
-
-
-def _start_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            1, signal.SIGKILL
-        )  # PR_SET_PDEATHSIG: a killed parent leaves nothing behind
-
-
-def parallel_map(function, items, nj):
-    """Apply a picklable function in worker processes, never more than there are processors.
-
-    Args:
-        function: Function of one item.
-        items: List.
-        nj: Worker processes wanted; 1 means this process.
-
-    Yields:
-        Results in the order of ``items``.
-
-    Raises:
-        UserError: A worker died.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    nj = min(nj, cores, -(-len(items) // CHUNK))
-    progress = functools.partial(tqdm, total=len(items), unit="file", disable=None, leave=False)
-    if nj <= 1:
-        yield from progress(map(function, items))
-        return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # threads of this process, if any, are not forked
-    try:
-        with ProcessPoolExecutor(nj, context, _start_worker) as pool:
-            yield from progress(pool.map(function, items, chunksize=CHUNK))
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a worker process died, perhaps for lack of memory; use fewer than --nj {nj}"
-        ) from error
+    table = path / "reco2file_and_channel"
+    named = kaldi.read_scp(table).keys() & wavs.keys() if os.path.exists(table) else set()
+    for reco in sorted(named.union(several)):
+        if open_audio(wavs[reco], empty=True).channels > 1:
+            remove = f" and remove {table.name}" if reco in named else ""
+            raise UserError(
+                f"{path}: {reco} is one channel of {wavs[reco]}, and channels are averaged here: "
+                "write each channel to a file (sox IN.wav OUT.wav remix 2), name that in "
+                f"wav.scp{remove}"
+            )
 
 
 class _Job(NamedTuple):
@@ -234,28 +63,30 @@ class _Done(NamedTuple):
 
 def _format(job):
     try:
-        with open_audio(job.source) as audio:
-            first, last = 0, audio.frames
-            if job.end is not None:
-                first, end = round(job.start * audio.samplerate), round(job.end * audio.samplerate)
-                last = min(end, audio.frames)
-                if last <= first or end - last > OVERRUN * audio.samplerate:
-                    seconds = audio.frames / audio.samplerate
-                    raise UserError(
-                        f"{job.source}: {seconds:.2f} s, its segment {job.start}-{job.end} s"
-                    )
-            elif (audio.samplerate, audio.channels, job.speed) == (
-                job.rate,
-                1,
-                1,
-            ) and audio.format in IN_PLACE:
-                check(audio)  # what is wrong is found here, not in training
-                return _Done(job.source, last)
-            if not job.written.exists():
-                samples = read(audio, first, last - first).mean(axis=1)
-                samples = resample(samples, job.speed * audio.samplerate / job.rate)
-                kaldi.write_atomic(job.written, encode(samples, job.rate, job.audio_format))
-            return _Done(str(job.target), sf.info(job.written).frames, audio.channels)
+        audio, first, last = open_audio(job.source), 0, None
+        if job.end is not None:
+            first, end = round(job.start * audio.rate), round(job.end * audio.rate)
+            frames = audio.length()
+            last = min(end, frames)
+            if last <= first or end - last > OVERRUN * audio.rate:
+                seconds = frames / audio.rate
+                raise UserError(
+                    f"{job.source}: {seconds:.2f} s, its segment {job.start}-{job.end} s"
+                )
+        elif (
+            audio.frames is not None
+            and audio.format in IN_PLACE
+            and (audio.rate, audio.channels, job.speed) == (job.rate, 1, 1)
+        ):
+            audio.check()  # what is wrong is found here, not in training
+            return _Done(job.source, audio.frames)
+        if not job.written.exists():
+            samples = audio.read(first, last).mean(axis=1)
+            if not len(samples):
+                raise UserError(f"{job.source}: no samples")
+            samples = resample(samples, job.speed * audio.rate / job.rate)
+            files.write_atomic(job.written, encode(samples, job.rate, job.audio_format))
+        return _Done(str(job.target), open_audio(job.written).frames, audio.channels)
     except DiskFull:
         raise  # every other file would say so too
     except UserError as error:
@@ -264,11 +95,7 @@ def _format(job):
 
 def _signature(job):
     """Describe what a converted file is made from; a file with another signature is made again."""
-    try:
-        stat = os.stat(job.source)
-        version = f"{stat.st_size} {stat.st_mtime_ns}"
-    except OSError:
-        version = "missing"
+    version = files.version(job.source)
     return f"{job.rate} {job.speed} {job.start} {job.end} {version} {job.source}"
 
 
@@ -300,14 +127,14 @@ def _keep_outdated(record, jobs):
 
 def _replace_outdated(out, jobs, used):
     """Let new files take the place of old ones, and remove what is not used."""
-    kaldi.remove(out / "wav.scp")  # lengths and audio do not fit until it is written anew
+    files.remove(out / "wav.scp")  # lengths and audio do not fit until it is written anew
     for job in jobs:
         if job.written != job.target and str(job.target) in used:
-            os.replace(job.written, job.target)
+            files.replace(job.written, job.target)
     folder = out / "data"
     for path in folder.iterdir() if folder.exists() else ():
         if str(path) not in used:
-            kaldi.remove(path)
+            files.remove(path)
 
 
 def format_data_dir(source, out, rate, audio_format="flac", nj=1):
@@ -340,7 +167,8 @@ def format_data_dir(source, out, rate, audio_format="flac", nj=1):
             "fits is used in place)"
         )
     tables = kaldi.read_data_dir(source)
-    kaldi.refuse(kaldi.find_problems(source, tables))
+    kaldi.refuse(kaldi.find_problems(source, tables, on_disk=True))
+    refuse_channels(source, tables["wav.scp"])
     speeds = {
         speed: kaldi.parse_speed(speed) for speed in {"1.0", *tables.get("utt2speed", {}).values()}
     }

@@ -5,7 +5,6 @@ is named, counted and left out; what cannot be understood is refused, with what 
 """
 
 import csv
-import functools
 import hashlib
 import os
 import re
@@ -14,8 +13,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from espnet_ext.audio import open_audio
 from espnet_ext.data import audio, kaldi
 from espnet_ext.errors import UserError
+from espnet_ext.processes import parallel_map
 
 SETS = ("train", "dev", "test")
 SHARE, MOST = 0.1, 5 * 3600  # of the speech, and seconds: what dev and test get each
@@ -25,7 +26,6 @@ RULES = ("one", "directory", "field1", "field2", "field3", "field4")
 AUDIO = set(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .caf .sph .w64".split())
 UNREAD = set(".m4a .mp4 .aac .wma .webm .amr .3gp".split())
 FIELDS = re.compile("[-_]")
-NORMAL_NAME = functools.partial(unicodedata.normalize, "NFC")  # not all systems store "é" alike
 OF_SETS = ("train", "dev", "test", "valid", "eval")  # how folders begin that are no speakers
 LINES = "lines of an id or file name, a tab or comma, and the"
 WITHOUT = "if they do not matter, --speaker_from one splits by text"
@@ -63,7 +63,7 @@ def some(ids, most=5):
 def bare(name):
     """Return a file name without its ending, if that is an audio file's."""
     stem, ending = os.path.splitext(name)
-    return stem if ending.lower() in AUDIO | UNREAD else name
+    return stem.rstrip() if ending.lower() in AUDIO | UNREAD else name
 
 
 class Names:
@@ -77,7 +77,7 @@ class Names:
         self._whole, self._ends = defaultdict(set), defaultdict(set)
         self.example = min(names.values())
         for utt, name in names.items():
-            parts = NORMAL_NAME(name).split("/")
+            parts = kaldi.shown(name).split("/")
             for n in range(len(parts)):
                 end = "/".join(parts[n:])
                 for form in {end, bare(end)}:
@@ -85,7 +85,7 @@ class Names:
 
     def find(self, name):
         """Return the set of utterances that a name may mean, empty if none."""
-        parts = NORMAL_NAME(name).replace("\\", "/").removeprefix("./").split("/")
+        parts = kaldi.shown(name).replace("\\", "/").removeprefix("./").split("/")
         name = "/".join(parts)
         tries = [(self._whole, name), (self._ends, name)]
         tries += [(self._whole, "/".join(parts[n:])) for n in range(1, len(parts))]
@@ -190,23 +190,6 @@ def _read_folder(wavs, text):
     return tables, paths, unknown
 
 
-def _refuse_channels(path, wavs):
-    """Refuse recordings that are one channel of a file: channels are averaged here."""
-    table = path / "reco2file_and_channel"
-    named = kaldi.read_scp(table).keys() & wavs.keys() if os.path.exists(table) else set()
-    times = Counter(wavs.values())
-    for reco in sorted(named | {reco for reco, wav in wavs.items() if times[wav] > 1}):
-        with audio.open_audio(wavs[reco], empty=True) as file:
-            channels = file.channels
-        if channels > 1:
-            remove = f" and remove {table.name}" if reco in named else ""
-            raise UserError(
-                f"{path}: {reco} is one channel of {wavs[reco]}, and channels are averaged here: "
-                "write each channel to a file (sox IN.wav OUT.wav remix 2), name that in "
-                f"wav.scp{remove}"
-            )
-
-
 def _read_kaldi(path):
     """Return the tables of a Kaldi-style directory with absolute paths, and texts without audio."""
     path = Path(path).absolute()
@@ -223,7 +206,8 @@ def _read_kaldi(path):
             f"{path / 'wav.scp'}: {first[0]}: no such file: {first[1]}, seen from {path} or from a "
             "directory above it: write absolute paths"
         )
-    _refuse_channels(path, there)
+    times = Counter(there.values())
+    audio.refuse_channels(path, there, {reco for reco, wav in there.items() if times[wav] > 1})
     tables = {name: tables[name] for name in ("text", "utt2spk", "segments") if name in tables}
     if "segments" in tables:
         problems, kept = [], {}
@@ -246,8 +230,8 @@ def _read_kaldi(path):
 def _probe(path):
     """Return rate in Hz, number of channels and seconds of a file, or what is wrong with it."""
     try:
-        with audio.open_audio(path, empty=True) as file:
-            return file.samplerate, file.channels, file.frames / file.samplerate
+        file = open_audio(path, empty=True)
+        return file.rate, file.channels, file.length() / file.rate
     except UserError as error:
         return str(error)
 
@@ -313,11 +297,14 @@ def _read_any(wavs, text, data):
         tables, unknown = _read_kaldi(data)
         return tables, {utt: utt for utt in kaldi.utterances(tables)}, {}, unknown
     parts = [Path(data) / name for name in SETS]
-    if lacking := [part for part in parts if not os.path.exists(part / "wav.scp")]:
+    lacking = {part.name for part in parts if not os.path.exists(part / "wav.scp")}
+    if lacking - {"dev"}:
         raise UserError(
-            f"{data}: no wav.scp in it, nor in {some(p.name + '/' for p in lacking)}: --data is a "
-            "Kaldi-style directory, or holds three of them: train, dev and test"
+            f"{data}: no wav.scp in it, nor in {some(name + '/' for name in lacking)}: --data is a "
+            "Kaldi-style directory, or holds some: train, test and, unless training is to give of "
+            "its own, dev"
         )
+    parts = [part for part in parts if part.name not in lacking]
     read = [(part, *_read_kaldi(part)) for part in parts]
     tables = kaldi.combine([(part, tables) for part, tables, _ in read])
     sets = {utt: part.name for part, tables, _ in read for utt in kaldi.utterances(tables)}
@@ -330,8 +317,8 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     Args:
         wavs: Directory of recordings, in any depth.
         text: Their transcripts, see ``read_values``; ``None``: a ``.txt`` beside each recording.
-        data: In place of both, a Kaldi-style directory, or one that holds ``train``, ``dev`` and
-            ``test``.
+        data: In place of both, a Kaldi-style directory, or one that holds ``train``, ``test``
+            and perhaps ``dev``.
         speakers: File that says who speaks, see ``read_values``.
         speaker_from: In place of it ``"directory"`` (the first below ``wavs``), ``"field<n>"`` (of
             the file name, split at ``-`` and ``_``) or ``"one"``.
@@ -358,14 +345,16 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     changed = sum(texts[utt] != kaldi.normal_space(words) for utt, words in tables["text"].items())
     if changed:
         notes.append(f"texts with other characters in Unicode's form NFKC, now in it: {changed}")
-    leave_out(list(unknown), "texts without a recording")
     silent = {utt for utt in paths if not texts.get(utt)}
+    if same := kaldi.alike(unknown, silent):
+        raise UserError(f"{source}: {same}")
+    leave_out(list(unknown), "texts without a recording")
     leave_out(silent, "recordings without text")
     keep = paths.keys() - silent
 
     segments = {utt: kaldi.parse_segment(tables, utt) for utt in sorted(keep)}
     files = {reco: tables["wav.scp"][reco] for reco, _, _ in segments.values()}
-    probed = dict(zip(files, audio.parallel_map(_probe, list(files.values()), nj), strict=True))
+    probed = dict(zip(files, parallel_map(_probe, list(files.values()), nj), strict=True))
     kaldi.refuse([problem for problem in probed.values() if isinstance(problem, str)])
     seconds, problems = {}, []
     for utt, (reco, start, end) in segments.items():
@@ -393,7 +382,7 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     kept = {utt: paths[utt] for utt in sorted(keep)}
     tables["text"] = {utt: texts[utt] for utt in kept}
     given = {utt: tables["utt2spk"][utt] for utt in kept if utt in tables.get("utt2spk", ())}
-    if sets and not (given or speakers or speaker_from):
+    if "dev" in sets.values() and not (given or speakers or speaker_from):
         tables["utt2spk"] = {utt: utt for utt in kept}
     else:
         tables["utt2spk"], note = _find_speakers(kept, source, given, speakers, speaker_from)
@@ -412,21 +401,21 @@ def prompt(text):
     return "".join(c for c in text.casefold() if c.isalnum()) or text
 
 
-def assign(seconds):
-    """Divide groups into sets so that dev and test get a tenth each, the same ones every time.
+def assign(seconds, names=("test", "dev")):
+    """Divide groups into sets so that each but train gets a tenth, the same ones every time.
 
     Args:
-        seconds: Dict ``{group: seconds}`` of three groups or more.
+        seconds: Dict ``{group: seconds}`` of more groups than there are names.
+        names: Sets beside train.
 
     Returns:
-        Dict ``{group: "train", "dev" or "test"}``; no set is empty, and the largest group is
-        in train.
+        Dict ``{group: set}``; no set is empty, and the largest group is in train.
     """
     target = min(SHARE * sum(seconds.values()), MOST)
     drawn = sorted(seconds, key=lambda group: hashlib.sha1(group.encode("utf-8")).digest())
     free = [group for group in drawn if group != max(drawn, key=seconds.get)]
     sets = dict.fromkeys(seconds, "train")
-    for name, later in (("test", 1), ("dev", 0)):
+    for later, name in reversed(list(enumerate(reversed(names)))):
         taken = 0.0
         for group in list(free):
             if taken < target and taken + seconds[group] <= 1.5 * target and len(free) > later:
@@ -444,7 +433,8 @@ def split(corpus):
     """Divide a corpus: by speaker, or by text where there are fewer than three speakers.
 
     Args:
-        corpus: ``Corpus``; if it came divided, it stays so.
+        corpus: ``Corpus``; if it came divided, it stays so, and gives to dev, if that is not
+            there, of train alone.
 
     Returns:
         (sets, notes): ``{"train": utterances, "dev": ..., "test": ...}``, sorted; lines for a
@@ -455,28 +445,32 @@ def split(corpus):
             sets that it came in is empty.
     """
     texts, speakers = corpus.tables["text"], corpus.tables["utt2spk"]
-    notes, chosen = [], corpus.sets
-    if chosen:
-        notes.append("divided as it came")
-    else:
-        n_speaker = len(set(speakers.values()))
-        by_speaker = n_speaker >= len(SETS)
-        group = speakers if by_speaker else {utt: prompt(text) for utt, text in texts.items()}
+    chosen = {utt: corpus.sets.get(utt, "train") for utt in texts}
+    notes, made = [], ["test", "dev"]
+    if corpus.sets:
+        made = [] if "dev" in corpus.sets.values() else ["dev"]
+        notes.append("divided as it came" + (", but for dev, taken from train" if made else ""))
+    if made:
+        free = [utt for utt in texts if chosen[utt] == "train"]
+        n_speaker = len({speakers[utt] for utt in free})
+        by_speaker = n_speaker > len(made)
+        group = {utt: speakers[utt] if by_speaker else prompt(texts[utt]) for utt in free}
         seconds = Counter()
-        for utt in group:
+        for utt in free:
             seconds[group[utt]] += corpus.seconds[utt]
-        if len(seconds) < len(SETS):
+        parts = "train, dev and test need three" if len(made) > 1 else "train and dev need two"
+        if len(seconds) <= len(made):
             raise UserError(
-                f"speakers: {n_speaker}, different texts: {len(seconds)}; train, dev and test need "
-                "three of either: give more recordings"
+                f"speakers: {n_speaker}, different texts: {len(seconds)}; {parts} of "
+                "either: give more recordings"
             )
-        of_group = assign(seconds)
-        chosen = {utt: of_group[group[utt]] for utt in group}
+        of_group = assign(seconds, made)
+        chosen |= {utt: of_group[group[utt]] for utt in free}
         notes.append(
             "split by speaker: each is in one set"
             if by_speaker
             else f"split by text, as {n_speaker} speaker{'s are' if n_speaker > 1 else ' is'} too "
-            "few to split by: each text is in one set, and the speakers of test are heard in "
+            f"few to split by: each text is in one set, and the speakers of {made[0]} are heard in "
             "training"
         )
     sets = {name: sorted(utt for utt in chosen if chosen[utt] == name) for name in SETS}

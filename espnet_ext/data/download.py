@@ -1,10 +1,9 @@
 """Archives from the web: resumed where a transfer broke, checked, extracted whole or not at all.
 
 What is only partly there never has its final name: a transfer grows ``<archive>.part``, and an
-archive is extracted into ``.<split>.part``.
+archive is extracted beside its directory.
 """
 
-import fcntl
 import gzip
 import hashlib
 import http.client
@@ -17,7 +16,6 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +23,7 @@ from tqdm import tqdm
 
 from espnet_ext.data import kaldi
 from espnet_ext.errors import UserError
+from espnet_ext.files import beside, locked, replace
 
 BLOCK = 1 << 20  # bytes
 FAILURES = 3  # times that each mirror may fail without having sent anything new
@@ -57,26 +56,6 @@ def read_checksums(path):
             raise UserError(f"{path}: line {number} is not: md5 bytes name")
         archives[match[3]] = Archive(match[3], int(match[2]), match[1])
     return archives
-
-
-@contextmanager
-def locked(folder):
-    """Hold a folder alone; the lock ends with this process, however it ends.
-
-    Raises:
-        UserError: Another process has it, or it cannot be made.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = open(Path(folder, ".lock"), "w")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{folder}: another download is running in it") from error
-        yield
 
 
 def _progress(name, total, initial=0):
@@ -158,7 +137,7 @@ def fetch(archive, folder, urls, timeout=60):
     part = path.with_name(f"{path.name}.part")
     if path.exists():
         if path.stat().st_size < archive.size:  # another program's transfer that broke
-            path.replace(part)
+            replace(path, part)
         elif path.stat().st_size == archive.size and _md5(path) == archive.md5:
             return path
         else:
@@ -170,7 +149,7 @@ def fetch(archive, folder, urls, timeout=60):
             if _bytes(part) != archive.size:
                 _transfer(url, part, archive.size, timeout)
             if _md5(part) == archive.md5:
-                part.replace(path)
+                replace(part, path)
                 return path
             part.unlink()
             problems[url] = "what it sent has another MD5"
@@ -216,34 +195,29 @@ def extract(archive, path, corpus):
         UserError: The file is corrupt, a member would be written elsewhere, or the disk is full.
     """
     path, corpus = Path(path), Path(corpus)
-    part = corpus / f".{archive.name}.part"
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        with (
-            open(path, "rb") as file,
-            _progress(f"extracting {path.name}", _bytes(path)) as bar,
-            gzip.GzipFile(fileobj=_Counted(file, bar)) as stream,
-        ):
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    tar.extract(member, part, filter="data")
-            while stream.read(BLOCK):  # to the end, where gzip has its checksum
-                pass
-        root = part / "LibriSpeech"
-        if not (root / archive.name).is_dir():
-            raise UserError(f"{path}: has no LibriSpeech/{archive.name} in it; remove it")
-        for table in root.glob("*.TXT"):
-            table.replace(corpus / table.name)
-        os.sync()  # .complete must not reach the disk before the files do
-        (root / archive.name / ".complete").touch()
-        (root / archive.name).rename(corpus / archive.name)
+        with beside(corpus / archive.name) as part:
+            part.mkdir()
+            with (
+                open(path, "rb") as file,
+                _progress(f"extracting {path.name}", _bytes(path)) as bar,
+                gzip.GzipFile(fileobj=_Counted(file, bar)) as stream,
+            ):
+                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                    for member in tar:
+                        tar.extract(member, part, filter="data")
+                while stream.read(BLOCK):  # to the end, where gzip has its checksum
+                    pass
+            root = part / "LibriSpeech"
+            if not (root / archive.name).is_dir():
+                raise UserError(f"{path}: has no LibriSpeech/{archive.name} in it; remove it")
+            for table in root.glob("*.TXT"):
+                replace(table, corpus / table.name)
+            os.sync()  # .complete must not reach the disk before the files do
+            (root / archive.name / ".complete").touch()
+            replace(root / archive.name, corpus / archive.name)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: cannot be extracted ({error}); remove it") from error
-    except OSError as error:
-        raise UserError(f"{part}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def get(archives, folder, urls, timeout=60):
@@ -260,7 +234,7 @@ def get(archives, folder, urls, timeout=60):
             ``extract``.
     """
     folder, corpus = Path(folder), Path(folder, "LibriSpeech")
-    with locked(folder):
+    with locked(folder / ".lock", "download is running"):
         todo = [archive for archive in archives if not (corpus / archive.name).exists()]
         needed = 0
         for archive in todo:

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import soundfile as sf
 
-from espnet_ext.data.kaldi import remove, write_atomic, write_data_dir
+from espnet_ext.data.kaldi import write_data_dir
 from espnet_ext.errors import UserError
+from espnet_ext.files import remove, write_atomic
 
 SAMPLE_RATE = 8000
 WORDS = "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()

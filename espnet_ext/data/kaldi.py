@@ -6,10 +6,12 @@ is written last, so a directory that has one is whole.
 
 import os
 import re
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
-from espnet_ext.errors import NO_SPACE, DiskFull, UserError, disk_full
+from espnet_ext.errors import UserError
+from espnet_ext.files import write_atomic, write_together
 
 BY_UTTERANCE = ("text", "utt2spk", "utt2speed", "utt2num_samples")
 BY_SPEAKER = ("spk2utt", "spk2gender")
@@ -32,71 +34,6 @@ def refuse(problems):
         more = len(problems) - MAX_PROBLEMS
         tail = [f"... and {more} problems more"] if more > 0 else []
         raise UserError("\n".join(problems[:MAX_PROBLEMS] + tail))
-
-
-def write_atomic(path, content):
-    """Write a file that is either whole or not there; missing directories are made.
-
-    Args:
-        path: File to write or to replace.
-        content: Bytes.
-
-    Raises:
-        DiskFull: There is no space left.
-        UserError: The directory is not writable, ...
-    """
-    write_together({path: content})
-
-
-def write_together(contents, seal=None):
-    """Write files; none is replaced before all the new ones are on the disk.
-
-    Args:
-        contents: Dict ``{path: bytes}``, or ``{path: None}`` for a file to remove; they are
-            replaced and removed in this order. Missing directories are made.
-        seal: The last of them, which says that the others belong together; it is removed before
-            the first is replaced.
-
-    Raises:
-        DiskFull: There is no space left; every file is as it was.
-        UserError: A directory is not writable, ...
-    """
-    temporary = {}
-    try:
-        for path, content in contents.items():
-            if content is not None:
-                target = Path(path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary[path] = target.with_name(f".{target.name}.tmp")
-                temporary[path].write_bytes(content)
-        if seal is not None:
-            remove(seal)
-        for path, content in contents.items():
-            if content is None:
-                remove(path)
-            else:
-                os.replace(temporary[path], path)
-    except OSError as error:
-        for file in temporary.values():
-            file.unlink(missing_ok=True)
-        if disk_full(error):
-            raise DiskFull(f"{path}: {NO_SPACE}") from error
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def remove(path):
-    """Remove a file if it is there.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: It cannot be removed.
-    """
-    try:
-        Path(path).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be removed ({error.strerror})") from error
 
 
 def read_lines(path):
@@ -196,9 +133,33 @@ def utterances(tables):
     return tables.get("segments", tables["wav.scp"]).keys()
 
 
+def shown(text):
+    """Return a text as it looks: in Unicode's form NFC, less what has no width."""
+    if text.isascii():
+        return text
+    kinds = ((c, unicodedata.category(c)) for c in unicodedata.normalize("NFC", text))
+    return normal_space("".join(c for c, kind in kinds if kind != "Cf"))
+
+
+def alike(ids, others):
+    """Name an id that differs from another only in what does not show; "" where there is none."""
+    looks = {shown(other): other for other in others}
+    for one in sorted(ids):
+        if (other := looks.get(shown(one), one)) != one:
+            return (
+                f"{one!a} and {other!a} differ only in what does not show (byte order mark, "
+                "Unicode form, blanks of no width): write both alike"
+            )
+    return ""
+
+
 def _difference(path, expected, found, source):
     """Name the ids that a table lacks or has too many, at most one of each by name."""
-    for word, ids in (("lacks", expected - found), ("alone has", found - expected)):
+    lacking, more = expected - found, found - expected
+    if same := alike(more, lacking):
+        yield f"{path}: {same}; the other is in {source}"
+        return
+    for word, ids in (("lacks", lacking), ("alone has", more)):
         if ids:
             more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
             yield f"{path}: {word} the id {min(ids)}{more}; compared with {source}"
@@ -229,12 +190,13 @@ def not_files(path, wavs):
     return problems
 
 
-def find_problems(path, tables):
-    """Check that the tables of a data directory agree.
+def find_problems(path, tables, on_disk=False):
+    """Check that the tables of a data directory agree, by the one set of rules that there is.
 
     Args:
         path: The directory, for the messages.
         tables: What ``read_data_dir`` returned.
+        on_disk: Check their order as well, and that the audio files exist.
 
     Returns:
         List of lines, one per problem; empty for a sound directory.
@@ -248,7 +210,8 @@ def find_problems(path, tables):
             problems += [
                 f"{path / name}: {key} has no value" for key, value in table.items() if not value
             ]
-    problems += not_files(path, tables.get("wav.scp", {}))
+    wavs = tables.get("wav.scp", {})
+    problems += not_files(path, wavs)
     if problems:
         return problems
 
@@ -258,6 +221,9 @@ def find_problems(path, tables):
         if name in tables:
             problems += _difference(path / name, utts, tables[name].keys(), source)
     speakers = set(tables["utt2spk"].values())
+    for ids in (utts, speakers):
+        if same := alike(ids, ids):
+            problems.append(f"{path / 'utt2spk'}: {same}")
     for name in BY_SPEAKER:
         if name in tables:
             problems += _difference(path / name, speakers, tables[name].keys(), "utt2spk")
@@ -266,6 +232,12 @@ def find_problems(path, tables):
     for speaker, gender in tables.get("spk2gender", {}).items():
         if gender not in ("m", "f"):
             problems.append(f"{path / 'spk2gender'}: {speaker} is {gender!r}, not m or f")
+    for speed in sorted(set(tables.get("utt2speed", {}).values())):
+        try:
+            parse_speed(speed)
+        except UserError as error:
+            problems.append(f"{path / 'utt2speed'}: {error}")
+    unknown = {}
     for utt in tables.get("segments", {}):
         try:
             recording, _, _ = parse_segment(tables, utt)
@@ -274,10 +246,20 @@ def find_problems(path, tables):
                 f"{path / 'segments'}: {utt} needs: recording start end (seconds, 0 <= start < end)"
             )
         else:
-            if recording not in tables["wav.scp"]:
-                problems.append(
-                    f"{path / 'segments'}: {utt} is cut from {recording}, which wav.scp lacks"
-                )
+            if recording not in wavs:
+                unknown[utt] = recording
+    if same := alike(unknown.values(), wavs):
+        problems.append(f"{path / 'segments'}: {same}; the other is in wav.scp")
+        unknown = {}
+    for utt, recording in unknown.items():
+        problems.append(f"{path / 'segments'}: {utt} is cut from {recording}, which wav.scp lacks")
+    if on_disk and not problems:
+        for name, table in tables.items():
+            if list(table) != sorted(table):
+                problems.append(f"{path / name}: not sorted by bytes (LC_ALL=C sort)")
+        for key, audio in wavs.items():
+            if not os.path.exists(audio):
+                problems.append(f"{path / 'wav.scp'}: {key}: no such file: {audio}")
     return problems
 
 
@@ -344,7 +326,7 @@ def write_data_dir(path, tables):
 
 
 def validate(path):
-    """Check a data directory on disk: its tables, their order, and that the audio files exist.
+    """Check a data directory on disk; see ``find_problems``.
 
     Args:
         path: The directory.
@@ -352,24 +334,10 @@ def validate(path):
     Returns:
         List of lines, one per problem.
     """
-    path = Path(path)
     try:
-        tables = read_data_dir(path)
+        return find_problems(path, read_data_dir(path), on_disk=True)
     except UserError as error:
         return [str(error)]
-    problems = [
-        f"{path / name}: not sorted by bytes (LC_ALL=C sort)"
-        for name, table in tables.items()
-        if list(table) != sorted(table)
-    ]
-    problems += find_problems(path, tables)
-    if not not_files(path, tables["wav.scp"]):
-        problems += [
-            f"{path / 'wav.scp'}: {key}: no such file: {audio}"
-            for key, audio in tables["wav.scp"].items()
-            if audio and not os.path.exists(audio)
-        ]
-    return problems
 
 
 def parse_speed(factor):

@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
-from espnet_ext.data import audio, kaldi
+from espnet_ext.audio import open_audio
+from espnet_ext.data import kaldi
 from espnet_ext.data.download import Archive
 from espnet_ext.errors import UserError
+from espnet_ext.processes import parallel_map
 
 SAMPLE_RATE = 16000
 UTTERANCES = {
@@ -92,16 +94,13 @@ def check_audio(path):
         ``""``, or a line saying why it is no utterance of LibriSpeech.
     """
     try:
-        with audio.open_audio(path) as file:
-            if (file.samplerate, file.channels) != (SAMPLE_RATE, 1):
-                found = f"{file.samplerate} Hz, {file.channels} channels"
-                return f"{path}: {found}; LibriSpeech has 16000 Hz, 1 channel"
-            decoded = sum(len(block) for block in file.blocks(1 << 16, dtype="int16"))
-            return (
-                ""
-                if decoded == file.frames
-                else f"{path}: ends early, at sample {decoded} of {file.frames}"
-            )
+        file = open_audio(path)
+        if (file.rate, file.channels) != (SAMPLE_RATE, 1):
+            found = f"{file.rate} Hz, {file.channels} channels"
+            return f"{path}: {found}; LibriSpeech has {SAMPLE_RATE} Hz, 1 channel"
+        for _ in file.blocks():
+            pass
+        return ""
     except UserError as error:
         return str(error)
 
@@ -168,7 +167,7 @@ def prepare(split, check_counts=True, decode=True, nj=1):
                 f"{split.parent / 'SPEAKERS.TXT'}: the speaker {speaker} of {chapter} is not listed"
             )
     if decode:
-        results = audio.parallel_map(check_audio, list(tables["wav.scp"].values()), nj)
+        results = parallel_map(check_audio, list(tables["wav.scp"].values()), nj)
         problems += [problem for problem in results if problem]
     kaldi.refuse(problems)
 

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import hashlib
 import math
-import shutil
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +19,10 @@ import numpy as np
 import soundfile as sf
 from scipy.signal import firwin, resample_poly
 
-from espnet_ext.data.audio import parallel_map
+from espnet_ext import files
 from espnet_ext.data.librispeech import SAMPLE_RATE
 from espnet_ext.errors import UserError
-from espnet_ext.swap import settle, swap
+from espnet_ext.processes import parallel_map
 
 SEED = 2022
 WORDS = {
@@ -340,26 +339,26 @@ def make(out, nj=1):
     Raises:
         UserError: eSpeak NG is missing, or ``<out>/LibriSpeech`` was not made here.
     """
-    corpus, part = Path(out) / "LibriSpeech", Path(out) / ".LibriSpeech.part"
+    corpus = Path(out) / "LibriSpeech"
     utterances = plan()
     identity = hashlib.sha256(f"{utterances} {espeak_version()}".encode()).hexdigest()
     readme = corpus / "README.TXT"
-    settle(part, corpus)
+    files.settle(files.temporary(corpus), corpus)
     if corpus.exists():
         lines = readme.read_text().splitlines() if readme.exists() else [""]
         if lines[0] != README:
             raise UserError(f"{corpus}: not made here, so it stays; give another directory")
         if lines[1] == identity:
             return lines[2]
-    shutil.rmtree(part, ignore_errors=True)
-    written = list(parallel_map(functools.partial(_write, part), utterances, nj))
-    _write_tables(part, utterances, [length for length, _ in written])
-    digest, minutes = hashlib.sha256(), Counter()
-    for utterance, (length, samples) in zip(utterances, written, strict=True):
-        digest.update(f"{utterance.name} {utterance.text} {samples}\n".encode())
-        minutes[utterance.speaker.split] += length / (60 * SAMPLE_RATE)
-    summary = ", ".join(f"{split} {length:.1f} min" for split, length in minutes.items())
-    summary = f"{len(utterances)} utterances: {summary}; SHA-256 {digest.hexdigest()}"
-    (part / "README.TXT").write_text(f"{README}\n{identity}\n{summary}\n")
-    swap(part, corpus)
+    with files.beside(corpus) as part:
+        written = list(parallel_map(functools.partial(_write, part), utterances, nj))
+        _write_tables(part, utterances, [length for length, _ in written])
+        digest, minutes = hashlib.sha256(), Counter()
+        for utterance, (length, samples) in zip(utterances, written, strict=True):
+            digest.update(f"{utterance.name} {utterance.text} {samples}\n".encode())
+            minutes[utterance.speaker.split] += length / (60 * SAMPLE_RATE)
+        summary = ", ".join(f"{split} {length:.1f} min" for split, length in minutes.items())
+        summary = f"{len(utterances)} utterances: {summary}; SHA-256 {digest.hexdigest()}"
+        (part / "README.TXT").write_text(f"{README}\n{identity}\n{summary}\n")
+        files.replace(part, corpus)
     return summary

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from espnet_ext.data import corpus, tokens
 from espnet_ext.errors import UserError
+from espnet_ext.files import whole
 
 TEMPLATE = "egs2/TEMPLATE/asr1/recipe"
 WORD = re.compile("@([A-Z_]+)@")
@@ -192,22 +193,17 @@ def write(root, name, source, words):
         "PLACES": "\n".join(f"{key.upper()}={shlex.quote(v)}" for key, v in source.items()),
         "SOURCE": " ".join(f'--{key} "${{{key.upper()}}}"' for key in source),
     }
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.parent) as temporary:
-            whole = Path(temporary) / name
-            for path in sorted(template.rglob("*")):
-                out = whole / "asr1" / path.relative_to(template)
-                if path.is_dir():
-                    continue
-                out.parent.mkdir(parents=True, exist_ok=True)
-                models = _models(words) if path.name == "train_asr.yaml" else [words]
-                for model in models:
-                    out = out.with_name(model.get("FILE", out.name))
-                    out.write_text(fill(path.read_text("utf-8"), model), "utf-8")
-                    shutil.copymode(path, out)
-            whole.rename(target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    with whole(target) as temporary:
+        for path in sorted(template.rglob("*")):
+            out = temporary / "asr1" / path.relative_to(template)
+            if path.is_dir():
+                continue
+            out.parent.mkdir(parents=True, exist_ok=True)
+            models = _models(words) if path.name == "train_asr.yaml" else [words]
+            for model in models:
+                out = out.with_name(model.get("FILE", out.name))
+                out.write_text(fill(path.read_text("utf-8"), model), "utf-8")
+                shutil.copymode(path, out)
     return target / "asr1"
 
 

@@ -7,7 +7,7 @@ one tensor, which is reordered by one gather at the next step.
 
 import torch
 
-from espnet_ext.decoder.attention import Keys
+from espnet_ext.attention.decoder import Keys
 
 
 class Handle(list):

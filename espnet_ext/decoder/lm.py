@@ -3,7 +3,7 @@
 import torch
 from espnet2.lm.transformer_lm import TransformerLM as StockLM
 
-from espnet_ext.decoder.attention import use_cache
+from espnet_ext.attention.decoder import use_cache
 from espnet_ext.decoder.cache import PrefixCache, embed_from, handles, resume
 
 

@@ -3,7 +3,7 @@
 import torch
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder as StockDecoder
 
-from espnet_ext.decoder.attention import Keys, build, use_cache
+from espnet_ext.attention.decoder import Keys, decoder_attention, use_cache
 from espnet_ext.decoder.cache import Handle, PrefixCache, embed_from, handles, resume
 
 
@@ -47,8 +47,8 @@ class TransformerDecoder(StockDecoder):
     Args:
         vocab_size: Number of tokens.
         encoder_output_size: Model width, n_feat.
-        self_attention: ``mha``, ``gqa`` or ``mla``.
-        self_attention_conf: gqa ``{n_kv_head}``; mla ``{kv_lora_rank, q_lora_rank, kv_norm}``.
+        self_attention: One of ``espnet_ext.attention.ATTENTIONS`` that has a decoder form.
+        self_attention_conf: Its options, as in an encoder.
         src_attention: As ``self_attention``, for the attention to the encoder output.
         src_attention_conf: As ``self_attention_conf``.
         **kwargs: Options of ESPnet's ``TransformerDecoder``.
@@ -71,11 +71,11 @@ class TransformerDecoder(StockDecoder):
     ):
         super().__init__(vocab_size, encoder_output_size, **kwargs)
         for layer in self.decoders:
-            layer.self_attn = build(
-                "self_attention", self_attention, self_attention_conf or {}, layer.self_attn
+            layer.self_attn = decoder_attention(
+                "self_attention", self_attention, self_attention_conf, layer.self_attn
             )
-            layer.src_attn = build(
-                "src_attention", src_attention, src_attention_conf or {}, layer.src_attn
+            layer.src_attn = decoder_attention(
+                "src_attention", src_attention, src_attention_conf, layer.src_attn
             )
 
     @staticmethod

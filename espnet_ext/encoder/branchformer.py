@@ -9,6 +9,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     check_short_utt,
 )
 
+from espnet_ext.encoder.conv import gating_chunk
 from espnet_ext.encoder.streaming import StreamingEncoder, padded_frames
 
 
@@ -63,6 +64,6 @@ class BranchformerEncoder(StreamingEncoder, ESPnetBranchformerEncoder):
     @staticmethod
     def layer_chunk(layer, x, past):
         attended = layer.attn.forward_chunk(layer.norm_mha(x), past.attention)
-        gated = layer.cgmlp.forward_chunk(layer.norm_mlp(x), past.convolution["cgmlp"])
+        gated = gating_chunk(layer.cgmlp, layer.norm_mlp(x), past.convolution["cgmlp"])
         x = x + layer.merge_proj(torch.cat([attended, gated], dim=-1))
         return layer.norm_final(x)

@@ -3,6 +3,7 @@
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as ESPnetConformerEncoder
 
+from espnet_ext.encoder.conv import convolution_chunk
 from espnet_ext.encoder.streaming import StreamingEncoder
 
 
@@ -32,8 +33,8 @@ class ConformerEncoder(StreamingEncoder, ESPnetConformerEncoder):
             x = torch.add(x, y, alpha=layer.ff_scale)
         x = x + layer.self_attn.forward_chunk(layer.norm_mha(x), past.attention)
         if layer.conv_module is not None:
-            x = x + layer.conv_module.forward_chunk(
-                layer.norm_conv(x), past.convolution["conv_module"]
+            x = x + convolution_chunk(
+                layer.conv_module, layer.norm_conv(x), past.convolution["conv_module"]
             )
         x = torch.add(x, layer.feed_forward(layer.norm_ff(x)), alpha=layer.ff_scale)
         return x if layer.conv_module is None else layer.norm_final(x)

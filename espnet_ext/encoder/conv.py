@@ -1,131 +1,32 @@
-"""The encoders' convolutions over time, with ESPnet's weights, in forms that are faster on a CPU.
-
-ESPnet lays their inputs out as (B, channels, T) views of (B, T, channels). PyTorch's own
-``Conv1d`` copies such a view, and runs a depthwise one many times slower than the same convolution
-in two dimensions with the channels last. A GPU has kernels of its own and keeps ``Conv1d``.
-"""
+"""Causal convolutions, and ESPnet's modules around them on one chunk of a stream."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from espnet_ext.cpu.conv import depthwise_conv1d
 from espnet_ext.state import ConvolutionState
 
-#: frames per piece of a weight gradient
-SPAN = 16
+
+def like(conv: nn.Conv1d, cls: type[nn.Conv1d]) -> nn.Conv1d:
+    """A new convolution of a class, with the shape and the parameter names of ``conv``."""
+    return cls(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        padding=conv.padding,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
 
 
-def trains_on_cpu(x: torch.Tensor) -> bool:
-    """Whether the gradients here are of use; autocast needs PyTorch's own."""
-    cpu = x.device.type == "cpu"
-    return cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-
-
-class PointwiseConv1d(nn.Conv1d):
-    """Convolution over one frame: (B, channels, T) -> (B, channels, T)."""
-
-    @classmethod
-    def like(cls, conv: nn.Conv1d) -> "PointwiseConv1d":
-        """A convolution with the shape and the parameter names of ``conv``."""
-        return cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            padding=conv.padding,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-        )
-
-    def forward(self, x):
-        """A matrix product where frames are rows, without a copy."""
-        return F.linear(x.transpose(1, 2), self.weight[..., 0], self.bias).transpose(1, 2)
-
-
-class DepthwiseConv1d(PointwiseConv1d):
-    """Each channel's own convolution: (B, channels, T) -> (B, channels, T)."""
-
-    @property
-    def sight(self) -> tuple[int, int]:
-        """Frames before and after a frame that its result depends on."""
-        return self.padding[0], self.padding[0]
-
-    def forward(self, x):
-        """Convolution with the padding on both sides."""
-        return self.convolve(x, self.padding[0])
-
-    def convolve(self, x, padding: int):
-        """Convolution with so many zeros before and after (B, channels, T)."""
-        if x.device.type != "cpu":
-            return F.conv1d(x, self.weight, self.bias, padding=padding, groups=self.groups)
-        x = x.transpose(1, 2).contiguous().transpose(1, 2)  # in memory: the channels last
-        if trains_on_cpu(x):
-            return _Depthwise.apply(x, self.weight, self.bias, padding)
-        return _depthwise(x, self.weight, self.bias, padding)
-
-
-def _depthwise(x, weight, bias, padding):
-    """Convolution of (B, channels, T) in two dimensions, one of them of size one."""
-    x, weight = x.unsqueeze(2), weight.unsqueeze(2)
-    return F.conv2d(x, weight, bias, padding=(0, padding), groups=x.size(1)).squeeze(2)
-
-
-class _Depthwise(torch.autograd.Function):
-    """``_depthwise`` with a weight gradient that takes a fifth of the time of PyTorch's own."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, padding):
-        ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return _depthwise(x, weight, bias, padding)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        width = weight.size(2)
-        # the layout of the input: the channels last
-        grad = grad.transpose(1, 2).contiguous().transpose(1, 2)
-        grad_x = _depthwise(grad, weight.flip(2), None, width - 1 - ctx.padding)
-        grad_bias = grad.sum((0, 2)) if ctx.needs_input_grad[2] else None
-        return grad_x, _weight_gradient(grad, x, width, ctx.padding), grad_bias, None
-
-
-def _weight_gradient(grad, x, width, padding):
-    """Correlation of each channel's input with its gradient (channels, 1, width).
-
-    ``result[c, 0, k]`` is the sum over i of ``grad[c, i] * x[c, i + k - padding]``. Pieces of SPAN
-    gradients and the inputs that these meet are multiplied each with each; their products for one k
-    lie on a diagonal.
-
-    Args:
-        grad: Gradient of the output (B, channels, T').
-        x: Input (B, channels, T).
-        width: Kernel size.
-        padding: Zeros before the input.
-    """
-    batch, channels, frames = grad.shape
-    pieces = -(-frames // SPAN)
-    meets = SPAN + width - 1
-    grad = F.pad(grad, (0, pieces * SPAN - frames)).unfold(2, SPAN, SPAN)  # (B, C, pieces, SPAN)
-    x = F.pad(x, (padding, pieces * SPAN + width - 1 - padding - x.size(2)))
-    x = x.unfold(2, meets, SPAN)  # (B, C, pieces, meets)
-    grad, x = (y.transpose(0, 1).flatten(1, 2) for y in (grad, x))  # (C, B * pieces, .)
-    products = torch.bmm(grad.transpose(1, 2), x)  # (C, SPAN, meets)
-    diagonals = products.as_strided((channels, SPAN, width), (SPAN * meets, meets + 1, 1))
-    return diagonals.sum(1, keepdim=True)
-
-
-class CausalConv1d(DepthwiseConv1d):
+class CausalConv1d(nn.Conv1d):
     """Depthwise convolution that sees a frame and the ``kernel_size - 1`` before it."""
-
-    @property
-    def sight(self):
-        """Frames before and after a frame that its result depends on."""
-        return self.kernel_size[0] - 1, 0
 
     def forward(self, x):
         """Whole utterances: (B, channels, T) -> (B, channels, T)."""
-        return self.convolve(x, self.kernel_size[0] - 1)[..., : x.size(-1)]
+        y = depthwise_conv1d(x, self.weight, self.bias, self.kernel_size[0] - 1)
+        return y[..., : x.size(-1)]
 
     def init_state(self, batch_size: int, device) -> ConvolutionState:
         """The past of a stream that has not begun: zeros, as the offline padding."""
@@ -135,4 +36,22 @@ class CausalConv1d(DepthwiseConv1d):
     def forward_chunk(self, x, past):
         """One chunk (B, channels, n) -> (B, channels, n), which also sees the past."""
         x = past.extend(x.transpose(1, 2))  # (B, k-1+n, channels), as the convolution reads it
-        return self.convolve(x.transpose(1, 2), 0)
+        return depthwise_conv1d(x.transpose(1, 2), self.weight, self.bias, 0)
+
+
+def convolution_chunk(module, x, past):
+    """ESPnet's convolution module on one chunk (B, n, n_feat) -> (B, n, n_feat)."""
+    x = F.glu(module.pointwise_conv1(x.transpose(1, 2)).transpose(1, 2), dim=-1)
+    x = module.depthwise_conv.forward_chunk(x.transpose(1, 2), past).transpose(1, 2)
+    x = module.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # frames of all are its batch
+    return module.pointwise_conv2(module.activation(x).transpose(1, 2)).transpose(1, 2)
+
+
+def gating_chunk(module, x, past):
+    """ESPnet's convolutional gating MLP on one chunk (B, n, n_feat) -> (B, n, n_feat)."""
+    csgu = module.csgu
+    content, gate = module.channel_proj1(x).chunk(2, dim=-1)
+    gate = csgu.conv.forward_chunk(csgu.norm(gate).transpose(1, 2), past).transpose(1, 2)
+    if csgu.linear is not None:
+        gate = csgu.linear(gate)
+    return module.channel_proj2(content * csgu.act(gate))

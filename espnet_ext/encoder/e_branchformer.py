@@ -5,6 +5,7 @@ from espnet2.asr.encoder.e_branchformer_encoder import (
     EBranchformerEncoder as ESPnetEBranchformerEncoder,
 )
 
+from espnet_ext.encoder.conv import gating_chunk
 from espnet_ext.encoder.streaming import StreamingEncoder
 
 
@@ -28,7 +29,7 @@ class EBranchformerEncoder(StreamingEncoder, ESPnetEBranchformerEncoder):
             y = layer.feed_forward_macaron(layer.norm_ff_macaron(x))
             x = torch.add(x, y, alpha=layer.ff_scale)
         attended = layer.attn.forward_chunk(layer.norm_mha(x), past.attention)
-        gated = layer.cgmlp.forward_chunk(layer.norm_mlp(x), past.convolution["cgmlp"])
+        gated = gating_chunk(layer.cgmlp, layer.norm_mlp(x), past.convolution["cgmlp"])
         both = torch.cat([attended, gated], dim=-1)  # (B, n, 2 * n_feat)
         fused = layer.depthwise_conv_fusion.forward_chunk(
             both.transpose(1, 2), past.convolution["merge"]

@@ -9,11 +9,11 @@ from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositio
 from torch import nn
 
 from espnet_ext.attention import build_attention, layer_attentions
-from espnet_ext.attention.base import check_at_least, check_choice
 from espnet_ext.attention.blocked import ChunkView
-from espnet_ext.dropout import Dropout
-from espnet_ext.encoder import layers, subsampling
-from espnet_ext.encoder.conv import CausalConv1d, DepthwiseConv1d, PointwiseConv1d
+from espnet_ext.attention.checks import check_at_least, check_choice
+from espnet_ext.cpu import replace
+from espnet_ext.cpu.subsampling import step_and_sight
+from espnet_ext.encoder.conv import CausalConv1d, like
 from espnet_ext.positions import PositionTable, plain_tensors
 from espnet_ext.state import (
     FrameCache,
@@ -25,8 +25,6 @@ from espnet_ext.state import (
 )
 from espnet_ext.step import PastOfLayer, RaggedWindow, Window
 
-# modules that ESPnet built -> those that take less time and memory for the same result
-FASTER = layers.FASTER | subsampling.FASTER | {nn.Dropout: Dropout}
 # dynamic_chunk draws from these: half of the batches see everything, the others chunks of up to
 # one second at 40 ms per frame, with up to this many chunks before them
 MAX_DYNAMIC_CHUNK = 25
@@ -160,21 +158,19 @@ class StreamingEncoder(nn.Module):
         made = layer_attentions(attention, attention_conf, len(self.encoders))
         for layer, own in zip(self.encoders, made, strict=True):
             setattr(layer, self.attention_name, make(own))
-            depthwise = CausalConv1d if causal else DepthwiseConv1d
             for holder, name in self.convolutions(layer).values():
-                setattr(holder, name, depthwise.like(getattr(holder, name)))
-            for holder in list(layer.modules()):
-                for name, conv in holder.named_children():
-                    if type(conv) is nn.Conv1d and conv.kernel_size == (1,):
-                        setattr(holder, name, PointwiseConv1d.like(conv))
+                kind = CausalConv1d if causal else nn.Conv1d
+                setattr(holder, name, like(getattr(holder, name), kind))
+            for module in layer.modules():  # so that a seed gives the weights that it always gave
+                if type(module) is nn.Conv1d and module.kernel_size == (1,):
+                    module.reset_parameters()
         for name, module in self.embed.named_children():
             if isinstance(module, RelPositionalEncoding):
                 self._positions = ChunkedPositionalEncoding(
                     module.d_model, module.dropout.p, (module.pe.size(1) + 1) // 2
                 )
                 setattr(self.embed, name, self._positions)
-        for module in self.modules():
-            module.__class__ = FASTER.get(type(module), type(module))
+        replace.replace(self)
         self._positions.dynamic_chunk = dynamic_chunk
         self.input_size = input_size
         self.causal = causal
@@ -250,7 +246,7 @@ class StreamingEncoder(nn.Module):
     @cached_property
     def subsampling(self) -> tuple[int, int]:
         """Feature frames from one encoder frame to the next, and that one encoder frame sees."""
-        return subsampling.step_and_sight(self.embed)
+        return step_and_sight(self.embed)
 
     def output_length(self, frames: int) -> int:
         """Encoder frames that ``frames`` feature frames give."""
@@ -336,14 +332,8 @@ class StreamingEncoder(nn.Module):
         )
 
     def lay_out_weights(self) -> None:
-        """Lay linear layers' weights out in memory as a CPU multiplies few frames fastest by them.
-
-        Names, shapes and values stay; a step takes 5% less time. The tensors are no longer
-        contiguous, which some tools for training ask for, so it is not done unasked.
-        """
-        for module in self.modules():
-            if type(module) is nn.Linear and module.weight.device.type == "cpu":
-                module.weight.data = module.weight.data.T.contiguous().T
+        """A layout of the weights for streams on a CPU, see ``espnet_ext.cpu.replace``."""
+        replace.lay_out_weights(self)
 
     @property
     def attentions(self) -> list[nn.Module]:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from espnet_ext.data.packets import read_whole
+from espnet_ext.audio import read_audio
 from espnet_ext.errors import UserError, about, disk_full
 from espnet_ext.export.runtime import KEY, VERSION, OnnxSpeech2Text
 from espnet_ext.frontend import KaldiFbank, StreamingFrontend
 from espnet_ext.frontend.kaldi_fbank import FLOOR, PREEMPHASIS, constants
-from espnet_ext.inference import StreamingSpeech2Text
+from espnet_ext.streaming.speech2text import StreamingSpeech2Text
 from espnet_ext.results import to_json
 
 #: largest difference of log probabilities from our own streaming that is rounding
@@ -232,7 +232,7 @@ def compare(speech2text, paths, recordings) -> dict:
     """
     fs, model = speech2text.fs, speech2text.model
     if recordings:
-        waves = [read_whole(path, fs) for path in recordings]
+        waves = [read_audio(path, fs) for path in recordings]
     else:
         waves = [np.random.default_rng(0).normal(size=10 * fs).astype(np.float32) / 10]
     front, ours = StreamingFrontend(model.frontend), []

@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
@@ -46,7 +47,7 @@ class FrontEnd(ABC):
         """Whether an utterance of so many samples has features when it is alone."""
 
     @abstractmethod
-    def num_frames(self, samples):
+    def num_frames(self, samples: Any) -> Any:
         """Frames of an utterance of so many samples in a batch."""
 
     @abstractmethod
@@ -59,7 +60,7 @@ class FrontEnd(ABC):
             return 0
         return max(0, (samples + self.left - self.window) // self.hop + 1)
 
-    def mirrored(self, positions: torch.Tensor, total) -> torch.Tensor:
+    def mirrored(self, positions: torch.Tensor, total: Any) -> torch.Tensor:
         """Where the samples at any positions are in an utterance of ``total``, tensor or int."""
         period = 2 * total - (0 if self.repeats_edge else 2)
         positions = positions % period
@@ -72,7 +73,7 @@ class EspnetFrontEnd(FrontEnd):
     repeats_edge = False
     ends_alone = False
 
-    def __init__(self, frontend: DefaultFrontend):
+    def __init__(self, frontend: DefaultFrontend) -> None:
         self.frontend = frontend
         self.fs = int(frontend.logmel.mel_options["sr"])
         self.n_mels = frontend.n_mels
@@ -82,32 +83,32 @@ class EspnetFrontEnd(FrontEnd):
         self.left = self.window // 2 if frontend.stft.center else 0
 
     @property
-    def empty(self):
+    def empty(self) -> torch.Tensor:  # type: ignore[override]
         """See ``FrontEnd``."""
         return self.frontend.logmel.melmat.new_empty(0)
 
-    def has_features(self, samples):
+    def has_features(self, samples: int) -> bool:
         """See ``FrontEnd``."""
         return samples > self.left and self.num_frames(samples) > 0
 
-    def num_frames(self, samples):
+    def num_frames(self, samples: Any) -> Any:
         """See ``FrontEnd``."""
         return max(0, (samples + 2 * self.left - self.window) // self.hop + 1)
 
-    def features(self, samples):
+    def features(self, samples: torch.Tensor) -> torch.Tensor:
         """See ``FrontEnd``."""
         spectrum, _ = self.stft(samples)  # (B, t, n_fft/2+1, 2)
         return self.frontend.logmel(spectrum.square().sum(-1))[0]
 
 
-def front_end(frontend) -> FrontEnd | None:
+def front_end(frontend: Any) -> FrontEnd | None:
     """The front end of a model by this interface, or None for one of another kind."""
     if isinstance(frontend, DefaultFrontend) and frontend.apply_stft:
         return EspnetFrontEnd(frontend)
     return frontend if isinstance(frontend, FrontEnd) else None
 
 
-def known_front_end(frontend) -> FrontEnd:
+def known_front_end(frontend: Any) -> FrontEnd:
     """The same; one of another kind is refused.
 
     Raises:

@@ -1,12 +1,13 @@
 """Kaldi's log-mel filter bank, the features of sherpa-onnx and its like."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 
-from espnet_ext.data.audio import parse_rate
+from espnet_ext.audio import parse_rate
 from espnet_ext.errors import UserError
 from espnet_ext.frontend.base import FrontEnd
 
@@ -19,7 +20,7 @@ FLOOR = torch.finfo(torch.float32).eps  # of an energy
 def mel_bands(fs: int, n_fft: int, n_mels: int) -> np.ndarray:
     """Triangles of equal width on the mel scale (n_fft / 2, n_mels), as float32 like Kaldi's."""
 
-    def mel(hertz):
+    def mel(hertz: Any) -> Any:
         return np.float32(1127) * np.log(1 + np.asarray(hertz, np.float32) / np.float32(700))
 
     low, high = mel(LOWEST), mel(fs / 2 - BELOW_NYQUIST)
@@ -32,7 +33,9 @@ def mel_bands(fs: int, n_fft: int, n_mels: int) -> np.ndarray:
 
 @functools.cache
 @torch.inference_mode(False)
-def constants(fs, window, n_fft, n_mels, device):
+def constants(
+    fs: int, window: int, n_fft: int, n_mels: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Povey's window (window,) and the mel bands (n_fft / 2, n_mels), in float64.
 
     Not of the module, whose buffers a narrow dtype would round: a window in steps is of no use.
@@ -71,8 +74,8 @@ class KaldiFbank(AbsFrontend, FrontEnd):
         n_fft: int | None = None,
         win_length: int | None = None,
         hop_length: int | None = None,
-        **unknown,
-    ):
+        **unknown: Any,
+    ) -> None:
         super().__init__()
         if unknown:
             raise UserError(
@@ -109,15 +112,17 @@ class KaldiFbank(AbsFrontend, FrontEnd):
         """Values of a frame."""
         return self.n_mels
 
-    def has_features(self, samples):
+    def has_features(self, samples: int) -> bool:
         """See ``FrontEnd``."""
         return self.num_frames(samples) > 0
 
-    def num_frames(self, samples):
+    def num_frames(self, samples: Any) -> Any:
         """See ``FrontEnd``."""
         return (samples + self.hop // 2) // self.hop
 
-    def forward(self, input, input_lengths):
+    def forward(
+        self, input: torch.Tensor, input_lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of a batch, in the module's dtype; an utterance's own do not depend on others.
 
         Args:
@@ -145,14 +150,14 @@ class KaldiFbank(AbsFrontend, FrontEnd):
         past_end = (frames >= lengths[:, None]).to(feats.device)  # (B, t)
         return feats.masked_fill(past_end[..., None], 0.0), lengths
 
-    def features(self, samples):
+    def features(self, samples: torch.Tensor) -> torch.Tensor:
         """See ``FrontEnd``."""
         frames = samples.unfold(-1, self.window, self.hop)  # (B, t, window)
         block = BLOCK["cpu" if samples.device.type == "cpu" else "cuda"]
         blocks = frames.split(max(1, block // len(samples)), dim=1)
         return torch.cat([self._log_energies(frames.double()) for frames in blocks], dim=1)
 
-    def _log_energies(self, frames):
+    def _log_energies(self, frames: torch.Tensor) -> torch.Tensor:
         """Float64 frames (B, t, window) -> features (B, t, n_mels)."""
         povey, bands = constants(self.fs, self.window, self.n_fft, self.n_mels, frames.device)
         frames = frames - frames.mean(-1, keepdim=True)

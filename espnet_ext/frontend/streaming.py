@@ -4,7 +4,9 @@ Offline, both ends of a recording are mirrored. So the first frames wait until w
 arrived, and the last ones are made when the stream ends.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from espnet2.layers.global_mvn import GlobalMVN
@@ -65,7 +67,7 @@ class StreamingFrontend:
         ValueError: The model's front end cannot stream; the message names key, rule and value.
     """
 
-    def __init__(self, frontend, normalize: GlobalMVN | None = None):
+    def __init__(self, frontend: Any, normalize: GlobalMVN | None = None) -> None:
         front = known_front_end(frontend)
         if not (normalize is None or isinstance(normalize, GlobalMVN)):
             raise ValueError(
@@ -88,7 +90,13 @@ class StreamingFrontend:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def forward_chunk(self, samples, state: FrontendState, is_final=False, lengths=None):
+    def forward_chunk(
+        self,
+        samples: torch.Tensor,
+        state: FrontendState,
+        is_final: bool = False,
+        lengths: Any = None,
+    ) -> tuple[torch.Tensor, list[int], FrontendState]:
         """Features of what one packet completes.
 
         Streams of a batch that began at different times wait for the one that is furthest behind:
@@ -153,7 +161,7 @@ class StreamingFrontend:
         )
         return feats, counts, FrontendState(rest, received, taken, frames, ended)
 
-    def _check_packet(self, samples, state, lengths):
+    def _check_packet(self, samples: torch.Tensor, state: FrontendState, lengths: Any) -> list[int]:
         """Refuse what cannot be right; the packet's lengths as a list."""
         if not isinstance(samples, torch.Tensor) or not samples.is_floating_point():
             kind = getattr(samples, "dtype", type(samples).__name__)
@@ -165,11 +173,18 @@ class StreamingFrontend:
         check_finite("samples", samples, lengths)
         return lengths
 
-    def _all_frames(self, samples):
+    def _all_frames(self, samples: int) -> int:
         """Feature frames of a stream that has ended with so many samples."""
         return self.front.num_frames(samples) if self.front.has_features(samples) else 0
 
-    def _features(self, held, starts, totals, begun, frames):
+    def _features(
+        self,
+        held: Sequence[torch.Tensor],
+        starts: Sequence[int],
+        totals: Sequence[int],
+        begun: Sequence[int],
+        frames: Sequence[int],
+    ) -> torch.Tensor:
         """The next so many frames of each row of samples: (B, t, n_mels), t the most of them.
 
         Args:

@@ -1,27 +1,20 @@
 """Run the jobs of a request on this machine, a few at a time."""
 
 import contextlib
-import ctypes
+import functools
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from espnet_ext.errors import UserError
 from espnet_ext.jobs.progress import Progress
+from espnet_ext.processes import die_with_parent
 
-PR_SET_PDEATHSIG = 1
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def die_with_parent(signum=signal.SIGTERM):
-    """Have the kernel send ``signum`` to this process when its parent dies (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
 
 
 def visible_gpus():
@@ -110,7 +103,7 @@ class _Job:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 process_group=0,
-                preexec_fn=_follow_runner,
+                preexec_fn=functools.partial(_begin, os.getpid()),
             )
         except OSError as error:
             self.process = None
@@ -153,8 +146,8 @@ def _signals_wait():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _follow_runner():
-    die_with_parent(signal.SIGKILL)
+def _begin(runner):
+    die_with_parent(runner)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 

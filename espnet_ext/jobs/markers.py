@@ -10,11 +10,11 @@ import os
 import re
 from pathlib import Path
 
-from espnet_ext.data.kaldi import TABLES, write_atomic
+from espnet_ext import files
+from espnet_ext.data.kaldi import TABLES
 from espnet_ext.errors import UserError
-from espnet_ext.swap import settle, swap
+from espnet_ext.files import MISSING
 
-MISSING = "missing"
 BEGUN = ".begun"  # marker of a training that has begun
 BESIDE = ".new"  # holds results that are not whole yet
 WORDS = re.compile(r"[\s\[\]{}\"',=:]+")  # between the words of YAML and of options
@@ -31,9 +31,9 @@ def fingerprint(path):
         str: Digest, or ``"missing"``.
     """
     if os.path.isdir(path):
-        files = [os.path.join(path, name) for name in TABLES]
-        found = "\n".join(f"{file} {fingerprint(file)}" for file in files)
-        return _digest(found) if os.path.exists(files[-1]) else MISSING
+        tables = [os.path.join(path, name) for name in TABLES]
+        found = "\n".join(f"{table} {fingerprint(table)}" for table in tables)
+        return _digest(found) if os.path.exists(tables[-1]) else MISSING
     try:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
@@ -44,16 +44,8 @@ def fingerprint(path):
     if os.path.basename(path) == "wav.scp":
         with open(path, encoding="utf-8", errors="surrogateescape") as lines:
             values = (line.rstrip("\n").partition(" ")[2] for line in lines)
-            found = _digest("\n".join([found, *map(_version, values)]))
+            found = _digest("\n".join([found, *map(files.version, values)]))
     return found
-
-
-def _version(recording):
-    try:
-        stat = os.stat(recording)
-    except (OSError, ValueError):
-        return MISSING
-    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _digest(text):
@@ -109,7 +101,7 @@ def write(marker, work):
     outputs = {path: fingerprint(marker.parent / path) for path in work["outputs"]}
     if gone := [str(marker.parent / path) for path, found in outputs.items() if found == MISSING]:
         raise UserError(f"{' '.join(gone)}: was not written")
-    write_atomic(marker, f"{json.dumps(work | {'outputs': outputs}, indent=1)}\n".encode())
+    files.write_atomic(marker, f"{json.dumps(work | {'outputs': outputs}, indent=1)}\n".encode())
 
 
 def read(marker):
@@ -138,7 +130,7 @@ def up_to_date(marker, work):
         work: What ``prepare`` says now.
     """
     marker = Path(marker)
-    settle(beside(marker.parent), marker.parent)
+    files.settle(beside(marker.parent), marker.parent)
     known = read(marker)
     return (
         known is not None
@@ -160,7 +152,7 @@ def changed(marker, paths=()):
         longer there cannot be compared, and counts as unchanged.
     """
     marker = Path(marker)
-    settle(beside(marker.parent), marker.parent)
+    files.settle(beside(marker.parent), marker.parent)
     known = read(marker)
     if known is None:
         return ""
@@ -186,6 +178,6 @@ def replace(directory):
         directory: The directory; the new result is in ``beside(directory)``.
     """
     new = beside(directory)
-    swap(new, directory)
+    files.replace(new, directory)
     if not any(new.parent.iterdir()):
         new.parent.rmdir()

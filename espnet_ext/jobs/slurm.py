@@ -17,6 +17,7 @@ from pathlib import Path
 from espnet_ext.errors import UserError
 from espnet_ext.jobs.local import interrupt
 from espnet_ext.jobs.progress import Progress
+from espnet_ext.processes import RUN
 
 CONFIG = Path("conf/slurm.conf")
 OWN = ("backend", "config", "max-jobs-run")  # options that are not in the config
@@ -159,17 +160,19 @@ class _Array:
                 self._status(number).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
-        # inside a job of Slurm, that job's own variables would set options of the new ones
+        # Inside a job of Slurm, that job's own variables would set options of the new ones. A run
+        # that ends may not end the watchdog: it cancels the jobs.
         self.environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("SLURM_") or name == "SLURM_CONF"
+            if not name.startswith(("SLURM_", RUN)) or name == "SLURM_CONF"
         }
         self.watchdog = subprocess.Popen(
             ["/bin/sh", "-c", WATCHDOG],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=self.environment,
             start_new_session=True,
             text=True,
         )

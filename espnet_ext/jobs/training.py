@@ -1,13 +1,11 @@
 """What makes a training survive: whole checkpoints, a lock, and a clear end when it goes wrong."""
 
-import errno
-import fcntl
 import functools
 import logging
 import math
+import multiprocessing
 import os
-import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,10 +14,11 @@ from espnet2.train import trainer
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer
 
+from espnet_ext import files
 from espnet_ext.checkpoint import damage
 from espnet_ext.data.kaldi import normal_space
-from espnet_ext.errors import NO_SPACE, DiskFull, UserError, disk_full, refuse_not_finite
-from espnet_ext.jobs.local import die_with_parent
+from espnet_ext.errors import UserError, refuse_not_finite
+from espnet_ext.processes import die_with_parent
 
 CHECKPOINT, PREVIOUS = "checkpoint.pth", "checkpoint.previous.pth"
 NOT_FINITE = 20  # steps in a row after which a training has diverged
@@ -43,7 +42,7 @@ def guard_training(task, module_name):
     averaging.safe_torch_load = _sound(averaging.safe_torch_load)
     trainer.average_nbest_models = average_kept
     if module_name == "__mp_main__":
-        die_with_parent(signal.SIGKILL)
+        die_with_parent(multiprocessing.parent_process().pid)
 
 
 def guard_data(task):
@@ -94,25 +93,22 @@ class ResumingTrainer(Trainer):
             DiskFull: If a checkpoint cannot be written; the one before stays.
         """
         folder = Path(trainer_options.output_dir)
-        lock = None
+        first = not distributed_option.distributed or distributed_option.dist_rank == 0
         refuse_not_finite(
             parts["model"].state_dict(),
             "the model to train",
             "its features have broken statistics (run stage 10 again), or it starts from a broken "
             "model (--pretrained_model)",
         )
-        if not distributed_option.distributed or distributed_option.dist_rank == 0:
-            lock = _lock(folder)
-            if trainer_options.resume and restore_checkpoint(folder):
+        with files.locked(folder / ".train.lock", "training works") if first else nullcontext():
+            if first and trainer_options.resume and restore_checkpoint(folder):
                 complete_epoch(folder / CHECKPOINT, trainer_options)
-        if distributed_option.distributed:
-            torch.distributed.barrier()  # all resume from the same checkpoint
-        with _epochs_checked(trainer_options):
-            super().run(
-                trainer_options=trainer_options, distributed_option=distributed_option, **parts
-            )
-        if lock is not None:
-            os.close(lock)
+            if distributed_option.distributed:
+                torch.distributed.barrier()  # all resume from the same checkpoint
+            with _epochs_checked(trainer_options):
+                super().run(
+                    trainer_options=trainer_options, distributed_option=distributed_option, **parts
+                )
 
     @classmethod
     def train_one_epoch(cls, *, model, reporter, options, **parts):
@@ -175,12 +171,12 @@ def restore_checkpoint(folder):
             continue
         if problem := damage(path):
             logging.warning(f"{path} is corrupt ({problem}): set aside as {path.name}.corrupt")
-            os.replace(path, f"{path}.corrupt")
+            files.replace(path, f"{path}.corrupt")
             damaged.append(str(path))
         else:
             if path.name == PREVIOUS:
                 logging.warning(f"The training goes on from {path}, the last good checkpoint")
-                os.replace(path, folder / CHECKPOINT)
+                files.replace(path, folder / CHECKPOINT)
             return True
     if damaged:
         raise UserError(
@@ -364,24 +360,6 @@ def average_kept(*, output_dir, reporter, best_model_criterion, nbest, **more):
         )
 
 
-def _lock(folder):
-    """Refuse a second training in a directory; the kernel gives the lock back with the process."""
-    file = os.open(folder / ".train.lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            owner = os.read(file, 200).decode().strip()
-            raise UserError(
-                f"{folder}: another training works there ({owner}); wait for it or stop it"
-            ) from error
-        logging.warning(f"{folder}: its file system has no locks, start no other training there")
-        return file
-    os.truncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
-    return file
-
-
 def _sound(load):
     @functools.wraps(load)
     def sound(path, *args, **kwargs):
@@ -398,20 +376,10 @@ def _atomic(save):
     def atomic(obj, f, *args, **kwargs):
         if not isinstance(f, (str, os.PathLike)):
             return save(obj, f, *args, **kwargs)
-        target = Path(f)
-        temporary = f"{target}.tmp"
-        try:
+        with files.whole(f, sync=True) as temporary:
             with open(temporary, "wb") as file:
                 save(obj, file, *args, **kwargs)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException as error:
-            Path(temporary).unlink(missing_ok=True)
-            if disk_full(error):
-                raise DiskFull(f"{target}: {NO_SPACE}") from error
-            raise
-        if target.name == CHECKPOINT and target.exists():
-            os.replace(target, target.with_name(PREVIOUS))
-        os.replace(temporary, target)
+            if Path(f).name == CHECKPOINT and Path(f).exists():
+                files.replace(f, Path(f).with_name(PREVIOUS))
 
     return atomic

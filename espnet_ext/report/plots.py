@@ -1,11 +1,25 @@
 """The three plots, readable in grey: hatches and marker shapes say what colours say."""
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 
-from espnet_ext.profiling.config import KINDS
-from espnet_ext.report.compare import row_name
+from espnet_ext.report.columns import (
+    CACHE,
+    MS_PER_CHUNK,
+    MS_PER_CHUNK_P95,
+    MS_PER_UTTERANCE,
+    STATE_KB,
+    WER,
+    WER_DRAWN,
+    WER_INTERVAL,
+    Column,
+    show_frames,
+)
+from espnet_ext.report.compare import Comparison, Row, row_name
+from espnet_ext.report.schema import KINDS
 
 matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
@@ -18,24 +32,20 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 MARKERS = "osD^vPX*"
 
 
-def _measured(comparison):
-    return [row for row in comparison.rows if row["status"] == "measured"]
-
-
-def _styles(comparison):
+def _styles(comparison: Comparison) -> dict[str, tuple[str, str, str]]:
     """Attention (input cache apart) to colour, hatch and marker."""
-    kinds = list(dict.fromkeys(_kind(row) for row in _measured(comparison)))
+    kinds = list(dict.fromkeys(_kind(row) for row in comparison.measured))
     return {
         kind: (COLOURS[i % len(COLOURS)], HATCHES[i % len(HATCHES)], MARKERS[i % len(MARKERS)])
         for i, kind in enumerate(kinds)
     }
 
 
-def _kind(row):
+def _kind(row: Row) -> str:
     return row["attention"] + (" (input cache)" if row["cache_kind"] == "input" else "")
 
 
-def png(figure) -> bytes:
+def png(figure: Any) -> bytes:
     """The figure as PNG; it is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
@@ -43,137 +53,119 @@ def png(figure) -> bytes:
     return buffer.getvalue()
 
 
-def _bars(axes, rows, values, styles, errors=None, digits=4):
-    """Horizontal bars, the first row on top, each with its value."""
-    for y, (row, value) in enumerate(zip(rows, values, strict=True)):
-        colour, hatch, _ = styles[_kind(row)]
-        error = None if errors is None else [[0], [errors[y]]]
-        axes.barh(y, value, color=colour, hatch=hatch, edgecolor="black", xerr=error, capsize=3)
-        end = value + (errors[y] if errors else 0)
-        axes.annotate(
-            f"{value:.{digits}g}", (end, y), (4, 0), textcoords="offset points", va="center"
-        )
-    axes.set_yticks(range(len(rows)), [row_name(row) for row in rows])
+def _bars(
+    axes: Any, comparison: Comparison, rows: list[Row], column: Column, tail: Column | None = None
+) -> None:
+    """Horizontal bars of a column, the first row on top, each with its value; lines to ``tail``."""
+    values = [column.of(row) for row in rows]
+    styles = [_styles(comparison)[_kind(row)] for row in rows]
+    bars = axes.barh(
+        [row_name(row) for row in rows],
+        values,
+        color=[colour for colour, _, _ in styles],
+        hatch=[hatch for _, hatch, _ in styles],
+        edgecolor="black",
+        xerr=tail and [[0] * len(rows), [tail.of(r) - column.of(r) for r in rows]],
+        capsize=3,
+    )
+    axes.bar_label(bars, fmt="{:.4g}", padding=4)
     axes.invert_yaxis()
     axes.margins(x=0.15)
+    axes.set_xlabel(column.heading(comparison))
+    _log_if_wide(axes, values)
 
 
-def plain_numbers(axis):
+def plain_numbers(axis: Any) -> None:
     """Label a logarithmic axis without mathematics."""
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
 
 
-def _log_if_wide(axes, values):
-    if min(values) > 0 and max(values) > 10 * min(values):
+def _log_if_wide(axes: Any, values: list[float]) -> None:
+    if values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_xscale("log")
         plain_numbers(axes.xaxis)
 
 
-def cache_comparison(comparison) -> bytes:
+def cache_comparison(comparison: Comparison) -> bytes:
     """PNG of the attention caches and of whole states with a finite left context."""
-    rows, styles = _measured(comparison), _styles(comparison)
+    rows = comparison.measured
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(12, 1.4 + 0.4 * len(rows)), sharey=True, constrained_layout=True
     )
-    values = [row["kv_cache_kb"] for row in rows]
-    _bars(left, rows, values, styles)
-    _log_if_wide(left, values)
-    frames = "/".join(map(str, sorted({row["cache"]["frames"] for row in rows})))
-    left.set_xlabel("KB")
-    left.set_title(f"attention cache after {frames} frames")
+    _bars(left, comparison, rows, CACHE)
+    left.set_title("attention cache, unlimited left context")
     streams = [row["cache"]["streams"][-1] for row in rows]
     begun = [0.0] * len(rows)
     for kind, shade in zip(KINDS, ("0.25", "0.5", "0.75", "1"), strict=True):
         widths = [stream["kb"][kind] for stream in streams]
-        right.barh(range(len(rows)), widths, left=begun, color=shade, edgecolor="black", label=kind)
-        begun = [a + b for a, b in zip(begun, widths, strict=True)]
-    for y, stream in enumerate(streams):
-        kept = "all" if stream["left_context"] < 0 else stream["left_context"]
-        right.annotate(
-            f"{stream['total_kb']:.4g} (left {kept})",
-            (stream["total_kb"], y),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
+        bars = right.barh(
+            range(len(rows)), widths, left=begun, color=shade, edgecolor="black", label=kind
         )
+        begun = [a + b for a, b in zip(begun, widths, strict=True)]
+    labels = [f"{s['total_kb']:.4g} (left {show_frames(s['left_context'])})" for s in streams]
+    right.bar_label(bars, labels, padding=4)
     right.margins(x=0.3)
-    right.set_xlabel("KB")
+    right.set_xlabel(STATE_KB.title)
     right.set_title("whole state of a stream, at its most")
-    right.legend(loc="lower right")
+    figure.legend(loc="outside lower right", ncols=len(KINDS))
     return png(figure)
 
 
-def wer_vs_cache(comparison) -> bytes:
+def wer_vs_cache(comparison: Comparison) -> bytes:
     """PNG of WER with its interval against cache, a panel per test set."""
-    rows, styles = _measured(comparison), _styles(comparison)
-    encoders = list(dict.fromkeys(row["encoder"] for row in rows))
+    styles = _styles(comparison)
+    encoders = list(dict.fromkeys(row["encoder"] for row in comparison.measured))
     sets = comparison.sets
     figure, panels = pyplot.subplots(
         1, len(sets), figsize=(max(6.5, 5 * len(sets)), 4.8), squeeze=False, constrained_layout=True
     )
     for axes, name in zip(panels[0], sets, strict=True):
+        rows = [row for row in comparison.measured if name in row["wer"]]
         for row in rows:
-            if name not in row["wer"]:
-                continue
-            wer = row["wer"][name]
             colour, _, marker = styles[_kind(row)]
-            low, high = wer["interval_95"]
-            # an outer ring tells the second encoder, a thick one the third
-            width = 1 + 1.5 * encoders.index(row["encoder"])
+            wer, (low, high) = WER.of(row, name), WER_INTERVAL.of(row, name)
             axes.errorbar(
-                row["kv_cache_kb"],
-                wer["wer"],
-                [[max(0, wer["wer"] - low)], [max(0, high - wer["wer"])]],
+                CACHE.of(row),
+                wer,
+                [[max(0, wer - low)], [max(0, high - wer)]],
                 fmt=marker,
                 markersize=10,
                 markerfacecolor=colour,
                 markeredgecolor="black",
-                markeredgewidth=width,
+                # an outer ring tells the second encoder, a thick one the third
+                markeredgewidth=1 + 1.5 * encoders.index(row["encoder"]),
                 ecolor="0.4",
                 capsize=3,
                 label=row_name(row),
             )
-        values = [row["kv_cache_kb"] for row in rows if name in row["wer"]]
-        _log_if_wide(axes, values)
-        drawn = "/".join(sorted({row["wer"][name]["drawn"] for row in rows if name in row["wer"]}))
-        axes.set_title(f"{name}; 95% interval, {drawn} drawn")
-        axes.set_xlabel("attention cache, KB")
-        axes.set_ylabel("WER, %")
+        _log_if_wide(axes, [CACHE.of(row) for row in rows])
+        units = "/".join(sorted({WER_DRAWN.of(row, name) for row in rows}))
+        axes.set_title(f"{WER_INTERVAL.title}, {units} drawn")
+        axes.set_xlabel(CACHE.heading(comparison))
+        axes.set_ylabel(f"{WER.heading(comparison, name)}, %")
         axes.grid(alpha=0.3)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     return png(figure)
 
 
-def inference_time_comparison(comparison) -> bytes:
+def inference_time_comparison(comparison: Comparison) -> bytes:
     """PNG of offline time per utterance and of streaming time per chunk (bar to p95)."""
-    styles = _styles(comparison)
-    offline = [row for row in _measured(comparison) if row["cache_kind"] != "input"]
-    streams = [row for row in _measured(comparison) if row["streaming"]]
+    offline = comparison.own
+    streams = [row for row in comparison.measured if row["streaming"]]
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(13, 1.4 + 0.4 * max(len(offline), len(streams))), constrained_layout=True
     )
-    values = [row["inference_time_ms"] for row in offline]
-    _bars(left, offline, values, styles)
-    _log_if_wide(left, values)
-    left.set_xlabel("ms")
-    left.set_title("offline, per utterance")
-    if streams:
-        medians = [row["streaming"]["ms_per_chunk_median"] for row in streams]
-        tails = [
-            row["streaming"]["ms_per_chunk_p95"] - m
-            for row, m in zip(streams, medians, strict=True)
-        ]
-        _bars(right, streams, medians, styles, tails)
-        _log_if_wide(right, medians)
-    right.set_xlabel("ms")
-    right.set_title("streaming, per chunk: median, line to p95")
+    _bars(left, comparison, offline, MS_PER_UTTERANCE)
+    left.set_title("offline")
+    _bars(right, comparison, streams, MS_PER_CHUNK, MS_PER_CHUNK_P95)
+    right.set_title("streaming, line to p95")
     return png(figure)
 
 
 #: file name -> function that draws it
-PLOTS = {
+PLOTS: dict[str, Callable[[Comparison], bytes]] = {
     "cache_comparison.png": cache_comparison,
     "wer_vs_cache.png": wer_vs_cache,
     "inference_time_comparison.png": inference_time_comparison,

@@ -8,32 +8,14 @@ import csv
 import io
 import json
 import math
-from pathlib import Path
 
-from espnet_ext.errors import UserError, printable
-from espnet_ext.profiling.config import KINDS
-from espnet_ext.results import read_json
+from espnet_ext.errors import UserError, about, printable
+from espnet_ext.results import EVALUATION, KINDS, check, read_json
+
+__all__ = ["KINDS", "NAME", "VERSION", "csv_text", "read", "rounded", "text"]
 
 VERSION = 2
 NAME = "evaluation_results.json"
-#: keys without which a file is of no use, and the types of their values
-REQUIRED = {
-    "model": str,
-    "encoder": str,
-    "attention": str,
-    "encoder_conf": dict,
-    "kv_cache_kb": (int, float),
-    "compression_ratio": (int, float),
-    "wer": dict,
-    "inference_time_ms": (int, float),
-    "memory_mb": (int, float, type(None)),
-    "parameters": int,
-    "training_seconds": (int, float, type(None)),
-    "config": str,
-    "commit": str,
-    "device": str,
-    "cache": dict,
-}
 
 
 def rounded(value, decimals):
@@ -83,35 +65,6 @@ def read(path) -> dict:
     results = read_json(path)
     if not isinstance(results, dict) or results.get("version") != VERSION:
         raise UserError(f"{path}: is not of version {VERSION}; evaluate the model again")
-    for key, kind in REQUIRED.items():
-        if key not in results or isinstance(results[key], bool):
-            raise UserError(f"{path}: has no {key}; evaluate the model again")
-        if not isinstance(results[key], kind):
-            raise UserError(f"{path}: {key} is {results[key]!r}; evaluate the model again")
-    try:
-        _check_inside(results)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: is damaged ({error!r}); evaluate the model again") from None
+    with about(path):
+        check(results, EVALUATION)
     return results
-
-
-def _check_inside(results):
-    """Look up what the tables and plots look up."""
-    for wer in results["wer"].values():
-        low, high = wer["interval_95"]
-        sum([low, high, wer["wer"], wer["words"]])
-        Path(wer["directory"])
-        wer["drawn"].upper()
-    for costs in (results, results["input_cache"]):
-        if costs is None:
-            continue
-        for stream in costs["cache"]["streams"]:
-            sum([*(stream["kb"][kind] for kind in KINDS), stream["total_kb"]])
-            stream["allocated_kb"] + 0
-            stream["chunk_size"], stream["left_context"]
-        costs["cache"]["streams"][-1], costs["cache"]["bytes_per_frame"], costs["cache"]["frames"]
-        sum(costs["multiply_adds_per_second"].values())
-        if costs["streaming"] is not None:
-            costs["streaming"]["ms_per_chunk_median"] + costs["streaming"]["ms_per_chunk_p95"]
-    for stream in results["streaming_wer"]:
-        stream["wer"].keys()

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +11,12 @@ from espnet_ext.errors import UserError
 from espnet_ext.scoring import bootstrap, error_rates, interval, nesting, score
 
 RESAMPLES = 10000
+#: utterance -> (errors, words)
+Errors = dict[str, tuple[int, int]]
 TRN = re.compile(r"(?P<text>.*)\t\((?P<id>.*)\)")
 
 
-def read_trn(path) -> dict[str, str]:
+def read_trn(path: str | Path) -> dict[str, str]:
     """Transcripts by ``speaker-utterance`` of a trn file.
 
     Raises:
@@ -23,16 +26,17 @@ def read_trn(path) -> dict[str, str]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    matches = [TRN.fullmatch(line) for line in lines]
-    if None in matches:
-        raise UserError(f"{path}: line {matches.index(None) + 1} is no trn line")
-    table = {match["id"]: match["text"] for match in matches}
-    if len(table) < len(matches):
+    table = {}
+    for number, line in enumerate(lines, 1):
+        if (match := TRN.fullmatch(line)) is None:
+            raise UserError(f"{path}: line {number} is no trn line")
+        table[match["id"]] = match["text"]
+    if len(table) < len(lines):
         raise UserError(f"{path}: two lines have one id")
     return table
 
 
-def read_score(directory) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+def read_score(directory: str | Path) -> tuple[Errors, dict[str, str]]:
     """Errors and reference words, and the speaker, of every utterance in a score_wer directory.
 
     Raises:
@@ -53,8 +57,12 @@ def read_score(directory) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
 
 
 def paired_bootstrap(
-    model, baseline, speakers=None, resamples: int = RESAMPLES, seed: int = 0
-) -> dict:
+    model: Errors,
+    baseline: Errors,
+    speakers: dict[str, str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Difference of two word error rates on the same utterances.
 
     Args:

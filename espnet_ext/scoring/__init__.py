@@ -1,7 +1,7 @@
 """CER, WER and TER with alignments, tables and bootstrap intervals."""
 
 from espnet_ext.scoring.counting import UNITS, Score, score, tokenizer
-from espnet_ext.scoring.report import read_numbers, write_results, write_score
+from espnet_ext.scoring.report import read_numbers, score_files, write_results, write_score
 from espnet_ext.scoring.resampling import bootstrap, error_rates, interval, nesting
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "nesting",
     "read_numbers",
     "score",
+    "score_files",
     "tokenizer",
     "write_results",
     "write_score",

@@ -1,16 +1,19 @@
 """Count the errors of hypotheses against references, with an interval on the error rate."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jiwer
 import numpy as np
 
-from espnet_ext.data.kaldi import normal_space
+from espnet_ext.data.kaldi import alike, normal_space
 from espnet_ext.errors import UserError
 from espnet_ext.scoring.resampling import bootstrap, error_rates, interval, nesting
 
 UNITS = ("cer", "wer", "ter")
 SPACE = "<space>"
+Tokenize = Callable[[str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,21 @@ class Score:
     alignments: list[list[tuple[str, list[str], list[str]]]]
     counts: np.ndarray
 
-    def summary(self, utterances=slice(None)):
+    def summary(self, utterances: Any = slice(None)) -> dict[str, float]:
         """Return the row of a results table.
 
         Args:
             utterances: Index into the first axis of ``counts``; default: all of them.
 
         Returns:
-            dict: ``snt`` and ``wrd`` (counts), and ``corr sub del ins err s_err`` in percent.
+            ``snt`` and ``wrd`` (counts), and ``corr sub del ins err s_err`` in percent.
         """
         counts = self.counts[utterances]
         correct, substituted, deleted, inserted = (int(n) for n in counts.sum(0))
         tokens = correct + substituted + deleted
         wrong = int((counts[:, 1:].sum(1) > 0).sum())
 
-        def percent(n, of):
+        def percent(n: int, of: int) -> float:
             return 100.0 * n / of if of else (0.0 if n == 0 else float("inf"))
 
         return {
@@ -60,7 +63,13 @@ class Score:
             "s_err": percent(wrong, len(counts)),
         }
 
-    def interval(self, speakers=None, resamples=1000, seed=0, confidence=0.95):
+    def interval(
+        self,
+        speakers: dict[str, str] | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
+        confidence: float = 0.95,
+    ) -> tuple[float, float]:
         """Return the percentile bootstrap interval of the error rate.
 
         Args:
@@ -70,14 +79,14 @@ class Score:
             confidence: Share of the resampled error rates inside the interval.
 
         Returns:
-            tuple[float, float]: Lower and upper bound in percent.
+            Lower and upper bound in percent.
         """
         levels, _ = nesting({i: speakers[i] if speakers else "all" for i in self.ids})
         values = np.stack([self.counts[:, 1:].sum(1), self.counts[:, :3].sum(1)], axis=1)
         return interval(error_rates(bootstrap(values, levels, resamples, seed)), confidence)
 
 
-def tokenizer(unit, bpemodel=None):
+def tokenizer(unit: str, bpemodel: Any = None) -> Tokenize:
     """Return the function that cuts a transcript into the tokens of a unit.
 
     Args:
@@ -85,7 +94,7 @@ def tokenizer(unit, bpemodel=None):
         bpemodel: Path of the sentencepiece model; needed by ``ter``.
 
     Returns:
-        Callable[[str], list[str]]: Runs of white space count as one space.
+        A function; runs of white space count as one space.
     """
     if unit == "wer":
         return str.split
@@ -97,7 +106,7 @@ def tokenizer(unit, bpemodel=None):
     return lambda text: model.encode(normal_space(text), out_type=str)
 
 
-def score(references, hypotheses, tokenize):
+def score(references: dict[str, str], hypotheses: dict[str, str], tokenize: Tokenize) -> Score:
     """Align hypotheses with references at the smallest number of errors.
 
     Args:
@@ -106,11 +115,13 @@ def score(references, hypotheses, tokenize):
         tokenize: Function from ``tokenizer``.
 
     Returns:
-        Score: One row per utterance.
+        One row per utterance.
 
     Raises:
         UserError: If the ids of the two differ, or there is nothing to score.
     """
+    if same := alike(hypotheses.keys() - references.keys(), references.keys() - hypotheses.keys()):
+        raise UserError(same)
     for ids, what in (
         (references.keys() - hypotheses.keys(), "reference utterances have no hypothesis"),
         (hypotheses.keys() - references.keys(), "hypotheses have no reference"),
@@ -119,9 +130,9 @@ def score(references, hypotheses, tokenize):
             raise UserError(f"{len(ids)} {what}, the first is {min(ids)}: decode this set again")
     if not references:
         raise UserError("there are no utterances to score")
-    ids = sorted(references)
-    refs = [tokenize(references[i]) for i in ids]
-    hyps = [tokenize(hypotheses[i]) for i in ids]
+    order = sorted(references)
+    refs = [tokenize(references[i]) for i in order]
+    hyps = [tokenize(hypotheses[i]) for i in order]
     aligned = jiwer.process_words([" ".join(r) for r in refs], [" ".join(h) for h in hyps])
     alignments = [
         [
@@ -130,9 +141,9 @@ def score(references, hypotheses, tokenize):
         ]
         for ref, hyp, chunks in zip(refs, hyps, aligned.alignments, strict=True)
     ]
-    counts = np.zeros((len(ids), 4), dtype=np.int64)
+    counts = np.zeros((len(order), 4), dtype=np.int64)
     column = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}
     for row, chunks in zip(counts, alignments, strict=True):
         for kind, ref, hyp in chunks:
             row[column[kind]] += max(len(ref), len(hyp))
-    return Score(ids, refs, hyps, alignments, counts)
+    return Score(order, refs, hyps, alignments, counts)

@@ -5,14 +5,52 @@ from itertools import zip_longest
 from pathlib import Path
 from platform import python_version
 
-from espnet_ext.data.kaldi import write_atomic, write_scp
+from espnet_ext.data.kaldi import read_scp, write_scp
 from espnet_ext.errors import UserError
+from espnet_ext.files import write_atomic
 from espnet_ext.jobs.markers import BESIDE
-from espnet_ext.results import read_json, to_json
+from espnet_ext.results import SCORE, read_json, to_json
+from espnet_ext.scoring.counting import UNITS, Score, score, tokenizer
 from espnet_ext.scoring.resampling import nesting
 
 COLUMNS = ("corr", "sub", "del", "ins", "err", "s_err")
 TITLE = "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|"
+
+
+def score_files(
+    references, hypotheses, output, utt2spk=None, token_type="bpe", bpemodel=None
+) -> dict[str, Score]:
+    """Score decoded text and write ``OUTPUT/score_{cer,wer,ter}``, TER where tokens are BPE's.
+
+    Args:
+        references: Kaldi-style text file.
+        hypotheses: Another one, of the same utterances.
+        output: Directory of the scores.
+        utt2spk: Table of the speakers; one speaker without it.
+        token_type: ``bpe``, ``char`` or ``word``.
+        bpemodel: sentencepiece model of ``bpe``.
+
+    Returns:
+        A score for each of ``UNITS``.
+
+    Raises:
+        UserError: The tables do not fit each other; the message names one.
+    """
+    if token_type == "bpe" and not bpemodel:
+        raise UserError("token_type: bpe needs bpemodel")
+    texts, found = [read_scp(path) for path in (references, hypotheses)], {}
+    speakers = read_scp(utt2spk) if utt2spk else dict.fromkeys(texts[0], "all")
+    if unknown := texts[0].keys() - speakers.keys():
+        raise UserError(f"{utt2spk}: no speaker for {min(unknown)}")
+    for unit in UNITS:
+        if unit == "ter" and token_type != "bpe":
+            continue
+        try:
+            found[unit] = score(*texts, tokenizer(unit, bpemodel))
+        except UserError as error:
+            raise UserError(f"{hypotheses}: {error}") from None
+        write_score(Path(output) / f"score_{unit}", found[unit], speakers)
+    return found
 
 
 def write_score(directory, score, speakers):
@@ -42,7 +80,7 @@ def write_score(directory, score, speakers):
 
 def read_numbers(path):
     """Return what a ``score.json`` holds; one of before speakers were drawn drew utterances."""
-    return {"drawn": "utterances"} | read_json(path)
+    return {"drawn": "utterances"} | read_json(path, SCORE)
 
 
 def write_results(expdir):

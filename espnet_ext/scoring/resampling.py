@@ -1,6 +1,7 @@
 """Test sets drawn anew: how far an error rate, or a difference of two, is chance."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,7 +37,9 @@ def nesting(speakers: dict[str, str]) -> tuple[list[list[str]], str]:
     return [readers, list(speakers)], "speakers"
 
 
-def bootstrap(values, levels, resamples: int, seed: int = 0) -> np.ndarray:
+def bootstrap(
+    values: np.ndarray, levels: Sequence[Sequence], resamples: int, seed: int = 0
+) -> np.ndarray:
     """Sums of observations, of which whole units are drawn with replacement.
 
     Units of the outermost level are drawn, each with all that is nested in it: its own noise comes
@@ -57,7 +60,7 @@ def bootstrap(values, levels, resamples: int, seed: int = 0) -> np.ndarray:
         Sums (resamples, m).
     """
     values = np.asarray(values, dtype=np.float64)
-    drawn = []
+    drawn: list[np.ndarray] = []
     for level in levels:
         units = np.unique(np.asarray(level), return_inverse=True)[1]
         if units.max() and not any(_nested(units, outer) for outer in drawn):
@@ -78,7 +81,7 @@ def bootstrap(values, levels, resamples: int, seed: int = 0) -> np.ndarray:
     return sums
 
 
-def _nested(units, outer) -> bool:
+def _nested(units: np.ndarray, outer: np.ndarray) -> bool:
     """Whether each of ``units`` lies in one unit of ``outer``."""
     pairs = np.unique(np.stack([units, outer]), axis=1)
     return pairs.shape[1] == units.max() + 1

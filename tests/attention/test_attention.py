@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_ext.attention import ATTENTIONS, build_attention
+from espnet_ext.attention.base import SoftmaxAttention
 from espnet_ext.attention.blocked import CPU_BLOCK as BLOCK
 from espnet_ext.attention.blocked import ChunkView
 from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions, stream_attention
 from tiny import build_tiny_attention as make
 
 D_K = N_FEAT // N_HEAD
-SOFTMAX = [name for name in VARIANTS if name != "linear"]
+SOFTMAX = [n for n, (name, _) in VARIANTS.items() if issubclass(ATTENTIONS[name], SoftmaxAttention)]
 
 
 def visible(i, j, length, chunk, left):
@@ -31,32 +32,26 @@ def visible(i, j, length, chunk, left):
 def naive_softmax(att, x, real, chunk=None, left=-1):
     """The formula of DESIGN, frame by frame and head by head, for one utterance (T, n_feat)."""
     length = x.size(0)
-    name = type(att).__name__
-    if name == "MultiHeadLatentAttention":
-        c = att.kv_norm(att.linear_kv_down(x))
-        k, v = att.linear_k_up(c), att.linear_v_up(c)
-    else:
-        k, v = att.linear_k(x), att.linear_v(x)
-    q = att.linear_q(x)
-    n_kv_head = k.size(-1) // D_K
+    k, v = (t[0] for t in att.key_value(att.record(x[None])))  # (G, T, d_k)
+    q, n_kv_head = att.linear_q(x), len(k)
     p = att.linear_pos(positions(length)[0])  # row r is distance length-1-r
     y = torch.zeros(length, N_FEAT)
     for h in range(N_HEAD):
         g = h // (N_HEAD // n_kv_head)
-        head, kv = slice(h * D_K, (h + 1) * D_K), slice(g * D_K, (g + 1) * D_K)
+        head = slice(h * D_K, (h + 1) * D_K)
         for i in range(length):
             seen = [j for j in range(real) if visible(i, j, length, chunk, left)]
             if not seen:
                 continue
             scores = torch.stack(
                 [
-                    (q[i, head] + att.pos_bias_u[h]) @ k[j, kv]
+                    (q[i, head] + att.pos_bias_u[h]) @ k[g, j]
                     + (q[i, head] + att.pos_bias_v[h]) @ p[length - 1 - (i - j), head]
                     for j in seen
                 ]
             )
             weights = torch.softmax(scores / math.sqrt(D_K), dim=0)
-            y[i, head] = (weights[:, None] * v[seen][:, kv]).sum(0)
+            y[i, head] = (weights[:, None] * v[g, seen]).sum(0)
     return att.linear_out(y)
 
 
@@ -81,7 +76,20 @@ def naive_linear(att, x, real, chunk=None, left=-1):
     return att.linear_out(y)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["mha", "mha_input", "gqa", "gqa_input", "mla"])
+def test_keys_and_values_are_those_of_the_formula(variant):
+    att, x = make(variant), torch.randn(1, 9, N_FEAT)
+    if variant == "mla":
+        c = att.linear_kv_down(x)
+        want = att.linear_k_up(c), att.linear_v_up(c)
+    else:
+        want = att.linear_k(x), att.linear_v(x)
+    for got, projected in zip(att.key_value(att.record(x)), want, strict=True):
+        heads = [projected[0, :, i : i + D_K] for i in range(0, projected.size(-1), D_K)]
+        assert max_error(got[0], torch.stack(heads)) < 1e-6
+
+
+@pytest.mark.parametrize("variant", [*SOFTMAX, "linear"])
 @pytest.mark.parametrize("chunk,left", [(None, -1), (4, -1), (4, 6), (1, 0)])
 def test_attention_equals_naive_loop(variant, chunk, left):
     att = make(variant)

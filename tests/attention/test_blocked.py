@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from espnet_ext.attention import blocked, build_attention
+from espnet_ext.attention import build_attention
 from espnet_ext.attention.blocked import CPU_BLOCK, ChunkView, block_size
+from espnet_ext.cpu import by_head
 from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions
 from tiny import build_tiny_attention as make
 
@@ -42,7 +43,7 @@ def small_blocks(attention, queries, batch, length):
 def way(request):
     """Both ways to go through blocks, whatever their size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocked, "BY_HEAD", request.param)
+        patch.setattr(by_head, "KEYS", request.param)
         yield
 
 

@@ -289,8 +289,8 @@ def test_source_that_cannot_be_converted_is_one_line(sources, tmp_path, capsys):
     refused("only mha can be converted, got gqa", encoder_conf=conf | {"attention": "gqa"})
     refused("does not fit the model of its config", encoder_conf=conf | {"num_blocks": 3})
     (tmp_path / "text").write_text("not weights")
-    refused("is not a checkpoint of weights", checkpoint=tmp_path / "text")
-    assert "cannot be read" in refusal(capsys, tmp_path / "none", tmp_path / "m", "mla")
+    refused("no whole checkpoint", checkpoint=tmp_path / "text")
+    assert "has no config.yaml" in refusal(capsys, tmp_path / "none", tmp_path / "m", "mla")
     assert "exists already" in refusal(capsys, good, tmp_path / "bad", "mla")
 
 

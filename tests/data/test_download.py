@@ -311,7 +311,7 @@ def test_disk_that_fills_on_the_way_is_one_line_and_nothing_is_lost(server, get,
     assert f"{part}: cannot be written (File too large)" in limited(20)
     assert part.read_bytes() == ARCHIVE[: 20 * 1024]
     part.with_name(NAME).write_bytes(ARCHIVE)
-    assert f"/.{SPLIT}.part: cannot be written (File too large)" in limited(20)
+    assert f"/{SPLIT}: cannot be written (File too large)" in limited(20)
     assert_not_there(tmp_path / "corpora")
     assert get(404) == (0, [])
 

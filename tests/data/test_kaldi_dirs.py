@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_ext.bin import data_combine, data_filter, data_perturb_speed, data_split, data_validate
-from espnet_ext.data import kaldi
+from espnet_ext.data import audio, kaldi
 from espnet_ext.errors import UserError
 
 utf8 = st.characters(codec="utf-8")
@@ -134,6 +134,69 @@ def test_validate_names_the_fault(tmp_path, capsys, table, content, message):
         data_validate.main([str(path)])
     assert end.value.code == 1
     assert message in capsys.readouterr().err
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+UNSEEN = {
+    "byte order mark": ("a", "\ufeffa"),
+    "form": (NFC, NFD),
+    "no width": ("a", "a\u200b"),
+    "no width inside": ("ab", "a\u2060b"),
+}
+
+
+def unseen(one, other):
+    return f"{min(one, other, key=len)!a}", f"{max(one, other, key=len)!a}", "does not show"
+
+
+@pytest.mark.parametrize("table", ["text", "utt2spk", "spk2gender", "segments"])
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_ids_that_only_look_the_same_are_one_line(tmp_path, kind, table):
+    one, other = UNSEEN[kind]
+    speaker = one if table == "spk2gender" else "s1"
+    path = make_dir(tmp_path / "d", [one, "z"], speaker=speaker)
+    if table == "segments":
+        kaldi.write_scp(path / table, {one: f"{other} 0 1", "z": "z 0 1"})
+    else:
+        found = kaldi.read_scp(path / table)
+        kaldi.write_scp(path / table, {other if i == one else i: v for i, v in found.items()})
+    (problem,) = kaldi.validate(path)
+    assert str(path / table) in problem and all(word in problem for word in unseen(one, other))
+
+
+def test_two_ids_of_one_table_that_look_the_same_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="does not show"):
+        make_dir(tmp_path / "d", [NFC, NFD])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(ids, max_size=6, unique_by=kaldi.shown))
+def test_ids_that_look_different_are_never_called_alike(names):
+    assert kaldi.alike(names, names) == ""
+    assert all(kaldi.shown(kaldi.shown(name)) == kaldi.shown(name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("table", "content"),
+    [
+        ("text", "b B\na A\n"),
+        ("text", "a A\n"),
+        ("text", "\ufeffa A\nb B\n"),
+        ("utt2spk", "a s1\nb s2\n"),
+        ("spk2gender", "s1 female\n"),
+        ("utt2speed", "a 0.9\nb 9\n"),
+        ("wav.scp", "a /nowhere/a.flac\nb /nowhere/b.flac\n"),
+        ("segments", "a r 0 1\nb a 0 1\n"),
+    ],
+)
+def test_formatting_refuses_what_validation_refuses_and_in_the_same_words(tmp_path, table, content):
+    path = make_dir(tmp_path / "d")
+    (path / table).write_text(content)
+    problems = kaldi.validate(path)
+    with pytest.raises(UserError) as refused:
+        audio.format_data_dir(path, tmp_path / "out", 16000)
+    assert problems and str(refused.value) == "\n".join(problems)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("table", ["wav.scp", "text", "utt2spk"])

@@ -163,7 +163,7 @@ def test_corpus_that_is_there_is_kept_and_one_of_another_plan_is_replaced(tmp_pa
     monkeypatch.setattr(mini, "plan", lambda: PLAN[:2])
     first = mini.make(tmp_path)
     (tmp_path / "LibriSpeech/mark").touch()
-    (tmp_path / ".LibriSpeech.part/dev-clean").mkdir(parents=True)  # of a run that was killed
+    (tmp_path / ".LibriSpeech.tmp/dev-clean").mkdir(parents=True)  # of a run that was killed
     assert mini.make(tmp_path) == first
     assert (tmp_path / "LibriSpeech/mark").exists()
 

@@ -2,20 +2,25 @@
 
 import copy
 import itertools
+import pickle
 
 import pytest
 import torch
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder as StockDecoder
 from espnet2.lm.transformer_lm import TransformerLM as StockLM
 
+from espnet_ext.attention import registry
 from espnet_ext.decoder import TransformerDecoder, TransformerLM
 
 VOCAB, WIDTH, HEADS = 23, 24, 4
+CONF = {"mla": {"kv_lora_rank": 10}}
 ATTENTIONS = {
-    "mha": ("mha", {}),
+    name: (name, CONF.get(name, {}))
+    for name, variant in registry.ATTENTIONS.items()
+    if variant.has_decoder_form
+} | {
     "gqa2": ("gqa", {"n_kv_head": 2}),
-    "mqa": ("gqa", {"n_kv_head": 1}),
-    "mla": ("mla", {"kv_lora_rank": 10}),
+    "mha-input": ("mha", {"cache": "input"}),
     "mla-norm-q": ("mla", {"kv_lora_rank": 6, "q_lora_rank": 5, "kv_norm": True}),
 }
 SIZES = {"attention_heads": HEADS, "linear_units": 32, "num_blocks": 2, "use_flash_attn": False}
@@ -92,6 +97,17 @@ def test_decoder_options_of_espnet_are_kept(own, options):
     torch.testing.assert_close(steps(decoder, memory, lengths, ys), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_decoder_is_copied_and_pickled(name):
+    """The class of a variant in a decoder is made when it is needed."""
+    decoder = make_decoder(name, name)
+    memory, lengths = torch.randn(1, 11, WIDTH), torch.tensor([11])
+    ys = torch.randint(VOCAB, (3, 6))
+    expected = steps(decoder, memory, lengths, ys)
+    for other in (copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder))):
+        assert torch.equal(steps(other, memory, lengths, ys), expected)
+
+
 def test_decoder_mha_is_espnets_decoder():
     torch.manual_seed(3)
     stock = StockDecoder(VOCAB, WIDTH, **SIZES)
@@ -150,7 +166,7 @@ def test_decoder_without_init_state_scores_each_row_with_its_own_memory():
 
 @pytest.mark.parametrize(
     ("name", "own", "source"),
-    [("mha", 2 * 24, 2 * 24), ("gqa2", 2 * 12, 2 * 12), ("mqa", 2 * 6, 2 * 6), ("mla", 10, 10)],
+    [("mha", 2 * 24, 2 * 24), ("gqa2", 2 * 12, 2 * 12), ("gqa", 2 * 6, 2 * 6), ("mla", 10, 10)],
 )
 def test_ledger_counts_the_tensors_of_a_search(name, own, source):
     ledger = make_decoder(name, name).ledger(n_frames=50, n_tokens=7, n_hyp=3)
@@ -188,7 +204,7 @@ def test_language_model_steps_equal_espnet(pos_enc):
     ("options", "message"),
     [
         ({"self_attention": "flash"}, "self_attention: must be one of mha, gqa, mla, got 'flash'"),
-        ({"src_attention": "gqa"}, "src_attention_conf: gqa needs n_kv_head"),
+        ({"src_attention": "linear"}, "src_attention: linear has no decoder form, use one of mha"),
         (
             {"src_attention": "gqa", "src_attention_conf": {"n_kv_head": 3}},
             "src_attention_conf: n_kv_head: must divide attention_heads 4, got 3",
@@ -203,11 +219,11 @@ def test_language_model_steps_equal_espnet(pos_enc):
         ),
         (
             {"self_attention": "mla", "self_attention_conf": {"latent_dim": 8}},
-            "self_attention_conf: latent_dim is called kv_lora_rank",
+            "self_attention_conf: use kv_lora_rank in place of latent_dim",
         ),
         (
             {"self_attention_conf": {"n_kv_head": 2}},
-            "self_attention_conf: mha takes no options, got n_kv_head",
+            "self_attention_conf: mha takes cache, got n_kv_head",
         ),
         (
             {

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from espnet_ext.attention import attention_label
-from espnet_ext.profiling.cache import measure_cache
-from espnet_ext.profiling.config import describe
+from espnet_ext.evaluate.cache import measure_cache
+from espnet_ext.evaluate.models import describe
 from espnet_ext.state import FrameCache, RunningSums, StreamState
 from tiny import ENCODERS, INPUT_SIZE, N_FEAT, N_HEAD, max_error, randomize
 

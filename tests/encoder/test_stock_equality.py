@@ -2,37 +2,28 @@
 
 import pytest
 import torch
-from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder as StockBranchformer
-from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as StockConformer
-from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder as StockEBranchformer
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
-from espnet_ext.encoder import layers
-from tiny import ENCODERS, INPUT_SIZE, N_FEAT, N_HEAD, build_encoder, max_error
-
-STOCK = {
-    "conformer": StockConformer,
-    "branchformer": StockBranchformer,
-    "e_branchformer": StockEBranchformer,
-}
+from espnet_ext.cpu import layers
+from tiny import ENCODERS, INPUT_SIZE, N_FEAT, N_HEAD, build_encoder, max_error, stock
 
 
 def pair(encoder, **options):
     ours = build_encoder(encoder, **options)
-    stock = STOCK[encoder](
+    theirs = stock(encoder)(
         INPUT_SIZE,
         output_size=N_FEAT,
         attention_heads=N_HEAD,
         rel_pos_type="latest",
         **(ENCODERS[encoder][1] | {"num_blocks": 2} | options),
     )
-    stock.load_state_dict(ours.state_dict(), strict=True)
-    return ours, stock
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    return ours, theirs
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("frames", [7, 63, 1100])
-def test_mha_encoder_equals_stock(encoder, frames):
+def test_mha_encoder_equals_stock(encoder, frames, cpu_switch):
     ours, stock = (model.eval() for model in pair(encoder))
     feats = torch.randn(3, frames, INPUT_SIZE)
     lengths = torch.tensor([frames, max(7, frames // 2), frames])
@@ -114,7 +105,7 @@ def test_mha_encoder_gradients_equal_stock(encoder):
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_training_equals_stock(encoder, autocast):
+def test_training_equals_stock(encoder, autocast, cpu_switch):
     """Values, gradients, and the statistics that a padded batch leaves in the batch norm."""
     still = dict.fromkeys(("dropout_rate", "positional_dropout_rate"), 0.0)
     models = [model.train() for model in pair(encoder, **still)]

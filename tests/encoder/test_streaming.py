@@ -52,6 +52,18 @@ def test_streaming_equals_masked_offline(encoder, variant, chunk):
                 assert error < 1e-5, f"{encoder}-{variant}-C{chunk}-L{left}-P{packet}"
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_streaming_equals_masked_offline_with_the_switch_on_and_off(encoder, variant, cpu_switch):
+    model = build_encoder(encoder, variant, causal=True, chunk_size=4, left_context=16).eval()
+    feats = torch.randn(2, FRAMES, INPUT_SIZE)
+    with torch.no_grad():
+        want, olens, _ = model(feats, torch.tensor([FRAMES, SHORTER]))
+    y, _ = stream(model, feats, 7, [FRAMES, SHORTER])
+    for b, n in enumerate(olens):
+        assert max_error(y[b, :n], want[b, :n]) < 1e-5
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     encoder=st.sampled_from(list(ENCODERS)),
@@ -83,24 +95,22 @@ def test_state_bytes_equal_the_formula(variant, left):
     model = build_encoder("e_branchformer", variant, causal=True, chunk_size=4).eval()
     model.left_context = left
     d_k = N_FEAT // N_HEAD
-    per_frame = {
-        "mha": 2 * N_FEAT,
-        "gqa": 2 * 2 * d_k,
-        "mla": 12,
-        "mha_input": N_FEAT,
-        "gqa_input": N_FEAT,
+    known = {
+        "mha": lambda frames: 2 * N_FEAT * frames,
+        "gqa": lambda frames: 2 * 2 * d_k * frames,
+        "mla": lambda frames: 12 * frames,
+        "mha_input": lambda frames: N_FEAT * frames,
+        "gqa_input": lambda frames: N_FEAT * frames,
+        "linear": lambda frames: N_HEAD * (d_k * d_k + d_k),
     }
     state = model.init_state()
     for _ in range(12):
         _, state = model.forward_chunk(torch.randn(1, 16, INPUT_SIZE), state)
         kept = state.frames if left < 0 else min(state.frames, left)
         for layer, layer_state in zip(model.encoders, state.layers, strict=True):
-            if variant == "linear":
-                values = N_HEAD * (d_k * d_k + d_k)
-            else:
-                values = per_frame[variant] * kept
+            values = layer.attn.cache_values(kept)
+            assert values == known.get(variant, layer.attn.cache_values)(kept)
             assert layer_state.attention.nbytes == 4 * values
-            assert layer.attn.cache_values(kept) == values
     assert state.frames == 4 * 11  # the last chunk waits for the frames the convolutions look at
     # cgMLP: 24 channels, merge: 64 channels, kernels 7 and 5; pending features: 16 * 12 - 16 * 11
     own = {

@@ -14,8 +14,8 @@ pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install 'espnet-e
 pytest.importorskip("sherpa_onnx", reason="no sherpa-onnx: pip install 'espnet-ext[export]'")
 
 from espnet_ext.export.model import export
-from espnet_ext.inference import StreamingSpeech2Text
-from inference.conftest import write_model
+from espnet_ext.streaming.speech2text import StreamingSpeech2Text
+from streaming.conftest import write_model
 from tiny import ENCODERS, FS
 
 REPO = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from espnet_ext import swap as swaps
+from espnet_ext import files
 from espnet_ext.bin import marker as command
 from espnet_ext.data import kaldi
 from espnet_ext.errors import UserError
@@ -164,16 +164,16 @@ def test_killed_swap_leaves_the_old_or_the_new_result(tmp_path, monkeypatch, cal
 
     with monkeypatch.context() as patch:
         if not exchange:
-            patch.setattr(swaps, "_exchange", lambda *_: False)
-        patch.setattr(swaps, "_exchange", counted(swaps._exchange))
-        patch.setattr(swaps.os, "rename", counted(os.rename))
-        patch.setattr(swaps.shutil, "rmtree", counted(shutil.rmtree))
+            patch.setattr(files, "_exchange", lambda *_: False)
+        patch.setattr(files, "_exchange", counted(files._exchange))
+        patch.setattr(files.os, "replace", counted(os.replace))
+        patch.setattr(files.shutil, "rmtree", counted(shutil.rmtree))
         try:
             markers.replace(directory)
             ended = True
         except Killed:
             ended = False
-    swaps.settle(new, directory)
+    files.settle(new, directory)
     held = {(directory / name).read_text() for name in ("text", "score", "logdir/log")}
     assert len(held) == 1 and (not ended or held == {"new"})
     assert not ended or not new.parent.exists()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from copies import copy_mini_an4, descendants, run
+from copies import copy_mini_an4, descendants, kill_when, run
 from processes import running, wait_for
 
 NO_SPACE = "no space left on the disk"
@@ -128,6 +128,26 @@ def test_loss_that_is_not_a_number_stops_with_advice_and_keeps_the_epoch_before(
     assert "epoch 2: the loss or its gradient is infinite or not a number" in said
     assert "lower optim_conf lr" in said
     assert epoch(recipe / "exp/diverged/checkpoint.pth") == 1
+
+
+def test_killed_stage_1_leaves_nothing_that_works_and_the_next_run_begins_at_once(tmp_path):
+    recipe = copy_mini_an4(tmp_path)
+    script = recipe / "local/data.sh"
+    whole = script.read_text()
+    script.write_text("#!/bin/sh\ntouch begun\nsleep 600\ntouch ended\n")
+    kill_when(recipe, (recipe / "begun").exists, "--stop-stage", "1")
+    script.write_text(whole)
+    done = run(recipe, "--stop-stage", "1")
+    assert done.returncode == 0, done.stderr
+    assert not (recipe / "ended").exists() and (recipe / "data/.done").exists()
+
+
+def test_lock_that_cannot_be_opened_stops_the_run(tmp_path):
+    recipe = copy_mini_an4(tmp_path)
+    (recipe / "data/.lock").mkdir(parents=True)
+    (said,) = failed(recipe, "--stop-stage", "1").splitlines()
+    assert "error: data/.lock cannot be opened" in said
+    assert sorted(path.name for path in (recipe / "data").iterdir()) == [".lock"]
 
 
 def test_second_run_is_refused_and_ctrl_c_ends_the_first_with_all_its_jobs(recipe):

@@ -345,6 +345,27 @@ def test_one_speaker_is_divided_by_text(tmp_path):
     assert any(note.startswith("split by text, as 1 speaker is too few") for note in notes)
 
 
+@pytest.mark.parametrize("n_speaker", [1, 5])
+def test_corpus_divided_without_dev_gives_it_a_part_of_train(tmp_path, n_speaker):
+    for name, count in (("train", 40), ("test", 3)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        utts = [f"{name}{i}" for i in range(count)]
+        for utt in utts:
+            record(tmp_path / f"wavs/{utt}.wav", rate=8000, channels=1)
+        folder = tmp_path / "data" / name
+        lines(folder / "wav.scp", [(utt, str(tmp_path / f"wavs/{utt}.wav")) for utt in utts])
+        lines(folder / "text", [(utt, f"words of {utt}") for utt in utts])
+        lines(folder / "utt2spk", [(u, f"{name}spk{i % n_speaker}") for i, u in enumerate(utts)])
+    whole = corpus.read(data=tmp_path / "data")
+    sets, notes = corpus.split(whole)
+    assert sets["test"] == ["test0", "test1", "test2"]
+    assert sorted(sets["train"] + sets["dev"]) == sorted(f"train{i}" for i in range(40))
+    of = whole.tables["utt2spk"]
+    shared = {of[utt] for utt in sets["train"]} & {of[utt] for utt in sets["dev"]}
+    assert len(sets["dev"]) == {1: 4, 5: 8}[n_speaker] and bool(shared) == (n_speaker == 1)
+    assert "divided as it came, but for dev, taken from train" in notes
+
+
 # Bad input: one line, and nothing written
 
 
@@ -406,6 +427,11 @@ BAD = {
         lambda f: lines(f / "data/all/utt2spk", [(f"r{n}", f"r{n}") for n in (1, 2, 3)]),
         "cannot tell who speaks",
     ),
+    "ids that only look the same": (
+        DATA,
+        lambda f: lines(f / "data/all/text", [("r1\u200b", "one"), ("r2", "two"), ("r3", "three")]),
+        "'r1\\u200b' and 'r1' differ only in what does not show",
+    ),
     "speaker map with holes": (
         [*SIMPLE, "--speakers", "who"],
         lambda f: lines(f / "who", [("a_0", "a"), ("b_0", "b")]),
@@ -459,7 +485,7 @@ BAD = {
         drop("audio/r1.wav", "audio/r2.wav", "audio/r3.wav"),
         "wav.scp: r2: no such file: audio/r2.wav, seen from ",
     ),
-    "no directory": (["--data", "data"], None, "no wav.scp in it, nor in dev/, test/, train/"),
+    "no directory": (["--data", "data"], None, "no wav.scp in it, nor in dev/, test/, train/: "),
     "no transcripts": (DATA, drop("data/all/text"), "text: missing"),
     "unknown rule": (
         [*SIMPLE, "--speaker_from", "prefix"], None, "--speaker_from is one, directory, field1"
@@ -514,7 +540,7 @@ def test_recipe_is_written_whole_or_not_at_all(tree, tmp_path, monkeypatch, caps
     monkeypatch.setattr(recipe.shutil, "copymode", fails)
     with pytest.raises(SystemExit):
         new_recipe.main(["mine", *SIMPLE, "--speaker_from", "field1"])
-    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+    assert "egs2/mine: no space left on the disk" in capsys.readouterr().err
     assert len(copied) == 5 and written(tree) == ["TEMPLATE"]
 
 
@@ -529,7 +555,7 @@ def test_without_a_clone_the_command_says_where_it_works(tmp_path, monkeypatch, 
 # What a recipe lacks
 
 
-@pytest.mark.parametrize("name", ["fsdd", "mini_an4", "mini_librispeech", "own"])
+@pytest.mark.parametrize("name", ["fsdd", "mini_an4", "mini_librispeech", "read_english", "own"])
 @pytest.mark.parametrize(
     "spoil, message",
     [

@@ -45,7 +45,9 @@ def test_every_option_has_a_help_text():
     assert all(option.help for option in declared_options(ASR).values())
 
 
-@pytest.mark.parametrize("recipe", ["", "egs2/fsdd/asr1", "egs2/mini_an4/asr1"])
+@pytest.mark.parametrize(
+    "recipe", ["", "egs2/fsdd/asr1", "egs2/read_english/asr1", "egs2/mini_an4/asr1"]
+)
 def test_help_shows_the_defaults_of_the_recipe(recipe):
     script = ROOT / recipe / "run.sh"
     done = subprocess.run([script, "--help"], capture_output=True, text=True)
@@ -252,3 +254,14 @@ def test_fault_table_names_tests_that_exist():
     cited = [set(re.findall(r"\[(\d+)\]", row.split("|")[-2])) for row in rows]
     assert len(rows) > 10 and all(cited)
     assert set.union(*cited) == {number for number, _, _ in named}
+
+
+def test_directory_of_a_model_is_printed_and_nothing_else():
+    script = ROOT / "egs2/mini_an4/asr1/run.sh"
+    words = ["--asr_config", "conf/train_asr_branchformer_gqa.yaml", "--asr_args", "--seed 2"]
+    found = {}
+    for name, more in {"own": [], "given": ["--asr_exp", "exp/a b"]}.items():
+        command = [script, *words, *more, "--print_asr_exp", "true"]
+        found[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    own = "exp/asr_train_asr_branchformer_gqa_raw_en_bpe30_seed2_sp\n"
+    assert found == {"own": own, "given": "exp/a b\n"}

@@ -6,17 +6,20 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from espnet_ext.bin.asr_compare import BASELINES, main
+from espnet_ext.bin.asr_compare import main
 from espnet_ext.errors import UserError
+from espnet_ext.report import columns
 from espnet_ext.report.compare import BUDGETS, Comparison
 from espnet_ext.report.page import report_html
 from espnet_ext.report.plots import PLOTS
 from espnet_ext.report.schema import csv_text
 from espnet_ext.report.statistics import paired_bootstrap
 from espnet_ext.report.tables import comparison_csv, summary_report
+from espnet_ext.resources import PUBLISHED_BASELINES
 
 FILES = {
     "summary_report.txt",
@@ -166,10 +169,32 @@ def test_corrupted_results_are_named_and_skipped(runs, content):
     assert statuses.count("measured") == 9 and statuses.count("missing") == 1
 
 
+@pytest.mark.parametrize("content", ["a: [", "encoder_conf: null", "- 1"])
+def test_broken_config_of_one_model_does_not_stop_the_others(runs, content):
+    broken = next(runs.glob("*_conformer_gqa_*"))
+    (broken / "evaluation_results.json").unlink()
+    (broken / "config.yaml").write_text(content)
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS)
+    assert summary_report(comparison).count(f"skipped {broken}/config.yaml: ") == 1
+    statuses = [row["status"] for row in read_csv(comparison_csv(comparison))]
+    assert statuses.count("measured") == 9 and statuses.count("missing") == 1
+
+
+@pytest.mark.parametrize(
+    "key,value",
+    [("cache", {}), ("wer", {"test_clean": 5}), ("parameters", True), ("streaming", {"x": 1}),
+     ("encoder_conf", None), ("decoder_cache", 7), ("equivalence", {"equal": 1})],
+)  # fmt: skip
+def test_results_of_another_form_are_named_by_their_key(runs, key, value):
+    broken = next(runs.glob("*_conformer_gqa_*")) / "evaluation_results.json"
+    broken.write_text(json.dumps(json.loads(broken.read_text()) | {key: value}))
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS)
+    assert len(comparison.models) == 7
+    assert any(f"skipped {broken}: {key}" in note for note in comparison.notes)
+
+
 def test_models_of_one_attention_are_told_apart_by_their_directories(runs):
-    copied = shutil.copytree(
-        runs / "asr_train_asr_conformer_mla_raw_word", runs / "asr_converted"
-    )
+    copied = shutil.copytree(runs / "asr_train_asr_conformer_mla_raw_word", runs / "asr_converted")
     path = copied / "evaluation_results.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model": copied.name}))
     comparison = Comparison(runs, ENCODERS, ATTENTIONS)
@@ -205,7 +230,7 @@ def test_nothing_evaluated_is_one_clear_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["--expdir", str(tmp_path), "--output", str(tmp_path / "out")])
     assert end.value.code == 1
-    assert "evaluate_all.sh" in capsys.readouterr().err
+    assert "espnet-ext evaluate" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -216,7 +241,7 @@ def test_published_rows_only_beside_the_very_test_set(output, runs):
         results = json.loads(path.read_text())
         results["wer"]["test_clean"]["words"] = 52576
         path.write_text(json.dumps(results))
-    comparison = Comparison(runs, ENCODERS, ATTENTIONS, BASELINES)
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS, PUBLISHED_BASELINES)
     rows = read_csv(comparison_csv(comparison))
     published = [row for row in rows if row["status"] == "published"]
     assert rows[-len(published) :] == published
@@ -225,9 +250,13 @@ def test_published_rows_only_beside_the_very_test_set(output, runs):
     assert "Not measured here" in summary_report(comparison)
 
 
+def with_tests(comparison):
+    return [model for model in comparison.models if model["tests"]]
+
+
 def test_variants_are_compared_with_the_mha_that_differs_in_attention_alone(eight_runs):
     comparison = Comparison(eight_runs, ENCODERS, ATTENTIONS)
-    baselines = {model: test["baseline"] for (model, _), test in comparison.statistics.items()}
+    baselines = {m["model"]: m["tests"]["test_clean"]["baseline"] for m in with_tests(comparison)}
     assert len(baselines) == 6
     for model, baseline in baselines.items():
         encoder = re.search("(branchformer|conformer)", model)[0]
@@ -237,8 +266,10 @@ def test_variants_are_compared_with_the_mha_that_differs_in_attention_alone(eigh
 def test_difference_is_the_difference_of_the_error_rates(eight_runs):
     comparison = Comparison(eight_runs, ENCODERS, ATTENTIONS)
     wer = {model["model"]: model["wer"]["test_clean"]["wer"] for model in comparison.models}
-    for (model, _), test in comparison.statistics.items():
-        assert test["difference"] == pytest.approx(wer[model] - wer[test["baseline"]], abs=0.011)
+    for model in with_tests(comparison):
+        test = model["tests"]["test_clean"]
+        difference = wer[model["model"]] - wer[test["baseline"]]
+        assert test["difference"] == pytest.approx(difference, abs=0.011)
         low, high = test["interval_95"]
         assert low <= test["difference"] <= high
 
@@ -262,21 +293,23 @@ def test_bootstrap_refuses_other_utterances():
 
 def test_winner_fits_the_budget_and_nothing_that_fits_is_better(eight_runs):
     comparison = Comparison(eight_runs, ENCODERS, ATTENTIONS)
-    points = comparison.points()
-    assert {row["cache_kind"] for row, _, _ in points} == {"kv", "input", "latent", "sums"}
-    sizes = sorted(stream["total_kb"] for _, stream, _ in points)
+    points = comparison.points
+    assert {point["cache_kind"] for point in points} == {"kv", "input", "latent", "sums"}
+    sizes = sorted(point["stream"]["total_kb"] for point in points)
     assert sizes[0] < max(BUDGETS)
     for (budget, name), winner in comparison.winners().items():
-        fits = [p for p in points if p[1]["total_kb"] <= budget]
+        fits = [p for p in points if p["stream"]["total_kb"] <= budget]
         assert (winner is None) == (not fits)
         if winner:
-            assert winner[1]["total_kb"] <= budget
-            assert winner[2][name]["wer"] == min(wer[name]["wer"] for _, _, wer in fits)
+            assert winner["stream"]["total_kb"] <= budget
+            assert winner["stream_wer"][name]["wer"] == min(
+                point["stream_wer"][name]["wer"] for point in fits
+            )
 
 
 def test_left_context_that_a_budget_buys_is_the_largest_that_fits(eight_runs):
-    from espnet_ext.profiling.cache import measure_cache
-    from espnet_ext.profiling.config import read_model_config
+    from espnet_ext.evaluate.cache import measure_cache
+    from espnet_ext.evaluate.models import read_model_config
 
     comparison = Comparison(eight_runs, ENCODERS, ATTENTIONS)
     for row in comparison.rows:
@@ -290,3 +323,17 @@ def test_left_context_that_a_budget_buys_is_the_largest_that_fits(eight_runs):
             config["encoder_conf"]["attention_conf"] = {"cache": "input"}
         fits, too_much = measure_cache(config, 4, 4, [frames, frames + 1])["streams"]
         assert fits["bytes"] <= 4 * 1024 < too_much["bytes"]
+
+
+def test_column_is_one_entry_for_text_csv_and_page(runs, monkeypatch):
+    """The example of docs/report.md, taken from the page."""
+    page = (Path(__file__).parents[2] / "docs/report.md").read_text()
+    (entry,) = re.findall(r"^ +(Column\(.*\)),$", page, re.MULTILINE)
+    results = next(table for table in columns.TABLES if table.title == "Results")
+    monkeypatch.setattr(results, "columns", [*results.columns, eval(entry, vars(columns))])
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS)
+    header, *rows = Tables(report_html(comparison, {})).tables[0]
+    title = header[-1]
+    shown = {row["encoder_parameters"] for row in read_csv(comparison_csv(comparison))}
+    assert shown == {row[-1] for row in rows} and "" not in shown
+    assert title in summary_report(comparison) and title not in header[:-1]

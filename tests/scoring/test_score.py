@@ -64,6 +64,7 @@ def test_empty_hypothesis_counts_as_deletions():
     [
         ({"a": "X", "b": "Y", "c": "Z"}, {"a": "X"}, "^2 reference .* the first is b"),
         ({"a": "X"}, {"a": "X", "q": "Y"}, "^1 hypotheses have no reference.* q"),
+        ({"a": "X"}, {"a\u200b": "X"}, "'a.u200b' and 'a' differ only in what does not show"),
         ({}, {}, "no utterances"),
     ],
 )

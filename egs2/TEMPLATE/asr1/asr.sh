@@ -3,6 +3,9 @@
 # local/data.sh. Stage numbers, options and their defaults are ESPnet's; docs/recipe.md says what each stage writes.
 set -euo pipefail
 
+# The mark of all that this run starts, its subshells too, by which espnet_ext/processes.py ends them with it.
+[[ " ${ESPNET_EXT_RUN:-} " = *" $$ "* ]] || ESPNET_EXT_RUN="${ESPNET_EXT_RUN:-} $$" exec "${BASH}" "$0" "$@"
+
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (asr.sh) $*"; }
 die() { log "error: $*" >&2; exit 1; }
 
@@ -59,6 +62,7 @@ lm_fold_length=150             # positive_int: tokens per folded sequence
 use_ngram=false                # false: n-grams need KenLM, which is not used; take --use_lm true
 asr_tag=                       # name: name of the model's directory
 asr_exp=                       # path: directory of the model
+print_asr_exp=false            # boolean: only print which directory that is
 asr_stats_dir=                 # path: directory of the statistics
 asr_config=                    # path: YAML of the model and its training
 asr_args=                      # text*: more options of the training, e.g. "--max_epoch 10"
@@ -124,6 +128,7 @@ if [ -f cmd.sh ]; then . ./cmd.sh; else . "${root}/cmd.sh"; fi
 assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
 eval "${assignments}"
 [ $# -eq 0 ] || die "'$1' is not an option"
+! "${print_asr_exp}" || exec 8>&1 >&2
 
 [ -n "${train_set}" ] && [ -n "${valid_set}" ] && [ -n "${test_sets}" ] \
     || die "--train_set, --valid_set and --test_sets are needed"
@@ -134,8 +139,7 @@ for file in "${asr_config}" "${lm_config}" "${inference_config}"; do
 done
 [[ "${init_from}" != *:* ]] || die "--init_from ${init_from}: ESPnet ends a checkpoint's path at a colon; make a link without"
 
-with_parent=                   # what ends a command when this script is killed; not on every system
-! command -v setpriv > /dev/null || with_parent="setpriv --pdeathsig KILL"
+python -m espnet_ext.processes $$ < /dev/null > /dev/null 2>&1 & # ends what this run leaves behind, should it be killed
 
 # Which stages to run.
 skip_stages="${skip_stages_list[*]-}"
@@ -188,17 +192,14 @@ begin_beside() { # begin_beside DIR: the lock of DIR, which this run has, goes w
 }
 replace() { tool marker replace "$1"; } # replace DIR
 
-# The lock is the kernel's and goes with the processes that hold it. 75 is "held"; a file system may have no locks.
+# The lock is the kernel's and goes with the processes that hold it. In a condition no failure ends the script by itself.
 claim() { # claim DIR
-    local code=0
-    mkdir -p "$1"
-    exec 9>> "$1/.lock"
-    flock --nonblock --conflict-exit-code 75 9 2> /dev/null || code=$?
-    [ "${code}" -ne 75 ] || die "another run works in $1 ($(<"$1/.lock")): wait for it or stop it"
-    echo "process $$ on ${HOSTNAME}" > "$1/.lock"
+    { mkdir -p "$1" && exec 9<> "$1/.lock"; } 2> /dev/null \
+        || die "$1/.lock cannot be opened, and without it two runs might write there: see its rights, or remove it"
+    tool marker claim "$1" $$ || exit 1
 }
 
-tool() { ${with_parent} "${python}" -m "espnet_ext.bin.$1" "${@:2}"; }
+tool() { "${python}" -m "espnet_ext.bin.$1" "${@:2}"; }
 lines() { wc -l < "$1"; }
 by_line() { printf '%s\n' "$@"; }
 among() { # among WORD WORD...: whether the first is one of the others
@@ -295,6 +296,7 @@ fi
 asr_name="_${feats_type}${lang_name}_${token_name}"
 asr_tag="${asr_tag:-$(basename "${asr_config:-train}" .yaml)${asr_name}$(as_name "${asr_args}")${sp_name}}"
 asr_exp="${asr_exp:-${expdir}/asr_${asr_tag}}"
+if "${print_asr_exp}"; then printf '%s\n' "${asr_exp}" >&8 && exit; fi
 # Models share statistics, but not those of another front end: unless it is ESPnet's default, its name is in theirs.
 model_config="${init_from:+${init_from}/config.yaml}"
 front_end="$({
@@ -431,8 +433,7 @@ if wanted 6; then
     state+=("${lm_train_text_list[@]}" "${lm_dev_text}" "${token_files[@]}")
     if ! finished "${state[@]}" -- train.txt "${lm_shapes[@]}"; then
         mkdir -p "${lm_stats_dir}"
-        cat -- "${lm_train_text_list[@]}" | awk 'NF > 1' > "${lm_train_file}.tmp"
-        mv "${lm_train_file}.tmp" "${lm_train_file}"
+        cat -- "${lm_train_text_list[@]}" | awk 'NF > 1' > "${lm_train_file}"
         collect_stats "${lm_stats_dir}" lm_train "${lm_train_file}" "${lm_dev_text}" "${lm_opts[@]}"
         finish "${lm_stats_dir}/.done"
     fi

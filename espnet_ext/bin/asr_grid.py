@@ -1,0 +1,78 @@
+"""Word error rate, bytes and latency of trained models at many chunk sizes and left contexts.
+
+Writes EXPDIR/grid.json of each. A cell is decoded by the chunk-masked offline pass and greedy CTC
+search, whose text is a live stream's. Run it in the directory of the recipe. Exit status 1 if a
+model could not be decoded.
+"""
+
+import sys
+from pathlib import Path
+
+from espnet_ext import model_options as shared
+from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser, context, path, positive_int
+
+
+def line(cell: dict) -> str:
+    """One line about a cell."""
+    left = "all" if cell["left_context"] < 0 else cell["left_context"]
+    wers = ", ".join(
+        f"{name} {wer['wer']:.2f} [{wer['interval_95'][0]:.2f}, {wer['interval_95'][1]:.2f}]"
+        for name, wer in cell["wer"].items()
+    )
+    outside = "" if cell["in_trained_range"] else ", outside the trained range"
+    return (
+        f"  chunk {cell['chunk_size']}, left context {left}: WER {wers}; "
+        f"{cell['bytes'] / 1024:.1f} KB, {cell['latency_ms']:.0f} ms{outside}"
+    )
+
+
+@cli
+def main(argv=None):
+    """Run the command line."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("expdir", nargs="+", type=path, metavar="EXPDIR", help="models")
+    parser.option(
+        "data_dir", path, help="test sets, e.g. dump/raw/test_clean", nargs="+", required=True
+    )
+    parser.option("chunk_sizes", positive_int, [8, 16, 24], "encoder frames per chunk", nargs="+")
+    parser.option(
+        "left_contexts",
+        context,
+        [16, 32, 64, 128, -1],
+        "encoder frames before a chunk, -1 is all",
+        nargs="+",
+    )
+    shared.add_checkpoint(parser)
+    shared.add_device(parser)
+    args = parser.parse_args(argv)
+    import torch
+
+    from espnet_ext.evaluate.grid import grid
+    from espnet_ext.files import write_atomic
+    from espnet_ext.report.kept import GRID
+    from espnet_ext.results import to_json
+
+    torch.set_num_threads(args.threads)
+    failed = 0
+    for expdir in args.expdir:
+        print(expdir, flush=True)
+        try:
+            result = grid(
+                expdir,
+                args.data_dir,
+                args.chunk_sizes,
+                args.left_contexts,
+                args.inference_asr_model,
+                args.device,
+                lambda cell: print(line(cell), flush=True),
+            )
+            write_atomic(Path(expdir) / GRID, to_json(result).encode())
+        except UserError as error:
+            print(f"asr_grid: error: {error}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

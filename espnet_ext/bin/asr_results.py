@@ -1,0 +1,51 @@
+"""Keep results of trained models as small files, and make the tables of a page from them.
+
+With EXPDIRs: copies what is kept of each to RESULTS/seed<N>/<model>. Without: puts the tables into
+--page, where it says <!-- table: NAME -->, or restores an exp directory for compare. Run it in the
+directory of the recipe.
+"""
+
+from pathlib import Path
+
+from espnet_ext import model_options as shared
+from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser, boolean, count, name, output, path
+
+
+@cli
+def main(argv=None):
+    """Run the command line."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("expdir", nargs="*", type=path, metavar="EXPDIR", help="models to keep")
+    parser.option("results", path, "results", "the kept results")
+    parser.option("dumpdir", path, "dump", "formatted data")
+    parser.option("weights", boolean, False, "keep the averaged weights")
+    shared.add_checkpoint(parser)
+    parser.option("page", path, help="Markdown whose tables are made again, e.g. RESULTS.md")
+    parser.option("test_set", name, "test", "of the tables")
+    parser.option("seed", count, 1, "of the tables")
+    parser.option("restore", output, help="directory to write for compare --expdir")
+    args = parser.parse_args(argv)
+    from espnet_ext.evaluate.gather import gather
+    from espnet_ext.files import write_atomic
+    from espnet_ext.report.kept import read_kept, restore, tables, updated
+
+    for expdir in args.expdir:
+        weights = args.weights, args.inference_asr_model
+        print(gather(expdir, args.results, args.dumpdir, *weights), flush=True)
+    if args.expdir and not (args.page or args.restore):
+        return
+    kept = read_kept(args.results)
+    if args.seed not in kept:
+        raise UserError(f"{args.results}: keeps nothing of seed {args.seed}; give an EXPDIR first")
+    if args.restore:
+        restore(kept[args.seed], args.restore)
+    if args.page:
+        page = Path(args.page)
+        text = page.read_text(encoding="utf-8")
+        made = tables(args.results, args.test_set, args.seed)
+        write_atomic(page, updated(text, made).encode())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,54 @@
+"""Train, decode, score and measure every encoder with every attention, and compare them.
+
+Run it again after a stop or a failure: what is done is kept. One model's failure does not stop the
+others. --run_args gives more options to run.sh, e.g. "--ngpu 2 --asr_args '--max_epoch 30'".
+"""
+
+from pathlib import Path
+
+from espnet_ext import model_options as shared
+from espnet_ext.bin.asr_compare import add_expected, compare
+from espnet_ext.bin.evaluate_all import announce, in_recipe, say, settings
+from espnet_ext.errors import cli
+from espnet_ext.options import Parser, maybe, output, path, positive_int
+
+
+@cli
+def main(argv=None):
+    """Run the command line."""
+    parser = Parser(description=__doc__)
+    add_expected(parser)
+    parser.option(
+        "conf_dir",
+        maybe(path),
+        help="holds train_asr_<encoder>_<attention>.yaml [conf/tuning, or conf without one]",
+    )
+    parser.option("comparison", output, "comparison", "tables, plots, page")
+    parser.option("jobs", positive_int, 1, "models trained at once")
+    shared.add_recipe(parser)
+    args = parser.parse_args(argv)
+    in_recipe(args)
+    from espnet_ext.evaluate.driver import Driver, Model
+
+    folder = Path(args.conf_dir or ("conf/tuning" if Path("conf/tuning").is_dir() else "conf"))
+    attentions = args.attentions
+    if attentions is None:
+        from espnet_ext.attention import ATTENTIONS
+
+        attentions = [n for n in ATTENTIONS if any(folder.glob(f"train_asr_*_{n}.yaml"))]
+    models = [
+        Model(f"{encoder} {attention}", folder / f"train_asr_{encoder}_{attention}.yaml")
+        for encoder in args.encoders
+        for attention in attentions
+    ]
+    paths = Path(args.expdir), tuple(args.run_args)
+    Driver(settings(args), *paths, args.jobs, announce, say).train(models)
+    compare(args.expdir, args.comparison, args.encoders, attentions)
+    failures = [model.failure for model in models if model.failure]
+    for failure in failures:
+        say(f"FAILED: {failure}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

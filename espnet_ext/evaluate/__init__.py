@@ -1,0 +1,1 @@
+"""Trained models evaluated: what is measured and decoded of them, and what is kept."""

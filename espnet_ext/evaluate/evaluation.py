@@ -1,0 +1,324 @@
+"""Evaluate a trained model: what is not measured yet is measured, then it is all put together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_ext.data.kaldi import read_scp, write_scp
+from espnet_ext.errors import UserError, about, no_checkpoint
+from espnet_ext.evaluate import models
+from espnet_ext.evaluate.models import read_model_config
+from espnet_ext.evaluate.process import commit, workers
+from espnet_ext.evaluate.training import read_training
+from espnet_ext.files import write_atomic
+from espnet_ext.jobs.markers import BESIDE
+from espnet_ext.model_options import add_costs, add_decoding, read_values, stream_options
+from espnet_ext.options import writable
+from espnet_ext.packing import CHECKPOINT
+from espnet_ext.report.schema import NAME, VERSION, rounded
+from espnet_ext.results import EQUIVALENCE, PROFILE, read_json, to_json
+from espnet_ext.scoring import read_numbers, score_files
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the models of a recipe are decoded and measured.
+
+    Attributes:
+        inference_config: YAML of the decoding of whole recordings.
+        inference_asr_model: File name of the checkpoint.
+        inference_tag: Name of the directory of that decoding.
+        streaming_config: YAML of the decoding of streams; greedy CTC search without it.
+        profile_config: YAML of what is measured; see ``model_options.add_costs``.
+        dumpdir: Formatted data.
+        nj: Processes that decode streams.
+        device: ``cpu`` or ``cuda``, for streams and measurements.
+        threads: Of a process on the CPU.
+    """
+
+    inference_config: str | None = None
+    inference_asr_model: str = CHECKPOINT
+    inference_tag: str = f"decode_asr_asr_model_{CHECKPOINT.removesuffix('.pth')}"
+    streaming_config: str | None = None
+    profile_config: str | None = None
+    dumpdir: str = "dump"
+    nj: int = 1
+    device: str = "cpu"
+    threads: int = 1
+
+
+class Evaluation:
+    """One trained model in its recipe; paths are relative to the recipe's directory.
+
+    Args:
+        expdir: Directory of the model.
+        settings: How it is decoded and measured.
+
+    Raises:
+        UserError: The model is not trained, or was not decoded.
+    """
+
+    def __init__(self, expdir, settings: Settings):
+        self.expdir, self.settings = Path(expdir), settings
+        self.config_path = self.expdir / "config.yaml"
+        self.checkpoint = self.expdir / settings.inference_asr_model
+        if not self.checkpoint.is_file():
+            raise no_checkpoint(self.checkpoint)
+        self.config = read_model_config(self.config_path)
+        decoded = self.expdir / settings.inference_tag
+        found = (path.parent.parent for path in decoded.glob("**/score_wer/score.json"))
+        self.sets = sorted(  # org/dev is a set too
+            str(path.relative_to(decoded)) for path in found if BESIDE not in path.parts
+        )
+        if not self.sets:
+            raise UserError(
+                f"{expdir}: nothing is scored in {settings.inference_tag}: run stages 12 and 13"
+            )
+
+    @property
+    def causal(self):
+        """Whether the model was trained to stream."""
+        return bool(self.config["encoder_conf"].get("causal"))
+
+    def _fresh(self, name, *sources):
+        """Whether a file was made from the present model, and from other files as they are."""
+        path = self.expdir / name
+        made_from = [self.checkpoint, self.config_path]
+        made_from += [Path(source) for source in sources if source and Path(source).is_file()]
+        newest = max(source.stat().st_mtime_ns for source in made_from)
+        return path.is_file() and path.stat().st_mtime_ns >= newest
+
+    def _profiled(self, wavs):
+        """Whether ``profile.json`` is fresh, and its keys mean what they mean now."""
+        if not self._fresh(
+            "profile.json", self.settings.profile_config, self.settings.inference_config, wavs
+        ):
+            return False
+        found = read_json(self.expdir / "profile.json")
+        return isinstance(found, dict) and found.get("version") == models.VERSION
+
+    def data(self, name):
+        """A test set's directory."""
+        return Path(self.settings.dumpdir) / "raw" / name
+
+    def profile(self):
+        """Measured costs; see ``espnet_ext.evaluate.cost.profile``."""
+        return read_json(self.expdir / "profile.json", PROFILE)
+
+    def measure(self, announce, log=None):
+        """Measure, announce the results so far, certify and decode as streams what is not there."""
+        settings, wavs = self.settings, self.data(self.sets[0]) / "wav.scp"
+        with workers(settings.nj, log) as pool:
+            if not self._profiled(wavs):
+                from espnet_ext.evaluate.cost import profile
+
+                costs = pool.submit(profile, **self._profile_options(wavs)).result()
+                write_atomic(self.expdir / "profile.json", to_json(costs).encode())
+            announce(self.results())
+            if not self.causal:
+                return
+            certificate = None
+            if not self._fresh("equivalence.json", wavs):
+                from espnet_ext.evaluate.streams import certify
+
+                model = self._model(list(self.streams().values())[-1])
+                certificate = pool.submit(certify, model, wavs, threads=settings.threads)
+            decoded = {
+                (tag, name): list(self._decode(pool, tag, name, stream))
+                for tag, stream in self.streams().items()
+                for name in self.sets
+                if not self._fresh(
+                    f"{tag}/{name}/score_wer/score.json",
+                    settings.streaming_config,
+                    *(self.data(name) / table for table in ("wav.scp", "text")),
+                )
+            }
+            if certificate:
+                content = to_json(certificate.result(), indent=1).encode()
+                write_atomic(self.expdir / "equivalence.json", content)
+            for (tag, name), parts in decoded.items():
+                self._score(tag, name, [part.result() for part in parts])
+
+    def streams(self):
+        """Directory name -> chunk size and left context that the model is decoded with."""
+        return {
+            f"streaming_C{s['chunk_size']}_L{s['left_context']}": s
+            for s in self.profile()["cache"]["streams"]
+        }
+
+    def _model(self, stream):
+        """Arguments of ``StreamingSpeech2Text`` for one of ``streams``."""
+        model = {"asr_train_config": str(self.config_path), "asr_model_file": str(self.checkpoint)}
+        sizes = {key: stream[key] for key in ("chunk_size", "left_context")}
+        return model | sizes | {"device": self.settings.device}
+
+    def _profile_options(self, wavs):
+        settings = self.settings
+        chosen = vars(read_values(add_costs, settings.profile_config)) | {"wav_scp": wavs}
+        if settings.inference_config:
+            chosen["inference_config"] = settings.inference_config
+        files = {"path": self.config_path, "model_file": self.checkpoint}
+        return chosen | files | {"device": settings.device, "threads": settings.threads}
+
+    def _decode(self, pool, tag, name, stream):
+        """Start the processes that decode a test set as streams, each a part of it."""
+        from espnet_ext.evaluate.streams import decode
+
+        options = read_values(add_decoding, self.settings.streaming_config)
+        wavs, logdir = self.data(name) / "wav.scp", self.expdir / tag / name / "logdir"
+        ids = list(read_scp(wavs))
+        number = min(self.settings.nj, len(ids))
+        for n in range(number):
+            yield pool.submit(
+                decode,
+                stream_options(options) | self._model(stream),
+                wavs,
+                logdir / f"output.{n + 1}",
+                ids[n::number],
+                options.packet_ms,
+                options.offline,
+                self.settings.threads,
+            )
+
+    def _score(self, tag, name, parts):
+        directory, data = self.expdir / tag / name, self.data(name)
+        texts = {utt: result.text.strip() for part in parts for utt, result in part.items()}
+        write_scp(directory / "text", texts)
+        kind = self.config["token_type"]
+        bpemodel = self.config["bpemodel"] if kind == "bpe" else None
+        files = data / "text", directory / "text", directory, data / "utt2spk"
+        score_files(*files, kind, bpemodel)
+
+    def results(self) -> dict:
+        """The content of ``evaluation_results.json``; see docs/report.md."""
+        profile = self.profile()
+        training = read_training(self.expdir, self.config)
+        return {
+            "version": VERSION,
+            "model": self.expdir.name,
+            "encoder": profile["encoder"],
+            "attention": profile["attention"],
+            "encoder_conf": self.config["encoder_conf"],
+            **_costs(profile),
+            "wer": self._wer(self.settings.inference_tag),
+            "streaming_wer": self._streaming_wer(),
+            "inference_time_ms": rounded(profile["offline"]["ms_per_utterance"], 2),
+            "real_time_factor": rounded(profile["offline"]["real_time_factor"], 4),
+            "memory_mb": rounded(profile["offline"]["memory"]["peak_mb"], 2),
+            "cuda_memory_mb": rounded(profile["offline"]["memory"]["cuda_peak_mb"], 2),
+            "parameters": profile["parameters"]["model"],
+            "encoder_parameters": profile["parameters"]["encoder"],
+            "training_seconds": training and rounded(training["seconds"], 1),
+            "training": training
+            and {k: rounded(v, 2) for k, v in training.items() if k != "seconds"},
+            "decoder_cache": profile["decoder"],
+            "input_cache": profile.get("input_cache") and _costs(profile["input_cache"]),
+            "equivalence": self._equivalence(),
+            "inference": self.settings.inference_tag,
+            "config": str(self.config.get("config") or self.config_path),
+            "commit": commit(),
+            "device": profile["device"],
+            "threads": profile["threads"],
+            "load_average": rounded(profile["load_average"], 2),
+            "torch": profile["torch"],
+        }
+
+    def _wer(self, tag):
+        """Test set -> error rate and its interval, per test set that is scored."""
+        found = {}
+        for name in self.sets:
+            path = self.expdir / tag / name / "score_wer" / "score.json"
+            if path.is_file():
+                score = read_numbers(path)
+                found[name] = {
+                    "wer": rounded(score["err"], 2),
+                    "interval_95": [rounded(v, 2) for v in score["err_interval_95"]],
+                    "drawn": score["drawn"],
+                    "words": score["wrd"],
+                    "utterances": score["snt"],
+                    "directory": str(path.parent.relative_to(self.expdir)),
+                }
+        return found
+
+    def _streaming_wer(self):
+        if not self.causal:
+            return []
+        return [
+            {key: stream[key] for key in ("chunk_size", "left_context")} | {"wer": self._wer(tag)}
+            for tag, stream in self.streams().items()
+        ]
+
+    def _equivalence(self):
+        path = self.expdir / "equivalence.json"
+        if not self.causal or not path.is_file():
+            return None
+        return read_json(path, EQUIVALENCE)
+
+
+def _costs(profile):
+    """What a cache, own or input, costs."""
+    cache, streaming = profile["cache"], profile["streaming"]
+    streams = [
+        {
+            "chunk_size": s["chunk_size"],
+            "left_context": s["left_context"],
+            "kb": {kind: rounded(n / KIB, 4) for kind, n in s["ledger"].items()},
+            "total_kb": rounded(s["bytes"] / KIB, 4),
+            "allocated_kb": rounded(s["capacity_bytes"] / KIB, 4),
+        }
+        for s in cache["streams"]
+    ]
+    costs = {
+        "kv_cache_kb": rounded(cache["bytes"] / KIB, 4),
+        "compression_ratio": rounded(cache["mha_bytes"] / cache["bytes"], 4),
+        "cache": {
+            "frames": cache["frames"],
+            "dtype": cache["dtype"],
+            "bytes_per_frame": cache["bytes_per_frame"],
+            "formula_kb": rounded(cache["formula_bytes"] / KIB, 4),
+            "matches_formula": not cache["differences"],
+            "rebuilt_causal": cache["rebuilt_causal"],
+            "streams": streams,
+        },
+        "multiply_adds_per_second": profile["multiply_adds"],
+        "streaming": None,
+        "streaming_missing": profile.get("streaming_missing"),
+    }
+    if streaming:
+        token = streaming["first_token_ms"]
+        costs["streaming"] = {
+            "chunk_size": streaming["chunk_size"],
+            "left_context": streaming["left_context"],
+            "rebuilt_causal": streaming["rebuilt_causal"],
+            "ms_per_chunk_median": rounded(streaming["ms_per_chunk_median"], 2),
+            "ms_per_chunk_p95": rounded(streaming["ms_per_chunk_p95"], 2),
+            "real_time_factor": rounded(streaming["real_time_factor"], 4),
+            "first_token_ms": {key: rounded(ms, 2) for key, ms in token.items()},
+            "memory_mb": rounded(streaming["memory"]["peak_mb"], 2),
+        }
+    return costs
+
+
+def evaluate(expdir, settings: Settings, announce=lambda results: None, log=None) -> dict:
+    """Evaluate one model and write its ``evaluation_results.json``.
+
+    Args:
+        expdir: Directory of the model, decoded and scored.
+        settings: How it is decoded and measured.
+        announce: Called with the results as soon as only the figures of streams may be missing.
+        log: File that gets what the processes print; their own outputs without it.
+
+    Returns:
+        What was written.
+    """
+    writable(Path(expdir, NAME))
+    evaluation = Evaluation(expdir, settings)
+    evaluation.measure(announce, log)
+    results = evaluation.results()
+    with about(evaluation.expdir):
+        content = to_json(results, indent=1).encode()
+    path = evaluation.expdir / NAME
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomic(path, content)
+    return results

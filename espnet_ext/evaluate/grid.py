@@ -1,0 +1,249 @@
+"""Word error rates of a trained model at many chunk sizes and left contexts.
+
+Each cell is decoded by the chunk-masked offline pass and greedy CTC search, whose text is that of a
+live stream (``asr_certify`` proves it of a model), in a small part of a stream's time.
+"""
+
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from espnet_ext.audio import read_audio, waveform
+from espnet_ext.data.kaldi import read_scp
+from espnet_ext.encoder.streaming import MAX_DYNAMIC_CHUNK, MAX_DYNAMIC_LEFT_CHUNKS
+from espnet_ext.errors import UserError, about, no_checkpoint
+from espnet_ext.evaluate.cache import chunk_samples, measure_cache
+from espnet_ext.evaluate.models import describe, read_model_config, with_encoder_conf
+from espnet_ext.evaluate.process import commit, device_name
+from espnet_ext.report.schema import rounded
+from espnet_ext.scoring import nesting, score
+from espnet_ext.streaming.speech2text import GreedySearch, StreamingSpeech2Text
+from espnet_ext.utterance import has_features
+
+VERSION = 1
+CHUNK_SIZES = (8, 16, 24)
+LEFT_CONTEXTS = (16, 32, 64, 128, -1)
+#: feature frames of a batch, padding included
+BATCH_FRAMES = 8000
+#: encoder frames that a stream has had whose left context is unlimited, where its bytes are counted
+FRAMES = 1000
+
+
+def in_trained_range(encoder_conf: dict, chunk_size: int, left_context: int) -> bool:
+    """Whether the training of a model with such options saw this chunk size and left context."""
+    if encoder_conf.get("dynamic_chunk"):
+        widest = MAX_DYNAMIC_LEFT_CHUNKS * chunk_size
+        return chunk_size <= MAX_DYNAMIC_CHUNK and left_context <= widest
+    own = encoder_conf.get("chunk_size"), encoder_conf.get("left_context", -1)
+    return own == (chunk_size, left_context)
+
+
+@torch.no_grad()
+def features(speech2text: StreamingSpeech2Text, wavs: dict) -> dict[str, torch.Tensor]:
+    """Normalised features (t, n_mels) of recordings, none of what is too short for a frame.
+
+    Args:
+        speech2text: The model.
+        wavs: Path of each recording by utterance id.
+
+    Raises:
+        UserError: A recording is of no use; the message names it.
+    """
+    model, front = speech2text.model, speech2text.frontend.front
+    found = {}
+    for utt, path in wavs.items():
+        with about(utt):
+            samples = waveform(read_audio(path, front.fs), front.dtype, speech2text.device)
+        if has_features(model, len(samples)):
+            length = torch.tensor([len(samples)], device=samples.device)
+            feats, frames = model._extract_feats(samples[None], length)
+            if model.normalize is not None:
+                feats, _ = model.normalize(feats, frames)
+            found[utt] = feats[0]
+        else:
+            found[utt] = samples.new_zeros(0, front.n_mels)
+    return found
+
+
+def batches(feats: dict[str, torch.Tensor], most: int = BATCH_FRAMES) -> list[list[str]]:
+    """Ids of utterances of like length, of at most so many frames with padding, or one of more."""
+    made, batch = [], []
+    for utt in sorted(feats, key=lambda utt: len(feats[utt])):
+        if batch and (len(batch) + 1) * len(feats[utt]) > most:
+            made.append(batch)
+            batch = []
+        batch.append(utt)
+    return [*made, batch] if batch else made
+
+
+@torch.no_grad()
+def decode(speech2text, feats, chunk_size: int, left_context: int) -> dict[str, str]:
+    """Text of each utterance by the chunk-masked offline pass and greedy CTC search.
+
+    Args:
+        speech2text: The model, causal, so that what follows an utterance changes nothing.
+        feats: See ``features``.
+        chunk_size: Encoder frames per chunk.
+        left_context: Encoder frames seen before a chunk, -1 for all.
+
+    Raises:
+        UserError: The model's output is not a number; the message names the utterance.
+    """
+    model = speech2text.model
+    encoder = model.encoder
+    encoder.chunk_size, encoder.left_context = chunk_size, left_context
+    texts = {utt: "" for utt in feats}  # what is too short for an encoder frame keeps that
+    heard = {utt: x for utt, x in feats.items() if encoder.output_length(len(x))}
+    for batch in batches(heard):
+        rows = [heard[utt] for utt in batch]
+        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        y, frames, _ = encoder(pad_sequence(rows, batch_first=True), lengths)
+        y = y[0] if isinstance(y, tuple) else y
+        log_probs = model.ctc.log_softmax(y).float().cpu().numpy()
+        for utt, row, n in zip(batch, log_probs, frames.tolist(), strict=True):
+            search = GreedySearch()
+            with about(utt):
+                search.extend(row[:n])
+            words = speech2text.converter.ids2tokens(search.tokens)
+            texts[utt] = speech2text.tokenizer.tokens2text(words)
+    return texts
+
+
+class TestSet:
+    """References of a test set and how hypotheses do against them.
+
+    Args:
+        directory: Kaldi-style directory.
+
+    Attributes:
+        wavs: Path of each recording.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    def __init__(self, directory):
+        directory = Path(directory)
+        self.wavs, self.texts, speakers = (
+            read_scp(directory / name) for name in ("wav.scp", "text", "utt2spk")
+        )
+        for name, table in (("text", self.texts), ("utt2spk", speakers)):
+            if table.keys() != self.wavs.keys():
+                raise UserError(f"{directory / name}: has other utterances than its wav.scp")
+        self.speakers = {utt: speakers[utt] for utt in sorted(speakers)}
+
+    def describe(self) -> dict:
+        """Its utterances, sorted, with their speakers and their numbers of words."""
+        return {
+            "utterances": list(self.speakers),
+            "speakers": list(self.speakers.values()),
+            "words": [len(self.texts[utt].split()) for utt in self.speakers],
+            "drawn": nesting(self.speakers)[1],
+        }
+
+    def wer(self, hypotheses: dict[str, str]) -> dict:
+        """Error rate in percent with its interval, and the errors of each utterance, sorted."""
+        counted = score(self.texts, hypotheses, str.split)
+        _, substituted, deleted, inserted = counted.counts.sum(0).tolist()
+        return {
+            "wer": rounded(counted.summary()["err"], 2),
+            "interval_95": [rounded(bound, 2) for bound in counted.interval(self.speakers)],
+            "substituted": substituted,
+            "deleted": deleted,
+            "inserted": inserted,
+            "errors": counted.counts[:, 1:].sum(1).tolist(),
+        }
+
+
+def costs(config: dict, chunk_size: int, left_contexts) -> list[dict]:
+    """Bytes that a stream keeps at its most, per left context; one of -1 where none is forgotten.
+
+    MHA and GQA say what their lossless input cache keeps as well.
+    """
+    config = with_encoder_conf(config, chunk_size=None, left_context=-1)
+    conf = config["encoder_conf"]
+    streams = measure_cache(config, FRAMES, chunk_size, list(left_contexts))["streams"]
+    cells = [
+        {key: s[key] for key in ("chunk_size", "left_context", "frames", "bytes", "ledger")}
+        for s in streams
+    ]
+    options = conf.get("attention_conf") or {}
+    if conf.get("attention", "mha") == "mha" and options.get("cache", "kv") == "kv":
+        lossless = with_encoder_conf(config, attention_conf=options | {"cache": "input"})
+        for cell, stream in zip(
+            cells,
+            measure_cache(lossless, FRAMES, chunk_size, list(left_contexts))["streams"],
+            strict=True,
+        ):
+            cell["input_cache_bytes"] = stream["bytes"]
+    return cells
+
+
+def grid(
+    expdir,
+    data_dirs,
+    chunk_sizes=CHUNK_SIZES,
+    left_contexts=LEFT_CONTEXTS,
+    checkpoint: str = "valid.acc.ave.pth",
+    device: str = "cpu",
+    announce=lambda cell: None,
+) -> dict:
+    """Decode test sets in every cell, and say what a stream of that cell keeps and waits for.
+
+    Args:
+        expdir: Directory of a model that streams.
+        data_dirs: Kaldi-style directories of test sets; a set is called as its directory.
+        chunk_sizes: Encoder frames per chunk.
+        left_contexts: Encoder frames before a chunk, -1 for all; linear attention has only -1.
+        checkpoint: File name of the weights.
+        device: ``cpu`` or ``cuda``.
+        announce: Called with each cell as soon as it is done.
+
+    Returns:
+        What ``grid.json`` holds; docs/results.md describes it.
+
+    Raises:
+        UserError: The model does not stream, or its data are of no use; the message names them.
+    """
+    expdir = Path(expdir)
+    config = read_model_config(expdir / "config.yaml")
+    if not (expdir / checkpoint).is_file():
+        raise no_checkpoint(expdir / checkpoint)
+    sets = {}
+    for directory in map(Path, data_dirs):
+        if directory.name in sets:
+            raise UserError(f"{directory}: another test set is called {directory.name}, too")
+        sets[directory.name] = TestSet(directory)
+    speech2text = StreamingSpeech2Text(
+        expdir / "config.yaml", expdir / checkpoint, chunk_size=chunk_sizes[0], device=device
+    )
+    feats = {name: features(speech2text, data.wavs) for name, data in sets.items()}
+    front, encoder = speech2text.frontend.front, speech2text.model.encoder
+    cells = []
+    for chunk_size in chunk_sizes:
+        _, waits = chunk_samples(encoder, front, chunk_size)
+        for cell in costs(config, chunk_size, left_contexts):
+            left = cell["left_context"]
+            cell |= {
+                "in_trained_range": in_trained_range(config["encoder_conf"], chunk_size, left),
+                "latency_ms": rounded(1000 * waits / front.fs, 2),
+                "wer": {
+                    name: data.wer(decode(speech2text, feats[name], chunk_size, left))
+                    for name, data in sets.items()
+                },
+            }
+            announce(cell)
+            cells.append(cell)
+    return {
+        "version": VERSION,
+        "model": expdir.name,
+        **describe(config, config.get("config") or expdir / "config.yaml"),
+        "seed": config.get("seed"),
+        "checkpoint": checkpoint,
+        "sets": {name: data.describe() for name, data in sets.items()},
+        "cells": cells,
+        "commit": commit(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,108 @@
+"""Convert one model in many ways, decode each as it is and after fine-tuning."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from espnet_ext.convert.model import Request, convert_model
+from espnet_ext.errors import UserError
+from espnet_ext.evaluate.driver import Driver, Model
+from espnet_ext.evaluate.models import read_model_config
+from espnet_ext.jobs import markers
+
+
+def requests(ranks, budgets, groups, calibration_scp, num_utts: int) -> dict[str, Request]:
+    """The conversions of a sweep by name, in the order of its table.
+
+    Args:
+        ranks: ``kv_lora_rank`` of MLA, each plain and activation-aware.
+        budgets: KB of 1000 frames, for MLA with a rank per layer.
+        groups: ``n_kv_head`` of GQA, each of neighbouring and of similar heads.
+        calibration_scp: Recordings of what is fitted to layer inputs.
+        num_utts: How many of them.
+    """
+    aware = {"calibration_scp": calibration_scp, "num_utts": num_utts}
+    found = {}
+    for rank in ranks:
+        conf = {"kv_lora_rank": rank}
+        found[f"mla_{rank}_plain"] = Request("mla", conf)
+        found[f"mla_{rank}_aware"] = Request("mla", conf, **aware)
+    for kb in budgets:
+        found[f"mla_{kb:g}kb_aware"] = Request("mla", budget_kb=kb, **aware)
+    for heads in groups:
+        conf = {"n_kv_head": heads}
+        found[f"gqa_{heads}"] = Request("gqa", conf)
+        found[f"gqa_{heads}_similar"] = Request("gqa", conf, similar=True, **aware)
+    return found
+
+
+def sweep(driver: Driver, source, expdir, requested, finetune=(), options=()) -> list[Path]:
+    """Convert, decode and fine-tune; what is there is kept.
+
+    Args:
+        driver: Of the recipe, whose settings say how each is decoded.
+        source: Directory of the model to convert, which is decoded too.
+        expdir: Where the conversions go.
+        requested: See ``requests``.
+        finetune: Names of those to fine-tune too, or ``all``.
+        options: Of ``run.sh``, for the fine-tuning.
+
+    Returns:
+        Directories of the conversions, each followed by its fine-tuned one.
+
+    Raises:
+        UserError: A step failed, or a conversion is of a model that has changed since.
+    """
+    if unknown := [name for name in finetune if name not in (*requested, "all")]:
+        raise UserError(f"--finetune {unknown[0]}: is none of {' '.join(requested)}")
+    found = []
+
+    def decode(model):
+        driver.decode([model])
+        if model.failure:
+            raise UserError(model.failure)
+        found.append(model.expdir)
+
+    driver.begin(original := Model(source.name, expdir=source), f"Decoding {source}")
+    decode(original)
+    for name, request in requested.items():
+        model = Model(name, expdir=expdir / f"asr_{name}")
+        driver.begin(model, name)
+        _convert(source, model.expdir, request, driver.settings.inference_asr_model)
+        decode(model)
+        if name in finetune or "all" in finetune:
+            tuned = Model(f"{name}_tuned", expdir=expdir / f"asr_{name}_tuned")
+            driver.begin(tuned, f"{name}: fine-tuning")
+            tuned.expdir.mkdir(exist_ok=True)
+            stages = ("--stage", 10, "--stop_stage", 11)
+            driver.run(tuned, *stages, "--init_from", model.expdir, *options)
+            decode(tuned)
+    return found[1:]
+
+
+def _convert(source, output, request, checkpoint):
+    marker = output / ".done"
+    if output.is_dir():
+        if changed := markers.changed(marker):
+            raise UserError(f"{output} was converted before {changed} changed: remove it")
+        return
+    options = "\n".join(f"{key}={value}" for key, value in asdict(request).items())
+    inputs = [source / "config.yaml", source / checkpoint]
+    work = markers.prepare(
+        options, map(str, inputs), ["config.yaml", "conversion.json", checkpoint]
+    )
+    convert_model(source, output, request, checkpoint)
+    markers.write(marker, work)
+
+
+def calibration_recordings(source) -> str:
+    """The recordings that a model was validated on.
+
+    Raises:
+        UserError: Its config does not say them, or they are not there.
+    """
+    config = read_model_config(Path(source) / "config.yaml")
+    paths = (str(entry[0]) for entry in config.get("valid_data_path_and_name_and_type") or ())
+    found = next((path for path in paths if path.endswith("wav.scp")), "")
+    if not Path(found).is_file():
+        raise UserError(f"--calibration_scp is needed: {source}/config.yaml does not say it")
+    return found

@@ -1,1 +1,0 @@
-"""What a model costs: cache, latency, memory, arithmetic, training time."""

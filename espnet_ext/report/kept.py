@@ -1,0 +1,268 @@
+"""Results that a repository keeps: small files from which every table can be made again.
+
+    results/data/<test set>/{text,utt2spk}      the references, once
+    results/seed<N>/<model>/                    one trained model
+        config.yaml                             of its training, with the seed
+        train.log                               the lines about its epochs, and the last ones
+        evaluation_results.json  grid.json      what was measured
+        <decoding>/<test set>/text              what was recognised
+        valid.acc.ave.pth  feats_stats.npz      the weights, of few models
+
+A directory of a model is one of ``exp`` without what is large, so commands that take a trained
+model take it where it has weights; ``restore`` scores the texts again for those that take scores.
+"""
+
+import re
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from espnet_ext.data.kaldi import read_scp
+from espnet_ext.errors import UserError
+from espnet_ext.files import write_atomic
+from espnet_ext.report import schema
+from espnet_ext.report.statistics import paired_bootstrap
+from espnet_ext.results import read_json
+from espnet_ext.scoring import Score, score, write_score
+
+GRID = "grid.json"
+REFERENCES = ("text", "utt2spk")
+ENCODERS = ("conformer", "branchformer", "e_branchformer")
+ATTENTIONS = ("mha", "gqa", "mla", "linear")
+#: chunk size of the live streams whose tables are made, as evaluation decodes them
+CHUNK = 16
+MARK = re.compile(r"<!-- table: (\w+) -->\n\n(?:(?:\|[^\n]*\n)+\n?)?")
+
+
+class Kept:
+    """One trained model of the kept results.
+
+    Args:
+        results: Directory of the kept results.
+        directory: Of the model in it.
+    """
+
+    def __init__(self, results, directory):
+        self.results, self.directory = Path(results), Path(directory)
+
+    @property
+    def name(self) -> str:
+        """Encoder and attention, as the YAML is called."""
+        return self.directory.name
+
+    @cached_property
+    def evaluation(self) -> dict | None:
+        """What ``evaluation_results.json`` holds, if it is there."""
+        path = self.directory / schema.NAME
+        return schema.read(path) if path.is_file() else None
+
+    @cached_property
+    def grid(self) -> dict | None:
+        """What ``grid.json`` holds, if it is there."""
+        path = self.directory / GRID
+        return read_json(path) if path.is_file() else None
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        """Words of each recognised text against the references, by ``<decoding>/<test set>``."""
+        found = {}
+        for path in sorted(self.directory.glob("*/**/text")):
+            place = path.parent.relative_to(self.directory)
+            references = read_scp(self.references(place) / "text")
+            try:
+                found[str(place)] = score(references, read_scp(path), str.split)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+        return found
+
+    def offline(self, dataset: str) -> str | None:
+        """The first ``<decoding>/<test set>`` of whole recordings, if there is one."""
+        places = (place for place in self.scores if not place.startswith("streaming_"))
+        return next((place for place in places if place.partition("/")[2] == dataset), None)
+
+    def references(self, place) -> Path:
+        """Directory of the references of ``<decoding>/<test set>``."""
+        return self.results.joinpath("data", *Path(place).parts[1:])
+
+    def speakers(self, place) -> dict[str, str]:
+        """Speaker of each utterance of ``<decoding>/<test set>``."""
+        return read_scp(self.references(place) / "utt2spk")
+
+    def counts(self, place) -> dict[str, tuple[int, int]]:
+        """Errors and words of each utterance of ``<decoding>/<test set>``."""
+        counted = self.scores[place]
+        errors, words = counted.counts[:, 1:].sum(1), counted.counts[:, :3].sum(1)
+        pairs = zip(errors.tolist(), words.tolist(), strict=True)
+        return dict(zip(counted.ids, pairs, strict=True))
+
+
+def read_kept(results) -> dict[int, dict[str, Kept]]:
+    """The kept models by seed and name, in the order of tables."""
+
+    def order(path):
+        encoder, _, attention = path.name.rpartition("_")
+        places = [
+            known.index(own) if own in known else len(known)
+            for own, known in ((encoder, ENCODERS), (attention, ATTENTIONS))
+        ]
+        return *places, path.name
+
+    found = {}
+    for path in sorted(Path(results).glob("seed*")):
+        if path.name[4:].isdecimal():
+            directories = sorted((file.parent for file in path.glob("*/config.yaml")), key=order)
+            found[int(path.name[4:])] = {d.name: Kept(results, d) for d in directories}
+    return dict(sorted(found.items()))
+
+
+def restore(models: dict[str, Kept], expdir) -> None:
+    """Write directories of models as evaluation leaves them, for ``asr_compare --expdir``.
+
+    Args:
+        models: Of one seed; those without ``evaluation_results.json`` are left out.
+        expdir: Directory that gets one of each model.
+    """
+    for name, model in models.items():
+        if model.evaluation is None:
+            continue
+        target = Path(expdir) / name
+        for place, counted in model.scores.items():
+            write_score(target / place / "score_wer", counted, model.speakers(place))
+        for file in ("config.yaml", schema.NAME):
+            write_atomic(target / file, (model.directory / file).read_bytes())
+
+
+# tables
+
+
+def label(model: dict) -> str:
+    """A model as a reader knows it, such as ``Conformer GQA, 2 key-value heads``.
+
+    Args:
+        model: Mapping with its ``encoder``, ``attention`` and ``attention_conf``.
+    """
+    name, options = model["attention"], model["attention_conf"]
+    heads, rank = options.get("n_kv_head"), options.get("kv_lora_rank")
+    detail = f", {heads} key-value heads" if heads else f", rank {rank}" if rank else ""
+    name = name.upper() if name in ("mha", "gqa", "mla") else name
+    return f"{model['encoder'].replace('_', '-').title()} {name}{detail}"
+
+
+def markdown(header, rows) -> str:
+    """A table as Markdown has it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in row)}|\n" for row in lines)
+
+
+def _to(interval):
+    return f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def table_models(models: dict[str, Kept], dataset: str) -> str:
+    """Error rates offline and streaming, caches, states, and the difference from MHA."""
+    header = ["model", "offline", "interval", "streaming, 64", "interval", "streaming, 16"]
+    header += ["cache KB", "MHA / this", "state KB", "difference", "p"]
+    rows, mha = [], {}
+    for model in models.values():
+        place = model.offline(dataset)
+        if model.grid is None or place is None:
+            continue
+        encoder, speakers = model.grid["encoder"], model.speakers(place)
+        cells = {(c["chunk_size"], c["left_context"]): c for c in model.grid["cells"]}
+        longest = min((c for (_, left), c in cells.items() if left < 0), key=lambda c: c["frames"])
+        wide = cells.get((CHUNK, 64), cells[CHUNK, -1])
+        narrow = cells.get((CHUNK, 16), {"wer": {}})["wer"].get(dataset)
+        own = {"cache": longest["ledger"]["attention"], "state": wide["bytes"]}
+        counted, streamed = model.scores[place], wide["wer"][dataset]
+        rates = [f"{counted.summary()['err']:.2f}", _to(counted.interval(speakers))]
+        rates += [f"{streamed['wer']:.2f}", _to(streamed["interval_95"])]
+        rates += [f"{narrow['wer']:.2f}" if narrow else ""]
+        difference = ["", ""]
+        if model.grid["attention"] == "mha":
+            mha[encoder] = own | {"counts": model.counts(place)}
+        elif encoder in mha:
+            test = paired_bootstrap(model.counts(place), mha[encoder]["counts"], speakers)
+            difference = [
+                f"{test['difference']:.2f} ({_to(test['interval_95'])})",
+                f"{test['p']:.2g}",
+            ]
+        whole = mha.get(encoder, own)["cache"]
+        rows.append([label(model.grid), *rates, *_costs(own, whole), *difference])
+        if "input_cache_bytes" in wide:
+            less = longest["bytes"] - longest["input_cache_bytes"]
+            lossless = {"cache": own["cache"] - less, "state": wide["input_cache_bytes"]}
+            rows.append(["the same, input cache", *rates, *_costs(lossless, whole), "", ""])
+    return markdown(header, rows)
+
+
+def _costs(own, whole):
+    ratio = whole / own["cache"]
+    shown = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.3g}"
+    return [f"{own['cache'] / 1024:.0f}", shown, f"{own['state'] / 1024:.1f}"]
+
+
+def table_grid(models: dict[str, Kept], dataset: str) -> str:
+    """Error rates and states of every cell, a row for each model and chunk size."""
+    grids = [model.grid for model in models.values() if model.grid]
+    lefts = sorted({c["left_context"] for g in grids for c in g["cells"]}, key=lambda n: n % 2**32)
+    names = ["all" if left < 0 else str(left) for left in lefts]
+    header = ["model", "chunk", "latency ms", *names]
+    rows = []
+    for found in grids:
+        for size in sorted({cell["chunk_size"] for cell in found["cells"]}):
+            cells = {c["left_context"]: c for c in found["cells"] if c["chunk_size"] == size}
+            latency = next(iter(cells.values()))["latency_ms"]
+            shown = [_cell(cells[left], dataset) if left in cells else "" for left in lefts]
+            rows.append([label(found), str(size), f"{latency:.0f}", *shown])
+    return markdown(header, rows)
+
+
+def _cell(cell, dataset):
+    mark = "" if cell["in_trained_range"] else "*"
+    return f"{cell['wer'][dataset]['wer']:.2f}{mark} ({cell['bytes'] / 1024:.0f})"
+
+
+def table_seeds(kept: dict[int, dict[str, Kept]], dataset: str) -> str:
+    """Mean and spread over the seeds of what was decoded with each, in percent."""
+    header = ["model", "seeds", "chunk 16, left context 64", "smallest to largest"]
+    header += ["chunk 16, all", "smallest to largest"]
+    rows = []
+    for name in dict.fromkeys(name for models in kept.values() for name in models):
+        found = {s: models[name].grid for s, models in kept.items() if name in models}
+        found = {seed: one for seed, one in found.items() if one}
+        if not found:
+            continue
+        row = [label(next(iter(found.values()))), " ".join(map(str, found))]
+        for left in (64, -1):
+            rates = [
+                cell["wer"][dataset]["wer"]
+                for one in found.values()
+                for cell in one["cells"]
+                if (cell["chunk_size"], cell["left_context"]) == (CHUNK, left)
+            ]
+            row += [f"{np.mean(rates):.2f}", _to((min(rates), max(rates)))] if rates else ["", ""]
+        rows.append(row)
+    return markdown(header, rows)
+
+
+def tables(results, dataset: str, seed: int = 1) -> dict[str, str]:
+    """Every table of a page of results, as Markdown, by name."""
+    kept = read_kept(results)
+    models = kept.get(seed, {})
+    return {
+        "models": table_models(models, dataset),
+        "grid": table_grid(models, dataset),
+        "seeds": table_seeds(kept, dataset),
+    }
+
+
+def updated(page: str, made: dict[str, str]) -> str:
+    """A page with the table after each ``<!-- table: NAME -->`` as it was made now."""
+
+    def table(match):
+        if match[1] not in made:
+            raise UserError(f"no table is called {match[1]}; there are {', '.join(made)}")
+        return f"<!-- table: {match[1]} -->\n\n{made[match[1]]}\n"
+
+    return MARK.sub(table, page)

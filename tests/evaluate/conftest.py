@@ -1,0 +1,3 @@
+"""Evaluated models."""
+
+from evaluated import eight_runs, evaluation, make_run  # noqa: F401
