@@ -17,12 +17,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from common import pair_times
-from streaming import VARIANTS, filled_state, make_encoder, row, sizes
 
 from espnet_ext.export.container import Container
 from espnet_ext.export.graph import to_onnx
 from espnet_ext.export.quantize import quantized
 from espnet_ext.export.step import Step
+from streaming import VARIANTS, filled_state, make_encoder, row, sizes
 
 VARIANTS = VARIANTS | {"mla, rank 64": ("mla", {"kv_lora_rank": 64})}
 HEAD = "| step | left context | ms | ms of the other | ratio |\n|---|---|---|---|---|"

@@ -6,7 +6,6 @@ streaming; whole or not at all. The attention decoder is left out: text is the C
 """
 
 from espnet_ext import model_options as shared
-from espnet_ext.config import read_config
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, context, count, output, path, positive_int
 
@@ -19,21 +18,17 @@ def main(argv=None):
     """Run the command line."""
     parser = Parser(description=__doc__)
     shared.add_model(parser)
-    shared.add_device(parser)
+    shared.add_threads(parser)
     parser.option("output", output, help="directory to make", required=True)
     parser.option("chunk_size", positive_int, help="encoder frames per step [the model's own]")
     parser.option("left_context", context, help="encoder frames before [the model's own]")
-    parser.option("inference_config", path, help="YAML of decoding options that has these sizes")
     parser.option("quantize", default="none", choices=QUANTIZE, help="also model.int8.onnx")
     parser.option("client", default=CLIENTS[0], choices=CLIENTS, help="what will run it")
     parser.option("wav_scp", path, help="recordings to compare on [the model's validation set]")
     parser.option("num_utts", count, 10, "of them, 0 for all")
     args = parser.parse_args(argv)
     model = shared.model_files(args)
-    decoding = read_config(args.inference_config) if args.inference_config else {}
-    for name in ("chunk_size", "left_context"):
-        given = getattr(args, name)
-        model[name] = decoding.get(name) if given is None else given
+    model |= {"chunk_size": args.chunk_size, "left_context": args.left_context}
     import torch
 
     from espnet_ext.evaluate.process import commit
@@ -62,10 +57,12 @@ def _recordings(args, config):
     from pathlib import Path
 
     from espnet_ext.data.kaldi import read_scp
+    from espnet_ext.relocate import read_training_config
 
     scp = args.wav_scp
     if scp is None:
-        scp = (read_config(config).get("valid_data_path_and_name_and_type") or [[""]])[0][0]
+        valid = read_training_config(config).get("valid_data_path_and_name_and_type")
+        scp = valid[0][0] if valid else ""
         if not Path(scp).is_file():
             return []
     return list(read_scp(scp).values())[: args.num_utts or None]

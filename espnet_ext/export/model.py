@@ -1,49 +1,33 @@
 """A trained model as files that onnxruntime and sherpa-onnx stream, with a proof beside them."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from espnet_ext.audio import read_audio
-from espnet_ext.errors import UserError, about, disk_full
-from espnet_ext.export.runtime import KEY, VERSION, OnnxSpeech2Text
+from espnet_ext.errors import UserError, about
+from espnet_ext.files import whole
 from espnet_ext.frontend import KaldiFbank, StreamingFrontend
 from espnet_ext.frontend.kaldi_fbank import FLOOR, PREEMPHASIS, constants
-from espnet_ext.streaming.speech2text import StreamingSpeech2Text
 from espnet_ext.results import to_json
+from espnet_ext.streaming.eager import EagerSpeech2Text
+from espnet_ext.streaming.exported import KEY, VERSION, ExportedSpeech2Text
 
 #: largest difference of log probabilities from our own streaming that is rounding
 TOLERANCE = 1e-4
 #: what sherpa-onnx's time stamps are made for: a step of ESPnet's conv2d, and what it looks at
 CONV2D = 4, 7
 BLANK = "<blank>"
-CLIENTS = ("sherpa-onnx", "onnxruntime")
-QUANTIZE = ("none", "int8", "int8_dynamic")
 
 
-def export(
-    output,
-    asr_train_config,
-    asr_model_file,
-    chunk_size=None,
-    left_context=None,
-    quantize="none",
-    client="sherpa-onnx",
-    recordings=(),
-    commit="",
-):
+def export(output, model, quantize="none", client="sherpa-onnx", recordings=(), commit=""):
     """Write ``model.onnx``, ``tokens.txt``, ``features.npz``, ``README.md`` and a certificate.
 
     Args:
         output: Directory that is not there yet; it is written whole or not at all.
-        asr_train_config: ``config.yaml`` of the training run.
-        asr_model_file: Its checkpoint.
-        chunk_size: Encoder frames per step; the model's own by default.
-        left_context: Encoder frames seen before a chunk; the model's own by default.
+        model: Arguments of ``StreamingSpeech2Text``: files, ``chunk_size``, ``left_context``.
         quantize: ``int8`` adds ``model.int8.onnx`` with 8-bit weights, ``int8_dynamic`` one whose
             products are of 8-bit numbers.
         client: ``sherpa-onnx``, or ``onnxruntime`` for what sherpa-onnx cannot run.
@@ -65,29 +49,25 @@ def export(
         raise UserError(
             f"{error.name}: not installed; pip install 'espnet-ext[export]'"
         ) from None
-    output = Path(os.path.abspath(output))
-    if output.exists():
+    if Path(output).exists():
         raise UserError(f"{output}: is there already; give a directory that is not")
-    speech2text = StreamingSpeech2Text(asr_train_config, asr_model_file, chunk_size, left_context)
-    with about(asr_train_config):
+    speech2text = EagerSpeech2Text(**model)
+    with about(model["asr_train_config"]):
         check(speech2text, client)
         tokens = token_lines(speech2text.model.token_list, speech2text.token_type)
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        (temporary / "tokens.txt").write_text(tokens, encoding="utf-8")
         info, arrays = features_of(speech2text.frontend.front)
-        with open(temporary / "features.npz", "wb") as file:
-            np.savez(file, **arrays)
-        graph = _graph(speech2text, client, info)
-        onnx.save(graph, temporary / "model.onnx")
-        names = ["model.onnx"]
-        if quantize != "none":
-            from espnet_ext.export.quantize import quantized
+    graph = _graph(speech2text, client, info)
+    graphs = {"model.onnx": graph}
+    if quantize != "none":
+        from espnet_ext.export.quantize import quantized
 
-            names.append("model.int8.onnx")
-            onnx.save(quantized(graph, quantize), temporary / names[-1])
+        graphs["model.int8.onnx"] = quantized(graph, quantize)
+    with whole(output) as folder:
+        folder.mkdir()
+        (folder / "tokens.txt").write_text(tokens, encoding="utf-8")
+        np.savez(folder / "features.npz", **arrays)
+        for name, made in graphs.items():
+            onnx.save(made, folder / name)
         certificate = {
             "version": 1,
             "commit": commit,
@@ -97,18 +77,11 @@ def export(
             "left_context": speech2text.left_context,
             "sample_rate": info["fs"],
             "feature_dim": arrays["bands"].shape[1],
-        } | compare(speech2text, [temporary / name for name in names], recordings)
+        } | compare(speech2text, [folder / name for name in graphs], recordings)
         _refuse_unequal(certificate)
-        (temporary / "certificate.json").write_text(to_json(certificate, indent=1))
-        readme = readme_of(certificate, names, speech2text)
-        (temporary / "README.md").write_text(readme, encoding="utf-8")
-        temporary.rename(output)
-    except OSError as error:
-        if disk_full(error):
-            raise
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / "certificate.json").write_text(to_json(certificate, indent=1))
+        readme = readme_of(certificate, list(graphs), speech2text)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
     return certificate
 
 
@@ -249,7 +222,8 @@ def compare(speech2text, paths, recordings) -> dict:
         ours.append((wave, raw[0].numpy(), log_probs, stream.search.tokens))
     found = {}
     for path in paths:
-        theirs, worst, differ = OnnxSpeech2Text(path), {"features": 0.0, "log_probs": 0.0}, 0
+        theirs = ExportedSpeech2Text(asr_model_file=path)
+        worst, differ = {"features": 0.0, "log_probs": 0.0}, 0
         for wave, raw, log_probs, tokens in ours:
             errors = {
                 "features": _difference(theirs.start().features(wave, True), raw),
@@ -317,8 +291,8 @@ def readme_of(certificate, names, speech2text) -> str:
     lines += [
         "The same on onnxruntime, without sherpa-onnx and to the last frame:",
         "",
-        f"    python -m espnet_ext.bin.stream recording.wav --runtime onnxruntime "
-        f"--asr_model_file {model}",
+        "    espnet-ext stream . recording.wav --runtime onnxruntime"
+        + (f" --inference_asr_model {model}" if model != "model.onnx" else ""),
         "",
     ]
     return "\n".join(lines)

@@ -64,10 +64,13 @@ def exported(tmp_path_factory):
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp("export")
             write_model(folder, **{"frontend": "kaldi_fbank"} | MODELS[name])
-            files = folder / "config.yaml", folder / "model.pth"
+            files = {
+                "asr_train_config": folder / "config.yaml",
+                "asr_model_file": folder / "model.pth",
+            }
             client = "onnxruntime" if name == "log-mel" else "sherpa-onnx"
-            certificate = export(folder / "onnx", *files, client=client)
-            ours = StreamingSpeech2Text(*files)
+            certificate = export(folder / "onnx", files, client=client)
+            ours = StreamingSpeech2Text(**files)
             made[name] = SimpleNamespace(
                 ours=ours, path=folder / "onnx", files=files, certificate=certificate
             )

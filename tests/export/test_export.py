@@ -17,7 +17,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.export.container import Container
 from espnet_ext.export.model import _graph, export, features_of, token_lines
 from espnet_ext.export.quantize import quantized
-from espnet_ext.export.runtime import KEY, OnnxSpeech2Text, OnnxStep, text_of
+from espnet_ext.streaming.exported import KEY, ExportedSpeech2Text, ExportedStep, text_of
 from export.conftest import MODELS
 from tiny import ENCODERS, FS, speech
 
@@ -41,7 +41,7 @@ def test_recording_gives_what_our_own_streaming_gives(exported, name, samples):
     model = exported(name)
     wave = speech(samples / FS, seed=samples)
     want = log_probs(model.ours, wave, 1601)
-    theirs = OnnxSpeech2Text(model.path / "model.onnx")
+    theirs = ExportedSpeech2Text(None, model.path / "model.onnx")
     for packet in (77, 4000, 24000):
         stream, got = theirs.start(), []
         for start in range(0, samples, packet):
@@ -53,7 +53,7 @@ def test_recording_gives_what_our_own_streaming_gives(exported, name, samples):
         # ESPnet's log-mel is calculated in float32, which quiet bands show
         assert not got.size or np.abs(got - want).max() < (1e-4 if name != "log-mel" else 1e-2)
     if name != "no left context, no convolution":
-        assert (stream.produced > 30) == (samples > 10000)
+        assert (stream.frames > 30) == (samples > 10000)
     result = theirs(theirs.start(), wave, is_final=True)
     ours = model.ours(model.ours.start(), wave, is_final=True)
     assert (result.tokens, result.text) == (ours.tokens, ours.text)
@@ -95,18 +95,18 @@ def test_stream_does_not_depend_on_its_neighbours(exported, name):
     path = model.path / "model.int8.onnx"
     onnx.save(quantized(onnx.load(model.path / "model.onnx"), "int8"), path)
     for file in (model.path / "model.onnx", path):
-        step = OnnxStep(file)
+        step = ExportedStep(file)
         alone = [streamed(step, row[None], [0])[0] for row in feats]
         for got, want in zip(streamed(step, feats, [0, 1, 4]), alone, strict=True):
             assert np.array_equal(got, want)
-    float32 = streamed(OnnxStep(model.path / "model.onnx"), feats, [0, 0, 0])
+    float32 = streamed(ExportedStep(model.path / "model.onnx"), feats, [0, 0, 0])
     error = max(np.abs(np.exp(a) - np.exp(b)).max() for a, b in zip(float32, alone, strict=True))
     assert 0 < error < 0.3
 
 
 def test_five_minutes_of_stream_stay_right_and_small(exported):
     model = exported("conformer")
-    theirs = OnnxSpeech2Text(model.path / "model.onnx")
+    theirs = ExportedSpeech2Text(None, model.path / "model.onnx")
     wave = np.tile(speech(30.0), 10)
     stream, sizes = theirs.start(), set()
     got = [theirs.read(stream, stream.features(wave[s : s + FS])) for s in range(0, len(wave), FS)]
@@ -146,7 +146,7 @@ def test_state_is_no_larger_than_what_the_caches_hold(exported):
     own = model.ours.model.encoder.init_state()
     _, own = model.ours.model.encoder.forward_chunk(torch.randn(1, 200, 20), own)
     ledger = own.ledger()
-    held = sum(x.nbytes for x in OnnxStep(model.path / "model.onnx").zeros())
+    held = sum(x.nbytes for x in ExportedStep(model.path / "model.onnx").zeros())
     assert 0 <= held - ledger["attention"] - ledger["convolution"] < 4 * (7296 + 2 + 6 * 8)
 
 
@@ -203,15 +203,15 @@ def run(capsys, *words):
     "options,words",
     [
         (["--left_context", -1], "left_context: an exported step has a cache of one size"),
-        (["--asr_model_file", "nothing.pth"], "nothing.pth: no such file"),
+        (["--inference_asr_model", "nothing.pth"], "nothing.pth: no such file"),
         (["--chunk_size", 0], "chunk_size is a whole number of at least 1"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_one_line(exported, capsys, tmp_path, options, words):
-    folder = exported("no left context, no convolution").files[0].parent
+    folder = exported("no left context, no convolution").files["asr_train_config"].parent
     output = tmp_path / "onnx"
-    if "--asr_model_file" not in options:
-        options = [*options, "--asr_model_file", folder / "model.pth"]
+    if "--inference_asr_model" not in options:
+        options = [*options, "--inference_asr_model", "model.pth"]
     assert words in run(capsys, folder, "--output", output, *options)
     assert not list(tmp_path.iterdir())
 
@@ -226,12 +226,13 @@ def test_what_cannot_be_exported_is_refused_in_one_line(exported, capsys, tmp_pa
     ],
 )
 def test_model_that_sherpa_onnx_cannot_run_is_refused(exported, tmp_path, change, words):
-    config = yaml.safe_load(exported("no left context, no convolution").files[0].read_text())
+    files = exported("no left context, no convolution").files
+    config = yaml.safe_load(files["asr_train_config"].read_text())
     for key, value in change.items():
         config[key] = config[key] | value if isinstance(value, dict) else value
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match=words):
-        export(tmp_path / "onnx", tmp_path / "config.yaml", None)
+        export(tmp_path / "onnx", {"asr_train_config": tmp_path / "config.yaml"})
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
@@ -239,14 +240,14 @@ def test_nothing_is_left_of_an_export_that_fails(exported, capsys, tmp_path, mon
     model = exported("no left context, no convolution")
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there: is there already"):
-        export(tmp_path / "there", *model.files)
+        export(tmp_path / "there", model.files)
 
     def full(*_):
         raise OSError(28, "No space left on device", "model.onnx")
 
     monkeypatch.setattr(onnx, "save", full)
-    expdir, output = model.files[0].parent, tmp_path / "onnx"
-    line = run(capsys, expdir, "--output", output, "--asr_model_file", model.files[1])
+    expdir, output = model.files["asr_train_config"].parent, tmp_path / "onnx"
+    line = run(capsys, expdir, "--output", output, "--inference_asr_model", "model.pth")
     assert "no space left" in line
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
@@ -261,7 +262,7 @@ def test_wrong_graph_is_not_written(exported, tmp_path, monkeypatch):
         step.Step, "_normalized", lambda self, feats: normalized(self, feats) + 0.01
     )
     with pytest.raises(UserError, match="from those of our own streaming"):
-        export(tmp_path / "onnx", *model.files)
+        export(tmp_path / "onnx", model.files)
     assert not list(tmp_path.iterdir())
 
 
@@ -277,9 +278,9 @@ def test_stream_command_runs_an_export_without_pytorch(exported, tmp_path):
         "stream.main()\n"
         "print({m for m in ('torch', 'espnet2', 'librosa') if m in sys.modules})\n"
     )
-    words = ["--runtime", "onnxruntime", "--asr_model_file", str(model.path / "model.onnx")]
+    words = [str(model.path), "--runtime", "onnxruntime"]
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "a.wav"), *words],
+        [sys.executable, "-c", program, *words, str(tmp_path / "a.wav")],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -290,11 +291,11 @@ def test_stream_command_runs_an_export_without_pytorch(exported, tmp_path):
 
 def test_other_sizes_than_those_of_the_export_are_refused(exported):
     path = exported("conformer").path / "model.onnx"
-    assert OnnxSpeech2Text(path, chunk_size=4, left_context=6).fs == FS
+    assert ExportedSpeech2Text(None, path, chunk_size=4, left_context=6).fs == FS
     with pytest.raises(UserError, match="chunk_size: .* was exported with 4, got 8"):
-        OnnxSpeech2Text(path, chunk_size=8)
+        ExportedSpeech2Text(None, path, chunk_size=8)
     with pytest.raises(UserError, match="left_context: .* was exported with 6, got -1"):
-        OnnxSpeech2Text(path, left_context=-1)
+        ExportedSpeech2Text(None, path, left_context=-1)
 
 
 def test_files_that_are_no_export_are_refused(exported, tmp_path):
@@ -302,19 +303,19 @@ def test_files_that_are_no_export_are_refused(exported, tmp_path):
     for content in (b"", b"not a model", (source / "model.onnx").read_bytes()[:5000]):
         (tmp_path / "model.onnx").write_bytes(content)
         with pytest.raises(UserError, match="model.onnx: no model for onnxruntime"):
-            OnnxStep(tmp_path / "model.onnx")
+            ExportedStep(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").write_bytes((source / "model.onnx").read_bytes())
     with pytest.raises(UserError, match="tokens.txt: cannot be read"):
-        OnnxStep(tmp_path / "model.onnx")
+        ExportedStep(tmp_path / "model.onnx")
     (tmp_path / "tokens.txt").write_text("<blank> 0\nA 2\n")
     with pytest.raises(UserError, match="tokens.txt: must have a line"):
-        OnnxStep(tmp_path / "model.onnx")
+        ExportedStep(tmp_path / "model.onnx")
     with pytest.raises(UserError, match="no such file"):
-        OnnxStep(tmp_path / "nothing.onnx")
+        ExportedStep(tmp_path / "nothing.onnx")
 
 
 def test_samples_that_cannot_be_right_are_refused(exported):
-    speech2text = OnnxSpeech2Text(exported("conformer").path / "model.onnx")
+    speech2text = ExportedSpeech2Text(None, exported("conformer").path / "model.onnx")
     stream = speech2text.start()
     for samples in (np.zeros((2, 2)), np.zeros(3, np.int16), np.array([0.0, np.nan])):
         with pytest.raises(UserError, match="samples: must be"):

@@ -7,8 +7,8 @@ import torch
 from onnx import TensorProto, helper
 
 from espnet_ext.export.container import Container
-from espnet_ext.export.runtime import read_tokens
 from espnet_ext.frontend import KaldiFbank
+from espnet_ext.streaming.exported import read_tokens
 from export.conftest import MODELS, WHEELS
 from tiny import ENCODERS, FS, speech
 

@@ -1,28 +1,30 @@
-"""Streams on onnxruntime: numpy alone, neither PyTorch nor ESPnet is imported.
-
-    speech2text = OnnxSpeech2Text("export/model.onnx")
-    stream = speech2text.start()
-    for packet in packets:
-        print(speech2text(stream, packet).text)
-    print(speech2text(stream, is_final=True).text)
-"""
+"""Streams of an exported model in onnxruntime: numpy alone, neither PyTorch nor ESPnet."""
 
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from espnet_ext.audio import checked_samples
 from espnet_ext.errors import UserError
+from espnet_ext.streaming.searches import GreedySearch, PrefixBeamSearch, make_search
+from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text
 
-BLANK = 0
 #: of the file's metadata that is this package's own
 KEY, VERSION = "espnet_ext", 1
+#: options that an export does not have, and their defaults
+ONLY_TORCH = {
+    "asr_train_config": None,
+    "cache_dtype": "float32",
+    "rescore": False,
+    "ctc_weight": 0.3,
+    "device": "cpu",
+}
 DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
-class OnnxStep:
+class ExportedStep:
     """The step of an exported model.
 
     Args:
@@ -49,7 +51,7 @@ class OnnxStep:
             how = "pip install 'espnet-ext[export]'"
             raise UserError(f"onnxruntime: not installed; {how}") from None
         if not Path(path).is_file():
-            raise UserError(f"{path}: no such file; make it with asr_export")
+            raise UserError(f"{path}: no such file; espnet-ext export makes it")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
@@ -62,7 +64,7 @@ class OnnxStep:
             raise UserError(f"{path}: no model for onnxruntime ({reason})") from None
         properties = self.session.get_modelmeta().custom_metadata_map
         if KEY not in properties:
-            raise UserError(f"{path}: was not made by asr_export")
+            raise UserError(f"{path}: was not made by espnet-ext export")
         self.info = json.loads(properties[KEY])
         if self.info["version"] != VERSION:
             raise UserError(f"{path}: of version {self.info['version']}, this reads {VERSION}")
@@ -196,37 +198,23 @@ class Features:
 
 
 @dataclass
-class Result:
-    """What is known of a stream so far: see ``espnet_ext.inference.Result``."""
-
-    text: str
-    tokens: list[int]
-    score: float
-    is_final: bool
-
-
-@dataclass
-class OnnxStream:
-    """One recording on its way through ``OnnxSpeech2Text``.
+class ExportedStream:
+    """One recording on its way through ``ExportedSpeech2Text``.
 
     Attributes:
         features: State of the features.
         pending: Feature frames that have not filled a chunk (n, n_mels).
         past: Tensors of the encoder's past.
-        produced: Encoder frames so far.
-        tokens: Token ids so far.
-        last: The likeliest token of the last frame.
-        score: Log probability of the best path.
+        search: State of the CTC search.
+        frames: Encoder frames so far.
         ended: The last packet was final.
     """
 
     features: Features
     pending: np.ndarray
     past: list[np.ndarray]
-    produced: int = 0
-    tokens: list[int] = field(default_factory=list)
-    last: int = BLANK
-    score: float = 0.0
+    search: GreedySearch | PrefixBeamSearch
+    frames: int = 0
     ended: bool = False
 
     @property
@@ -235,94 +223,98 @@ class OnnxStream:
         return self.features.nbytes + self.pending.nbytes + sum(x.nbytes for x in self.past)
 
 
-class OnnxSpeech2Text:
-    """An exported model that transcribes streams by the CTC best path.
-
-    It is used as ``StreamingSpeech2Text`` is, and its texts are the same.
+class ExportedSpeech2Text(StreamingSpeech2Text):
+    """An exported model in onnxruntime; see ``StreamingSpeech2Text``.
 
     Args:
         asr_model_file: ``model.onnx`` or ``model.int8.onnx`` of an export.
         chunk_size: None, or what the export was made with.
         left_context: The same.
+        search: See ``StreamingSpeech2Text``.
+        beam_size: The same.
         threads: Of one step.
+        runtime: ``onnxruntime``.
+        others: What only PyTorch has; anything but its default is refused.
 
     Raises:
-        UserError: onnxruntime is missing, the file is none of an export, or was made with other
-            sizes.
+        UserError: onnxruntime is missing, the file is none of an export or was made with other
+            sizes, or an option cannot be had.
     """
 
-    def __init__(self, asr_model_file, chunk_size=None, left_context=None, threads=1):
-        self.model = OnnxStep(asr_model_file, threads)
+    def __init__(
+        self,
+        asr_train_config=None,
+        asr_model_file=None,
+        chunk_size=None,
+        left_context=None,
+        search="greedy",
+        beam_size=10,
+        threads=1,
+        runtime="onnxruntime",
+        **others,
+    ):
+        others["asr_train_config"] = asr_train_config
+        for name, value in others.items():
+            if name not in ONLY_TORCH:
+                raise TypeError(f"{name}: no option of StreamingSpeech2Text")
+            if value != ONLY_TORCH[name] and name != "ctc_weight":
+                raise UserError(f"{name}: an exported model has none (runtime: onnxruntime)")
+        if asr_model_file is None:
+            raise UserError("asr_model_file: must be the model.onnx of an export")
+        self.step = ExportedStep(asr_model_file, threads)
         for name, value in (("chunk_size", chunk_size), ("left_context", left_context)):
-            own = getattr(self.model, name)
+            own = getattr(self.step, name)
             if value not in (None, own):
                 raise UserError(
                     f"{name}: {asr_model_file} was exported with {own}, got {value}; export it "
                     "again with that"
                 )
-        self.chunk_size, self.left_context = self.model.chunk_size, self.model.left_context
-        self.fs = self.model.info["features"]["fs"]
+        self.chunk_size, self.left_context = self.step.chunk_size, self.step.left_context
+        self.fs = self.step.info["features"]["fs"]
+        self.search, self.beam_size = search, beam_size
+        self.start()
 
-    def start(self) -> OnnxStream:
-        """State of a new recording."""
-        features = Features(self.model.features, self.model.info["features"])
+    def start(self) -> ExportedStream:
+        """See ``StreamingSpeech2Text``."""
+        features = Features(self.step.features, self.step.info["features"])
         pending = np.zeros((0, features.bands.shape[1]), np.float32)
-        return OnnxStream(features, pending, self.model.zeros())
+        search = make_search(self.search, self.beam_size)
+        return ExportedStream(features, pending, self.step.zeros(), search)
 
-    def __call__(self, stream: OnnxStream, samples=(), is_final: bool = False) -> Result:
-        """Read a packet.
-
-        Args:
-            stream: From ``start``; it is updated in place.
-            samples: Mono waveform at the model's rate (n,), floats in [-1, 1], any length.
-            is_final: No packet follows: also the frames of a last chunk that is not full.
-
-        Raises:
-            UserError: The samples are not a mono waveform of finite floats, or the stream has
-                ended; or the model's output is not a number.
-        """
-        samples = np.asarray(samples)
+    def __call__(self, stream, samples=(), is_final: bool = False) -> Result:
+        """See ``StreamingSpeech2Text``."""
         if stream.ended:
             raise UserError("stream: has ended; start() begins another")
-        if samples.ndim != 1 or samples.size and samples.dtype.kind != "f":
-            raise UserError(
-                f"samples: must be mono floats (n,), got {samples.shape} of {samples.dtype}"
-            )
-        if not np.isfinite(samples).all():
-            raise UserError("samples: must be finite numbers in [-1, 1]")
+        if np.ndim(samples) != 1:
+            raise UserError(f"samples: must be mono (n,), got shape {np.shape(samples)}")
+        samples = checked_samples(np.asarray(samples))
         self.read(stream, stream.features(samples, is_final), is_final)
-        symbols = [self.model.tokens[token] for token in stream.tokens]
-        return Result(text_of(symbols), list(stream.tokens), stream.score, is_final)
+        tokens, score = stream.search.nbest()[0]
+        text = text_of(self.step.tokens[token] for token in tokens)
+        return Result(text, list(tokens), score, is_final)
 
     def read(self, stream, feats, is_final=False) -> np.ndarray:
         """Encode features (n, n_mels), not normalised -> new log probabilities (m, tokens)."""
-        model = self.model
+        step = self.step
         stream.pending = np.concatenate([stream.pending, feats])
-        found = [np.zeros((0, len(model.tokens)), np.float32)]
-        while len(stream.pending) >= model.frames:
-            self._step(stream, stream.pending[: model.frames], model.chunk_size, found)
+        found = [np.zeros((0, len(step.tokens)), np.float32)]
+        while len(stream.pending) >= step.frames:
+            found.append(self._chunk(stream, stream.pending[: step.frames], step.chunk_size))
         if is_final:
-            sees = model.frames - (model.chunk_size - 1) * model.step
-            frames = (len(stream.pending) - sees) // model.step + 1
+            sees = step.frames - (step.chunk_size - 1) * step.step
+            frames = (len(stream.pending) - sees) // step.step + 1
             if frames > 0:
-                rest = ((0, model.frames - len(stream.pending)), (0, 0))
-                self._step(stream, np.pad(stream.pending, rest), frames, found)
+                rest = ((0, step.frames - len(stream.pending)), (0, 0))
+                found.append(self._chunk(stream, np.pad(stream.pending, rest), frames))
             stream.pending, stream.ended = stream.pending[:0], True
         return np.concatenate(found)
 
-    def _step(self, stream, feats, frames, found):
-        model = self.model
-        log_probs, stream.past = model(feats[None], stream.past, model.chunk_size - frames)
+    def _chunk(self, stream, feats, frames):
+        """Log probabilities (frames, tokens) of a chunk, of which so many frames are speech."""
+        padding = self.step.chunk_size - frames
+        log_probs, stream.past = self.step(feats[None], stream.past, padding)
         log_probs = log_probs[0, :frames]
-        if not np.isfinite(log_probs.max(-1).sum()):
-            raise UserError(
-                f"the model's output is not a number ({math.nan}): the checkpoint is of no use"
-            )
-        stream.pending = stream.pending[model.shift :]
-        stream.produced += frames
-        stream.score += float(log_probs.max(axis=1).sum())
-        for token in log_probs.argmax(axis=1).tolist():
-            if token not in (BLANK, stream.last):
-                stream.tokens.append(token)
-            stream.last = token
-        found.append(log_probs)
+        stream.search.extend(log_probs)
+        stream.pending = stream.pending[self.step.shift :]
+        stream.frames += frames
+        return log_probs
