@@ -23,21 +23,32 @@ CLIENT = Path(__file__).with_name("sherpa_client.py")
 #: version -> where it is, None for the environment's own; .ci/run puts the other one there
 WHEELS = {"2.0.1": None, "2.0.0": REPO / ".sherpa_onnx_2.0.0"}
 SIZES = {"output_size": 32, "attention_heads": 4, "causal": True, "chunk_size": 4}
-#: one layer of each attention, and of each of its caches
-EVERY_ATTENTION = {
-    "attention": ["mha", "gqa", "gqa", "mla", "linear", "mha"],
-    "attention_conf": {
-        "kv_lora_rank": 12,
-        "n_kv_head": [None, 2, 1, None, None, None],
-        "cache": ["kv", "kv", "input", None, None, "input"],
-    },
-    "num_blocks": 6,
-    "left_context": 6,
+#: layers of every attention with every cache; exporting one takes seconds
+LAYERS = {
+    "mha": ("mha", None, "kv"),
+    "gqa": ("gqa", 2, "kv"),
+    "mqa, input cache": ("gqa", 1, "input"),
+    "mla": ("mla", None, None),
+    "linear": ("linear", None, None),
+    "mha, input cache": ("mha", None, "input"),
 }
+
+
+def stack(encoder, layers=LAYERS):
+    """Options of a model whose layers have these attentions."""
+    attention, n_kv_head, cache = (list(x) for x in zip(*map(LAYERS.get, layers), strict=True))
+    conf = {"n_kv_head": n_kv_head, "cache": cache, "kv_lora_rank": 12}
+    takes = {"n_kv_head": {"gqa"}, "cache": {"gqa", "mha"}, "kv_lora_rank": {"mla"}}
+    conf = {option: x for option, x in conf.items() if takes[option] & set(attention)}
+    conf = SIZES | ENCODERS[encoder][1] | {"attention": attention, "attention_conf": conf}
+    conf |= {"num_blocks": len(attention), "left_context": 6}
+    return {"encoder": f"kv_{encoder}", "encoder_conf": conf}
+
+
 MODELS = {
-    name: {"encoder": f"kv_{name}", "encoder_conf": SIZES | conf | EVERY_ATTENTION}
-    for name, (_, conf) in ENCODERS.items()
-} | {
+    "conformer": stack("conformer", ["mha", "mla", "linear"]),
+    "branchformer": stack("branchformer", ["mqa, input cache", "gqa"]),
+    "e_branchformer": stack("e_branchformer", ["mha, input cache", "linear"]),
     "linear": {
         "encoder_conf": SIZES
         | {"attention": "linear", "num_blocks": 1, "linear_units": 32, "cnn_module_kernel": 7}

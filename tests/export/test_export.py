@@ -1,9 +1,10 @@
-"""Exported steps against our own streaming, in onnxruntime and without PyTorch."""
+"""Exported steps against our own streaming, in onnxruntime and in real wheels of sherpa-onnx."""
 
 import hashlib
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,15 +12,30 @@ import pytest
 import soundfile
 import torch
 import yaml
+from onnx import TensorProto, helper
 
+from disks import small_disk
 from espnet_ext.bin import asr_export
 from espnet_ext.errors import UserError
+from espnet_ext.export import model
 from espnet_ext.export.container import Container
 from espnet_ext.export.model import _graph, export, features_of, token_lines
 from espnet_ext.export.quantize import quantized
-from espnet_ext.streaming.exported import KEY, ExportedSpeech2Text, ExportedStep, text_of
-from export.conftest import MODELS
+from espnet_ext.export.step import Step
+from espnet_ext.frontend import KaldiFbank
+from espnet_ext.streaming import StreamingSpeech2Text
+from espnet_ext.streaming.exported import (
+    KEY,
+    ExportedSpeech2Text,
+    ExportedStep,
+    read_tokens,
+    text_of,
+)
+from export.conftest import MODELS, WHEELS, stack
+from streaming.conftest import write_model
 from tiny import ENCODERS, FS, speech
+
+FILES = {"model.onnx", "tokens.txt", "features.npz", "certificate.json", "README.md"}
 
 
 def log_probs(model, samples, packet):
@@ -87,6 +103,34 @@ def streamed(step, feats, ages):
     return [np.concatenate(parts) for parts in found]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ENCODERS)
+def test_step_with_shifting_caches_is_a_step_with_rings(tmp_path, name):
+    """Every attention with every cache in every encoder, streams of two ages in one batch."""
+    write_model(tmp_path, frontend="kaldi_fbank", **stack(name))
+    ours = StreamingSpeech2Text(tmp_path / "config.yaml", tmp_path / "model.pth")
+    step = Step(ours.model, ours.chunk_size, ours.left_context)
+    feats = torch.randn(2, 12 * step.shift + step.frames, 20, generator=torch.Generator())
+    normalized = ours.model.normalize(feats.clone(), torch.tensor([feats.size(1)] * 2))[0]
+    encoder, n = ours.model.encoder, ours.chunk_size
+    past = [{k: torch.zeros(2, *s) for k, s in layer.items()} for layer in step.shapes]
+    frames = torch.tensor([0, 0])
+    for i in range(4):  # the second stream begins anew after two steps
+        if i == 2:
+            frames[1] = 0
+            for layer in past:
+                for tensor in layer.values():
+                    tensor[1] = 0
+        part = feats[:, i * step.shift : i * step.shift + step.frames]
+        got, past = step(part, past, frames, torch.zeros(2))
+        frames += n
+        for stream, begin in enumerate((0, 2 if i > 1 else 0)):
+            seen = normalized[stream, begin * step.shift : i * step.shift + step.frames]
+            want, _ = encoder.forward_chunk(seen[None], encoder.init_state(1, n, ours.left_context))
+            want = ours.model.ctc.log_softmax(want)[0, -n:]
+            assert (got[stream] - want).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_stream_does_not_depend_on_its_neighbours(exported, name):
     """Bit by bit, in float32 and with 8-bit weights; dynamic 8 bits cannot."""
@@ -113,8 +157,8 @@ def test_five_minutes_of_stream_stay_right_and_small(exported):
     got = np.concatenate(got)
     sizes = {sum(x.nbytes for x in stream.past), sum(x.nbytes for x in theirs.start().past)}
     assert len(sizes) == 1 and stream.nbytes < sizes.pop() + 20000
-    want = log_probs(model.ours, wave, 8 * FS)[: len(got)]
-    assert np.abs(got - want).max() < 1e-3  # sums of linear attention over 7500 frames
+    want = model.ours.model.ctc.log_softmax(model.ours.encode_offline(wave))[0].detach().numpy()
+    assert np.abs(got - want[: len(got)]).max() < 1e-3  # linear attention sums 7500 frames
 
 
 # the file
@@ -132,7 +176,7 @@ def test_file_is_one_of_a_kind_and_names_nothing_of_this_machine(exported, name)
     assert names[0] == "feats" and names[-1] == "frames" and "padding" in names
     assert [f"next.{n}" for n in names[1:]] == [o.name for o in proto.graph.output][1:]
     if name == "conformer":
-        assert {"layer0.k", "layer0.v", "layer3.c", "layer4.s_z", "layer5.x"} <= set(names)
+        assert {"layer0.k", "layer0.v", "layer1.c", "layer2.s_z"} <= set(names)
     else:  # a second export, byte by byte
         info, _ = features_of(model.ours.frontend.front)
         again = _graph(model.ours, "onnxruntime", info).SerializeToString()
@@ -236,34 +280,63 @@ def test_model_that_sherpa_onnx_cannot_run_is_refused(exported, tmp_path, change
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_nothing_is_left_of_an_export_that_fails(exported, capsys, tmp_path, monkeypatch):
-    model = exported("no left context, no convolution")
-    (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match="there: is there already"):
-        export(tmp_path / "there", model.files)
-
-    def full(*_):
-        raise OSError(28, "No space left on device", "model.onnx")
-
-    monkeypatch.setattr(onnx, "save", full)
-    expdir, output = model.files["asr_train_config"].parent, tmp_path / "onnx"
-    line = run(capsys, expdir, "--output", output, "--inference_asr_model", "model.pth")
-    assert "no space left" in line
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+@pytest.fixture
+def made_before(exported, monkeypatch):
+    """A small model whose graph is not made again; a function that changes it."""
+    small = exported("no left context, no convolution")
+    graph = onnx.load(small.path / "model.onnx")
+    monkeypatch.setattr(model, "_graph", lambda *_: graph)
+    return SimpleNamespace(files=small.files, graph=graph)
 
 
-def test_wrong_graph_is_not_written(exported, tmp_path, monkeypatch):
+def test_nothing_is_left_of_an_export_on_a_full_disk(made_before, capsys, tmp_path):
+    expdir = made_before.files["asr_train_config"].parent
+    with small_disk(tmp_path / "disk", 40) as disk:
+        words = [expdir, "--output", disk.path / "onnx", "--inference_asr_model", "model.pth"]
+        assert f"{disk.path}/onnx: no space left" in run(capsys, *words)
+        assert not list(disk.path.iterdir())
+        disk.size(4096)
+        asr_export.main([str(word) for word in words])
+        assert {path.name for path in (disk.path / "onnx").iterdir()} == FILES
+        kept = (disk.path / "onnx/model.onnx").read_bytes()
+        assert "onnx: is there already" in run(capsys, *words)
+        assert (disk.path / "onnx/model.onnx").read_bytes() == kept
+
+
+def test_wrong_graph_is_not_written(made_before, tmp_path):
     """The certificate would say that it is wrong."""
-    from espnet_ext.export import step
-
-    model = exported("no left context, no convolution")
-    normalized = step.Step._normalized
-    monkeypatch.setattr(
-        step.Step, "_normalized", lambda self, feats: normalized(self, feats) + 0.01
-    )
+    (bias,) = (x for x in made_before.graph.graph.initializer if x.name.endswith("ctc_lo.bias"))
+    values = onnx.numpy_helper.to_array(bias) + np.eye(1, bias.dims[0], dtype=np.float32)[0] / 100
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
     with pytest.raises(UserError, match="from those of our own streaming"):
-        export(tmp_path / "onnx", model.files)
+        export(tmp_path / "onnx", made_before.files)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_extra_that_is_missing_is_named(made_before, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    words = rf"{package}: not installed; pip install 'espnet-ext\[export\]'"
+    with pytest.raises(UserError, match=words):
+        export(tmp_path / "onnx", made_before.files)
+    if package == "onnxruntime":
+        with pytest.raises(UserError, match=words):
+            StreamingSpeech2Text(asr_model_file=__file__, runtime="onnxruntime")
+
+
+@pytest.mark.parametrize(
+    "content,words",
+    [(b"no checkpoint", "no whole checkpoint"), (None, "no such file")],
+)
+def test_checkpoint_of_no_use_is_one_line(made_before, capsys, tmp_path, content, words):
+    (tmp_path / "exp").mkdir()
+    source = made_before.files["asr_train_config"].parent
+    for name in ("config.yaml", "feats_stats.npz"):
+        (tmp_path / "exp" / name).write_bytes((source / name).read_bytes())
+    if content is not None:
+        (tmp_path / "exp/valid.acc.ave.pth").write_bytes(content)
+    assert words in run(capsys, tmp_path / "exp", "--output", tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
 
 
 # in Python
@@ -317,7 +390,7 @@ def test_files_that_are_no_export_are_refused(exported, tmp_path):
 def test_samples_that_cannot_be_right_are_refused(exported):
     speech2text = ExportedSpeech2Text(None, exported("conformer").path / "model.onnx")
     stream = speech2text.start()
-    for samples in (np.zeros((2, 2)), np.zeros(3, np.int16), np.array([0.0, np.nan])):
+    for samples in (np.zeros((2, 2)), np.zeros(3, np.int32), np.array([0.0, np.nan])):
         with pytest.raises(UserError, match="samples: must be"):
             speech2text(stream, samples)
     speech2text(stream, np.zeros(0, np.float32), is_final=True)
@@ -333,3 +406,139 @@ def test_certificate_and_readme_say_what_was_made(exported):
     assert worst["log_probs"] < 1e-4 and worst["tokens_differ"] == 0
     readme = (model.path / "README.md").read_text()
     assert "sample_rate=8000, feature_dim=20" in readme and "model.onnx" in readme
+
+
+# in the real wheels of sherpa-onnx, driven as its users drive them
+
+wheels = pytest.mark.parametrize("version", WHEELS)
+
+
+@torch.no_grad()
+def by_the_strict_rule(exported, samples, heard=0):
+    """Tokens and time stamps of our own streaming, of the steps that sherpa-onnx makes.
+
+    It makes one only where more features follow, and none of a part of a chunk. The stream begins
+    at what steps of the samples ``heard`` before a reset leave unread.
+    """
+    ours, symbols = exported.ours, read_tokens(exported.path / "tokens.txt")
+    stream, encoder = ours.start(), ours.model.encoder
+    feats = ours.frontend.forward_chunk(
+        torch.from_numpy(samples)[None], stream.frontend, is_final=True
+    )[0]
+    step, sees = encoder.subsampling
+    frames, shift = (ours.chunk_size - 1) * step + sees, ours.chunk_size * step
+    ready = ours.frontend.front.frames_ready(heard)
+    feats = feats[:, shift * max(0, -(-(ready - frames) // shift)) :]
+    steps = max(0, -(-(feats.size(1) - frames) // shift))
+    seen = feats[:, : (steps - 1) * shift + frames] if steps else feats[:, :0]
+    y, _ = encoder.forward_chunk(seen, stream.encoder)
+    assert y.size(1) == steps * ours.chunk_size
+    found, last = {"tokens": [], "timestamps": []}, 0
+    for frame, token in enumerate(ours.model.ctc.log_softmax(y)[0].argmax(-1).tolist()):
+        if token not in (0, last):
+            found["tokens"].append(symbols[token].replace("\u2581", " "))
+            found["timestamps"].append(frame * 0.04)
+        last = token
+    return found
+
+
+def assert_same(got, want):
+    assert len(want["tokens"]) > 3  # or nothing would have been compared
+    assert got["tokens"] == want["tokens"]
+    assert got["timestamps"] == pytest.approx(want["timestamps"], abs=1e-4)
+
+
+@wheels
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "log-mel"])
+def test_tokens_and_time_stamps_are_ours(exported, sherpa, name, version):
+    model = exported(name)
+    waves = [speech(seconds, seed) for seed, seconds in enumerate((3.0, 1.27, 2.0))]
+    for wave, got in zip(waves, sherpa(version, model.path, waves), strict=True):
+        assert_same(got, by_the_strict_rule(model, wave))
+
+
+@wheels
+@pytest.mark.parametrize("frames", [19, 20, 35, 36])
+def test_step_needs_one_frame_more_than_it_reads(exported, sherpa, frames, version):
+    """19 frames are one window: what sherpa-onnx does not read is what docs/export.md says."""
+    model = exported("linear")
+    wave = speech(frames * 0.01, seed=5)
+    (got,) = sherpa(version, model.path, [wave])
+    want = by_the_strict_rule(model, wave)
+    assert got["tokens"] == want["tokens"]
+    assert bool(want["tokens"]) == (frames > 19)
+
+
+@wheels
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("way", ["together", "reset"])
+def test_streams_of_other_ages_and_reset_streams_are_as_if_alone(
+    exported, sherpa, name, way, version
+):
+    model = exported(name)
+    waves = [speech(seconds, seed) for seed, seconds in enumerate((3.0, 2.5, 2.0))]
+    for wave, got in zip(waves, sherpa(version, model.path, waves, way), strict=True):
+        heard = waves[-1][: FS if way == "reset" else 0]
+        assert_same(got, by_the_strict_rule(model, np.concatenate([heard, wave]), len(heard)))
+
+
+@wheels
+def test_wheel_feeds_the_features_that_models_are_trained_on(sherpa, tmp_path, version):
+    """A graph that gives its features out as tokens: a silent change would fail here."""
+    bands, frames, finest, lowest, numbers = 20, 4, 0.02, -17.0, 1200
+    feature_probe(tmp_path, bands, frames, lowest + finest * np.arange(numbers))
+    wave = speech(0.5)
+    (got,) = sherpa(version, tmp_path, [wave], feature_dim=bands)
+    values = lowest + finest * np.array([int(token) for token in got["tokens"]])
+    values = values.reshape(-1, bands)
+    feats = KaldiFbank(FS, bands)(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))[0][0]
+    assert len(values) >= 40
+    assert np.abs(values - feats[: len(values)].numpy()).max() < 0.6 * finest
+
+
+def feature_probe(folder, bands, frames, centres):
+    """Write a model whose tokens are the numbers of the centres that its features are nearest."""
+    container = Container([{"k": (1, 1, 1), "v": (1, 1, 1)}])
+    dims = [x.shape for x in container.zeros(2)]
+    dims = [["streams" if n == 2 and i < 2 else n for i, n in enumerate(d)] for d in dims]
+    for d in dims[4:6]:  # of two channels
+        d[1] = 2
+    values = bands * frames
+    names = {"stop": [frames], "start": [0], "axis": [1], "flat": [0, values, 1, 1]}
+    tokens = {
+        "centres": np.concatenate([[1e4], centres]),  # the blank is never nearest
+        "blank": np.where(np.arange(len(centres) + 1) == 0, 0.0, -1e9),
+    }
+    nodes = [
+        helper.make_node("Slice", ["feats", "start", "stop", "axis"], ["some"]),
+        helper.make_node("Reshape", ["some", "flat"], ["column"]),
+        helper.make_node("Sub", ["column", "centres"], ["difference"]),
+        helper.make_node("Abs", ["difference"], ["distance"]),
+        helper.make_node("Neg", ["distance"], ["scores"]),
+        helper.make_node("Mul", ["scores", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "blank"], ["blanks"]),  # between any two tokens
+        helper.make_node("Concat", ["scores", "blanks"], ["both"], axis=2),
+        helper.make_node("Reshape", ["both", "shape"], ["log_probs"]),
+        *(helper.make_node("Identity", [n], [f"next.{n}"]) for n in container.names),
+    ]
+    names["shape"] = [0, 2 * values, len(centres) + 1]
+    constants = [helper.make_tensor(n, TensorProto.INT64, [len(v)], v) for n, v in names.items()]
+    constants += [helper.make_tensor(n, 1, [1, 1, 1, v.size], v) for n, v in tokens.items()]
+    constants.append(helper.make_tensor("zero", 1, [], [0.0]))
+    kinds = [7 if n == "frames" else 1 for n in container.names]
+    past = list(zip(container.names, kinds, dims, strict=True))
+    graph = helper.make_graph(
+        nodes,
+        "probe",
+        [helper.make_tensor_value_info("feats", 1, ["streams", frames + 1, bands])]
+        + [helper.make_tensor_value_info(*value) for value in past],
+        [helper.make_tensor_value_info("log_probs", 1, ["streams", *names["shape"][1:]])]
+        + [helper.make_tensor_value_info(f"next.{n}", k, d) for n, k, d in past],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    helper.set_model_props(model, container.metadata(frames + 1, frames))
+    onnx.save(model, folder / "model.onnx")
+    symbols = ["<blk>", *range(len(centres))]
+    (folder / "tokens.txt").write_text("".join(f"{s} {i}\n" for i, s in enumerate(symbols)))
