@@ -62,11 +62,15 @@ class StreamingSpeech2Text:
         """Make one of the class that has the runtime."""
         if runtime not in RUNTIMES:
             raise UserError(f"runtime: must be {' or '.join(RUNTIMES)}, got {runtime!r}")
+        if cls is not StreamingSpeech2Text:
+            return super().__new__(cls)
         if runtime == "onnxruntime":
-            from espnet_ext.streaming.exported import ExportedSpeech2Text as kind
-        else:
-            from espnet_ext.streaming.eager import EagerSpeech2Text as kind
-        return super().__new__(kind if cls is StreamingSpeech2Text else cls)
+            from espnet_ext.streaming.exported import ExportedSpeech2Text
+
+            return super().__new__(ExportedSpeech2Text)
+        from espnet_ext.streaming.eager import EagerSpeech2Text
+
+        return super().__new__(EagerSpeech2Text)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         raise NotImplementedError
