@@ -661,15 +661,12 @@ if wanted 17; then
     trained "${asr_exp}" "${inference_asr_model}" --inference_asr_model 11
     refuse_old 11 "${asr_exp}/.done" "${token_files[@]}"
     state=("${dir}/.done" "$(by_line ${export_args_list[@]+"${export_args_list[@]}"})")
-    state+=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} ${inference_config:+"@${inference_config}"})
-    if ! finished "${state[@]}" -- model.onnx tokens.txt features.npz certificate.json; then
-        begin_beside "${dir}"
+    state+=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} "${first_test_dir}/wav.scp")
+    if ! finished "${state[@]}" -- model.onnx tokens.txt features.npz certificate.json README.md; then
         new=$(beside "${dir}")
-        tool asr_export "${asr_exp}" --output "${new}/made" --asr_model_file "${asr_exp}/${inference_asr_model}" \
-            ${inference_config:+--inference_config "${inference_config}"} \
+        rm -rf "${new}"
+        tool asr_export "${asr_exp}" --output "${new}" --inference_asr_model "${inference_asr_model}" \
             --wav_scp "${first_test_dir}/wav.scp" ${export_args_list[@]+"${export_args_list[@]}"}
-        mv "${new}"/made/* "${new}/"
-        rmdir "${new}/made"
         finish "${new}/.done"
         replace "${dir}"
     fi
