@@ -17,6 +17,7 @@ ORDER = (
     "bin",
     "evaluate",
     "report",
+    "export",
     "streaming",
     "convert",
     "decoder",

@@ -5,7 +5,8 @@ from standard input. Without EXPDIR the small model in the package is run, which
 English at 8 kHz, and without FILE its own recording. Each line: seconds heard, bytes of state, the
 end of the text. The last line is the whole text, with --endpoint a line for each utterance. With
 --output json every line is an object: heard, ledger (bytes by kind), and what is known of the
-utterance, with its words, their times and confidence.
+utterance, with its words, their times and confidence. With --runtime onnxruntime EXPDIR is what
+espnet-ext export has made, and neither PyTorch nor ESPnet is imported.
 """
 
 import os
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, about, cli
 from espnet_ext.options import Parser, positive
+from espnet_ext.packing import CHECKPOINT
 from espnet_ext.pretrained import RECORDING
 from espnet_ext.results import to_json
 
@@ -25,9 +27,28 @@ def _choose_model(args):
     if args.source is None and args.expdir and not os.path.isdir(args.expdir):
         args.expdir, args.source = None, "-" if args.expdir == "./-" else args.expdir
     if not (args.expdir or args.asr_train_config or args.asr_model_file):
+        if args.runtime != "torch":
+            raise UserError("EXPDIR: missing; give the directory that espnet-ext export has made")
         args.expdir, args.source = RECORDING.parent, args.source or RECORDING
     if args.source is None:
         raise UserError("FILE: missing; only the model in the package has a recording of its own")
+
+
+def _loaded(args):
+    """The model in its runtime; the other one is not imported."""
+    from espnet_ext.streaming.speech2text import StreamingSpeech2Text
+
+    options = shared.stream_options(args) | {"runtime": args.runtime}
+    if args.runtime == "torch":
+        import torch
+
+        torch.set_num_threads(args.threads)
+        return StreamingSpeech2Text(**shared.model_files(args), **options)
+    file = args.asr_model_file
+    if args.expdir:
+        name = args.inference_asr_model
+        file = os.path.join(args.expdir, "model.onnx" if name == CHECKPOINT else name)
+    return StreamingSpeech2Text(args.asr_train_config, file, threads=args.threads, **options)
 
 
 @cli
@@ -41,16 +62,13 @@ def main(argv=None):
     shared.add_search(parser)
     parser.option("endpoint", positive, help="seconds of blank that end an utterance [its end]")
     parser.option("output", default="text", choices=("text", "json"))
+    parser.option("runtime", default="torch", choices=("torch", "onnxruntime"))
     args = parser.parse_args(argv)
     _choose_model(args)
-    model = shared.model_files(args) | shared.stream_options(args)
-    import torch
-
     from espnet_ext.audio import STANDARD_INPUT, read_packets, standard_input
-    from espnet_ext.streaming.speech2text import StreamingSpeech2Text, packet_samples
+    from espnet_ext.streaming.speech2text import packet_samples
 
-    torch.set_num_threads(args.threads)
-    speech2text = StreamingSpeech2Text(**model)
+    speech2text = _loaded(args)
     fs = speech2text.fs
     packet = packet_samples(args.packet_ms, fs)
     stream, heard, shown, texts = speech2text.start(), 0, None, []
@@ -86,7 +104,7 @@ def main(argv=None):
         raise UserError(f"{name}: has no samples, so there is nothing to transcribe")
     with about(name):
         result = speech2text(stream, is_final=True)
-    if not stream.encoder.frames:
+    if not stream.frames:
         raise UserError(f"{name}: {heard} samples ({heard / fs:.4f} s) are too short for any text")
     show(result)
 
