@@ -24,14 +24,14 @@ BLOCK = 96
 PATCHES = 304
 
 
-def step_and_sight(embed: nn.Module) -> tuple[int, int]:
+def stride_and_receptive_field(embed: nn.Module) -> tuple[int, int]:
     """Feature frames from one encoder frame to the next, and that one encoder frame sees."""
-    step, sees = 1, 1
+    stride, field = 1, 1
     for module in embed.modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d)):
-            sees += (module.kernel_size[0] - 1) * step
-            step *= module.stride[0]
-    return step, sees
+            field += (module.kernel_size[0] - 1) * stride
+            stride *= module.stride[0]
+    return stride, field
 
 
 class InBlocks:
@@ -41,15 +41,15 @@ class InBlocks:
         """As ESPnet's: features (B, T, n_mels) -> (B, T', n_feat) with positions, and the mask."""
         if prefix_embeds is not None:
             return super().forward(x, x_mask, prefix_embeds)
-        step, sees = step_and_sight(self.conv)
-        frames = (x.size(1) - sees) // step + 1
+        stride, field = stride_and_receptive_field(self.conv)
+        frames = (x.size(1) - field) // stride + 1
         on_cpu = x.device.type == "cpu"
         # gradients keep what blocks would drop, so blocks are then of use to a CPU's cache alone
         size = BLOCK if on_cpu or not torch.is_grad_enabled() else frames
         blocks = []
         for start in range(0, frames, size):
             stop = min(start + size, frames)
-            y = x[:, start * step : (stop - 1) * step + sees].unsqueeze(1)  # (B, 1, t, mels)
+            y = x[:, start * stride : (stop - 1) * stride + field].unsqueeze(1)  # (B, 1, t, mels)
             if on_cpu:  # channels last are its faster layout
                 y = y.to(memory_format=torch.channels_last)
             if trains_on_cpu(y):
@@ -58,7 +58,7 @@ class InBlocks:
                 y = self.conv(y)
             blocks.append(self.out(y.transpose(1, 2).flatten(2)))  # (B, t', channels * mels')
         if x_mask is not None:
-            lengths = (x_mask.sum(-1) - sees) // step + 1  # (B, 1)
+            lengths = (x_mask.sum(-1) - field) // stride + 1  # (B, 1)
             positions = torch.arange(frames, device=x.device)
             x_mask = (positions < lengths[..., None]).to(x_mask.dtype)  # (B, 1, T')
         return self.pos_enc(torch.cat(blocks, dim=1)), x_mask

@@ -12,7 +12,7 @@ from espnet_ext.attention import build_attention, layer_attentions
 from espnet_ext.attention.blocked import ChunkView
 from espnet_ext.attention.checks import check_at_least, check_choice
 from espnet_ext.cpu import replace
-from espnet_ext.cpu.subsampling import step_and_sight
+from espnet_ext.cpu.subsampling import stride_and_receptive_field
 from espnet_ext.encoder.conv import CausalConv1d, like
 from espnet_ext.positions import PositionTable, plain_tensors
 from espnet_ext.state import (
@@ -246,12 +246,12 @@ class StreamingEncoder(nn.Module):
     @cached_property
     def subsampling(self) -> tuple[int, int]:
         """Feature frames from one encoder frame to the next, and that one encoder frame sees."""
-        return step_and_sight(self.embed)
+        return stride_and_receptive_field(self.embed)
 
     def output_length(self, frames: int) -> int:
         """Encoder frames that ``frames`` feature frames give."""
-        step, sees = self.subsampling
-        return max(0, (frames - sees) // step + 1)
+        stride, field = self.subsampling
+        return max(0, (frames - field) // stride + 1)
 
     # whole utterances
 
@@ -383,8 +383,8 @@ class StreamingEncoder(nn.Module):
             torch.cat([old, new[:n].to(old.dtype)])
             for old, new, n in zip(state.pending, feats, lengths, strict=True)
         ]
-        step, sees = self.subsampling
-        full = (state.chunk_size - 1) * step + sees  # feature frames that one chunk looks at
+        stride, field = self.subsampling
+        full = (state.chunk_size - 1) * stride + field  # feature frames that one chunk looks at
         layers, produced, outputs, counts = state.layers, state.produced, [], []
         while True:
             parts = [row[:full] for row in rows]
@@ -406,7 +406,7 @@ class StreamingEncoder(nn.Module):
             counts.append(real)
             produced = tuple(a + b for a, b in zip(produced, real, strict=True))
             rows = [
-                row[state.chunk_size * step :] if whole else row[:0] if m else row
+                row[state.chunk_size * stride :] if whole else row[:0] if m else row
                 for row, whole, m in zip(rows, ready, real, strict=True)
             ]
         changes = {
