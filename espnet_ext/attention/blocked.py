@@ -43,8 +43,8 @@ class ChunkView:
     left_context: int
 
     @staticmethod
-    def reach(length: int, chunk_size: int, left_context: int) -> int:
-        """Distances 0..reach-1 that blocks of queries may ask positions for."""
+    def needed_positions(length: int, chunk_size: int, left_context: int) -> int:
+        """How many distances, from zero on, blocks of queries may ask positions for."""
         if left_context < 0:
             return length
         return min(length, 2 * (left_context + chunk_size) + CPU_BLOCK)

@@ -54,8 +54,8 @@ class ChunkedPositionalEncoding(RelPositionalEncoding):
         self.used = chunk_size, left_context
         if chunk_size is None:
             return super().forward(x)
-        reach = ChunkView.reach(x.size(1), chunk_size, left_context)
-        _, pos_emb = super().forward(x[:, :reach])
+        needed = ChunkView.needed_positions(x.size(1), chunk_size, left_context)
+        _, pos_emb = super().forward(x[:, :needed])
         return self.dropout(x * self.xscale), ChunkView(pos_emb, chunk_size, left_context)
 
     @staticmethod
