@@ -176,9 +176,9 @@ class SoftmaxAttention(Attention):
         super().__init__(n_head, n_feat, dropout_rate)
         self.linear_q = nn.Linear(n_feat, n_feat)
         self.linear_out = nn.Linear(n_feat, n_feat)
-        self._add_positions()
+        self._add_relative_positions()
 
-    def _add_positions(self):
+    def _add_relative_positions(self):
         self.linear_pos = nn.Linear(self.n_feat, self.n_feat, bias=False)
         self.pos_bias_u = nn.Parameter(torch.empty(self.h, self.d_k))
         self.pos_bias_v = nn.Parameter(torch.empty(self.h, self.d_k))

@@ -166,12 +166,12 @@ class StreamingEncoder(nn.Module):
                     module.reset_parameters()
         for name, module in self.embed.named_children():
             if isinstance(module, RelPositionalEncoding):
-                self._positions = ChunkedPositionalEncoding(
+                self._positional_encoding = ChunkedPositionalEncoding(
                     module.d_model, module.dropout.p, (module.pe.size(1) + 1) // 2
                 )
-                setattr(self.embed, name, self._positions)
+                setattr(self.embed, name, self._positional_encoding)
         replace.replace(self)
-        self._positions.dynamic_chunk = dynamic_chunk
+        self._positional_encoding.dynamic_chunk = dynamic_chunk
         self.input_size = input_size
         self.causal = causal
         self.chunk_size = chunk_size
@@ -210,27 +210,27 @@ class StreamingEncoder(nn.Module):
     @property
     def chunk_size(self) -> int | None:
         """Encoder frames per chunk of the offline pass, None for full context. May be set."""
-        return self._positions.chunk_size
+        return self._positional_encoding.chunk_size
 
     @chunk_size.setter
     def chunk_size(self, value):
         check_chunk(value, self.left_context)
-        self._positions.chunk_size = value
+        self._positional_encoding.chunk_size = value
 
     @property
     def left_context(self) -> int:
         """Encoder frames that a chunk sees before itself, -1 for all. May be set."""
-        return self._positions.left_context
+        return self._positional_encoding.left_context
 
     @left_context.setter
     def left_context(self, value):
         check_chunk(self.chunk_size, value)
-        self._positions.left_context = self._effective_left_context(value)
+        self._positional_encoding.left_context = self._effective_left_context(value)
 
     @property
     def used_view(self) -> tuple[int | None, int]:
         """Chunk size and left context of the last offline pass, drawn where they are dynamic."""
-        return self._positions.used
+        return self._positional_encoding.used
 
     def _effective_left_context(self, left_context):
         if left_context >= 0 and not any(layer.has_left_context for layer in self.attentions):

@@ -129,8 +129,8 @@ def sizes(att, length, chunk, left):
     x = torch.randn(1, length, N_FEAT)
     pos = positions(length)
     if chunk is not None:
-        reach = ChunkView.reach(length, chunk, left)
-        pos = ChunkView(pos[:, length - reach : length + reach - 1], chunk, left)
+        needed = ChunkView.needed_positions(length, chunk, left)
+        pos = ChunkView(pos[:, length - needed : length + needed - 1], chunk, left)
     with Sizes() as seen:
         att(x, x, x, pos, None).sum().backward()
     return seen
@@ -170,8 +170,8 @@ def test_a_block_keeps_to_its_memory(length, score_bytes, chunk, left, memory, d
         slack = chunk * size if chunk and size < chunk else 0
         assert (size * keys - slack) * score_bytes <= memory * 2**20 * 1.001
         if view and left >= 0:  # positions are at hand for every distance that it asks for
-            reach = ChunkView.reach(length, chunk, left)
-            assert stop - lo <= reach and hi - start <= reach
+            needed = ChunkView.needed_positions(length, chunk, left)
+            assert stop - lo <= needed and hi - start <= needed
 
 
 def test_dropout_drops_the_share_it_is_asked_to():
@@ -199,9 +199,9 @@ def test_linear_attention_in_blocks_equals_its_weights(chunk):
 
 def test_weights_for_plots_need_no_more_positions_than_blocks_do():
     length, chunk, left = 400, 4, 8
-    reach = ChunkView.reach(length, chunk, left)
-    assert reach < length
-    view = ChunkView(positions(length)[:, length - reach : length + reach - 1], chunk, left)
+    needed = ChunkView.needed_positions(length, chunk, left)
+    assert needed < length
+    view = ChunkView(positions(length)[:, length - needed : length + needed - 1], chunk, left)
     att = make("gqa")
     x = torch.randn(1, length, N_FEAT)
     with torch.no_grad():
