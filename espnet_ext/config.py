@@ -15,7 +15,7 @@ import yaml
 from typeguard import TypeCheckError, check_type
 
 from espnet_ext.errors import UserError, about
-from espnet_ext.options import checked, did_you_mean, refuse, take_defaults
+from espnet_ext.options import checked, did_you_mean, take_defaults, usage_error
 
 MOST_BYTES = 2**24
 MOST_VALUES = 10**6  # aliases counted as often as they are used
@@ -281,7 +281,7 @@ def guard_espnet() -> None:
 
         def error(self, message):
             """See ``argparse.ArgumentParser``."""
-            refuse(message)
+            usage_error(message)
 
     config_argparse.ArgumentParser = ConfigParser
     nested_dict_action.yaml = SimpleNamespace(safe_load=parse_value)
