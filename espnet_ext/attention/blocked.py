@@ -19,7 +19,7 @@ from espnet_ext.cpu import by_head
 from espnet_ext.cpu.dropout import draw_kept, drop_factor
 
 # Most queries per block on a CPU: their scores stay in its cache.
-CPU_BLOCK = 256
+CPU_BLOCK_QUERIES = 256
 # Tensors of a block's queries times its keys that are alive at once, at most.
 SCORES_FORWARD, SCORES_BACKWARD = 2, 5
 
@@ -47,7 +47,7 @@ class ChunkView:
         """How many distances, from zero on, blocks of queries may ask positions for."""
         if left_context < 0:
             return length
-        return min(length, 2 * (left_context + chunk_size) + CPU_BLOCK)
+        return min(length, 2 * (left_context + chunk_size) + CPU_BLOCK_QUERIES)
 
     def visible_range(self, start: int, stop: int, length: int) -> tuple[int, int]:
         """Keys lo..hi-1 that the queries start..stop-1 of ``length`` frames may see."""
@@ -150,9 +150,9 @@ def block_size(
     else:  # n queries see up to context + n keys
         context = view.left_context + view.chunk_size
         most = int(math.sqrt(context**2 / 4 + budget) - context / 2)
-        size = min(size, most, max(CPU_BLOCK, context))
+        size = min(size, most, max(CPU_BLOCK_QUERIES, context))
     if device_type == "cpu":
-        size = min(size, CPU_BLOCK)
+        size = min(size, CPU_BLOCK_QUERIES)
     if view is not None and size > view.chunk_size:
         size -= size % view.chunk_size  # whole chunks: the first one's past is everybody's
     return max(size, 1)

@@ -17,7 +17,7 @@ def elu_plus_one(x):
 
 FEATURE_MAPS = {"elu": elu_plus_one}
 EPS = 1e-6
-BLOCK = 64  # frames, d_k of common sizes: sums and weights of a block are then alike in size
+BLOCK_FRAMES = 64  # d_k of common sizes: sums and weights of a block are then alike in size
 
 
 class LinearAttention(Attention):
@@ -78,7 +78,7 @@ class LinearAttention(Attention):
         """
         length = q.size(2)
         chunk = min(chunk, length)
-        block = chunk * max(1, BLOCK // chunk)
+        block = chunk * max(1, BLOCK_FRAMES // chunk)
         # (B, H, T, d) -> (B, H, N, block, d), zeros after the end add nothing to a sum
         q, k, v = (
             F.pad(t, (0, 0, 0, -length % block)).unflatten(2, (-1, block)) for t in (q, k, v)

@@ -18,8 +18,7 @@ from torch import nn
 
 from espnet_ext.cpu.conv import trains_on_cpu
 
-#: output frames per block
-BLOCK = 96
+BLOCK_FRAMES = 96  # of output
 #: patches of a weight gradient that are copied at once
 PATCHES = 304
 
@@ -45,7 +44,7 @@ class InBlocks:
         frames = (x.size(1) - field) // stride + 1
         on_cpu = x.device.type == "cpu"
         # gradients keep what blocks would drop, so blocks are then of use to a CPU's cache alone
-        size = BLOCK if on_cpu or not torch.is_grad_enabled() else frames
+        size = BLOCK_FRAMES if on_cpu or not torch.is_grad_enabled() else frames
         blocks = []
         for start in range(0, frames, size):
             stop = min(start + size, frames)

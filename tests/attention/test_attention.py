@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from espnet_ext.attention import ATTENTIONS, build_attention
 from espnet_ext.attention.base import SoftmaxAttention
-from espnet_ext.attention.blocked import CPU_BLOCK as BLOCK
+from espnet_ext.attention.blocked import CPU_BLOCK_QUERIES as BLOCK
 from espnet_ext.attention.blocked import ChunkView
 from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions, stream_attention
 from tiny import build_tiny_attention as make

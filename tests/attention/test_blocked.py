@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from espnet_ext.attention import build_attention
-from espnet_ext.attention.blocked import CPU_BLOCK, ChunkView, block_size
+from espnet_ext.attention.blocked import CPU_BLOCK_QUERIES, ChunkView, block_size
 from espnet_ext.cpu import by_head
 from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions
 from tiny import build_tiny_attention as make
@@ -66,7 +66,7 @@ def test_blocks_of_any_size_equal_stock_in_values_and_gradients(way, length, bat
         assert max_error(ours[name], want[name]) < 1e-9 * scale, name
 
 
-@pytest.mark.parametrize("length", [CPU_BLOCK + 1, 3000])
+@pytest.mark.parametrize("length", [CPU_BLOCK_QUERIES + 1, 3000])
 def test_long_utterances_equal_stock_in_float32(length):
     att = make("mha")
     stock = RelPositionMultiHeadedAttention(N_HEAD, N_FEAT, 0.0, use_sdpa=True).eval()
@@ -92,7 +92,7 @@ def test_small_blocks_equal_one_block_in_every_gradient(way, variant, chunk, lef
         assert max_error(grad, whole[name]) < 1e-9, name
 
 
-@pytest.mark.parametrize("length", [60, CPU_BLOCK + 40])
+@pytest.mark.parametrize("length", [60, CPU_BLOCK_QUERIES + 40])
 def test_bfloat16_is_as_close_as_stock(length):
     att = make("mha")
     stock = RelPositionMultiHeadedAttention(N_HEAD, N_FEAT, 0.0).eval()
