@@ -33,7 +33,7 @@ CONVERSION = {
     "similar_heads": Maybe(bool),
     "calibration": Maybe(str),
 }
-EQUIVALENCE = {
+CERTIFICATE = {
     "equal": bool,
     "text_identical": bool,
     "utterances": int,
@@ -121,7 +121,7 @@ EVALUATION = {
     "training_seconds": Maybe(NUMBER),
     "decoder_cache": _DECODER,
     "input_cache": Maybe(_COSTS),
-    "equivalence": Maybe(EQUIVALENCE),
+    "equivalence": Maybe(CERTIFICATE),
 }
 
 

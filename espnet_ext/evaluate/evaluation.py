@@ -15,7 +15,7 @@ from espnet_ext.model_options import add_costs, add_decoding, read_values, strea
 from espnet_ext.options import writable
 from espnet_ext.packing import CHECKPOINT
 from espnet_ext.report.schema import NAME, VERSION, rounded
-from espnet_ext.results import EQUIVALENCE, PROFILE, read_json, to_json
+from espnet_ext.results import CERTIFICATE, PROFILE, read_json, to_json
 from espnet_ext.scoring import read_numbers, score_files
 
 KIB = 1024
@@ -214,7 +214,7 @@ class Evaluation:
             and {k: rounded(v, 2) for k, v in training.items() if k != "seconds"},
             "decoder_cache": profile["decoder"],
             "input_cache": profile.get("input_cache") and _costs(profile["input_cache"]),
-            "equivalence": self._equivalence(),
+            "equivalence": self._certificate(),
             "inference": self.settings.inference_tag,
             "config": str(self.config.get("config") or self.config_path),
             "commit": commit(),
@@ -249,11 +249,11 @@ class Evaluation:
             for tag, stream in self.streams().items()
         ]
 
-    def _equivalence(self):
+    def _certificate(self):
         path = self.expdir / "equivalence.json"
         if not self.causal or not path.is_file():
             return None
-        return read_json(path, EQUIVALENCE)
+        return read_json(path, CERTIFICATE)
 
 
 def _costs(profile):

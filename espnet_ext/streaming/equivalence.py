@@ -1,4 +1,4 @@
-"""Proof on a trained model and real audio that streaming equals the chunk-masked offline pass."""
+"""What a certificate measures: on real audio, streaming beside the chunk-masked offline pass."""
 
 import math
 from collections.abc import Iterator, Sequence
