@@ -81,7 +81,7 @@ class Attention(MultiHeadedAttention):
     not_from_mha: tuple[str, ...] = ()
     #: option that a budget of bytes chooses layer by layer, by the errors that ``spectrum`` gives
     ranked: str | None = None
-    #: MiB that scores of whole utterances may take at once; see ``StreamingEncoder``
+    #: MB that scores of whole utterances may take at once; see ``StreamingEncoder``
     attention_memory_mb = 256
 
     def __init__(self, n_head: int, n_feat: int, dropout_rate: float = 0.0):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from espnet_ext.cpu import by_head
 from espnet_ext.cpu.dropout import draw_kept, drop_factor
+from espnet_ext.files import MB
 
 # Most queries per block on a CPU: their scores stay in its cache.
 CPU_BLOCK_QUERIES = 256
@@ -140,10 +141,10 @@ def block_size(
         length: Frames T.
         score_bytes: Bytes of all live scores of one query and one key, batch and heads included.
         view: What a frame may see, or None for all.
-        memory_mb: Bound on the scores of a block, MiB.
+        memory_mb: Bound on the scores of a block, MB.
         device_type: ``cpu``, ``cuda``, ...
     """
-    budget = memory_mb * 2**20 / score_bytes  # queries times keys
+    budget = memory_mb * MB / score_bytes  # queries times keys
     size = length
     if view is None or view.left_context < 0:
         size = min(size, int(budget // length))

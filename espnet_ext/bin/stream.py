@@ -10,6 +10,7 @@ import os
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, about, cli
+from espnet_ext.files import KB
 from espnet_ext.options import Parser
 from espnet_ext.pretrained import RECORDING
 
@@ -59,7 +60,7 @@ def main(argv=None):
         if result.text != shown:
             shown = result.text
             tail = shown if len(shown) <= SHOWN else "..." + shown[-SHOWN:]
-            print(f"{heard / fs:9.2f} s {stream.nbytes / 1024:9.1f} KiB  {tail}", flush=True)
+            print(f"{heard / fs:9.2f} s {stream.nbytes / KB:9.1f} KB  {tail}", flush=True)
     if not heard:
         raise UserError(f"{name}: has no samples, so there is nothing to transcribe")
     with about(name):

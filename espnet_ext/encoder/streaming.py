@@ -102,7 +102,7 @@ class StreamingEncoder(nn.Module):
         left_context: Encoder frames that a chunk sees before itself; -1 is unlimited.
         dynamic_chunk: Draw chunk size and left context anew for every training batch, full context
             included, so that one model serves every latency.
-        attention_memory_mb: What the attention scores of whole utterances may take at once, MiB.
+        attention_memory_mb: What the attention scores of whole utterances may take at once, MB.
             Longer utterances and larger batches are attended to in smaller blocks of queries; the
             result is the same.
         espnet_conf: Everything else goes to ESPnet's encoder.

@@ -9,7 +9,7 @@ from espnet_ext.evaluate import models
 from espnet_ext.evaluate.models import read_model_config
 from espnet_ext.evaluate.process import commit, workers
 from espnet_ext.evaluate.training import read_training
-from espnet_ext.files import write_atomic
+from espnet_ext.files import KB, write_atomic
 from espnet_ext.jobs.markers import BESIDE
 from espnet_ext.model_options import add_costs, add_decoding, read_values, stream_options
 from espnet_ext.options import writable
@@ -17,8 +17,6 @@ from espnet_ext.packing import CHECKPOINT
 from espnet_ext.report.schema import NAME, VERSION, rounded
 from espnet_ext.results import CERTIFICATE, PROFILE, read_json, to_json
 from espnet_ext.scoring import read_numbers, score_files
-
-KIB = 1024
 
 
 @dataclass(frozen=True)
@@ -263,20 +261,20 @@ def _costs(profile):
         {
             "chunk_size": s["chunk_size"],
             "left_context": s["left_context"],
-            "kb": {kind: rounded(n / KIB, 4) for kind, n in s["ledger"].items()},
-            "total_kb": rounded(s["bytes"] / KIB, 4),
-            "allocated_kb": rounded(s["capacity_bytes"] / KIB, 4),
+            "kb": {kind: rounded(n / KB, 4) for kind, n in s["ledger"].items()},
+            "total_kb": rounded(s["bytes"] / KB, 4),
+            "allocated_kb": rounded(s["capacity_bytes"] / KB, 4),
         }
         for s in cache["streams"]
     ]
     costs = {
-        "kv_cache_kb": rounded(cache["bytes"] / KIB, 4),
+        "kv_cache_kb": rounded(cache["bytes"] / KB, 4),
         "compression_ratio": rounded(cache["mha_bytes"] / cache["bytes"], 4),
         "cache": {
             "frames": cache["frames"],
             "dtype": cache["dtype"],
             "bytes_per_frame": cache["bytes_per_frame"],
-            "formula_kb": rounded(cache["formula_bytes"] / KIB, 4),
+            "formula_kb": rounded(cache["formula_bytes"] / KB, 4),
             "matches_formula": not cache["differences"],
             "rebuilt_causal": cache["rebuilt_causal"],
             "streams": streams,

@@ -41,7 +41,7 @@ def test_command_of_the_readme_prints_the_reference(capsys, monkeypatch, tmp_pat
     stream.main(shlex.split(arguments))
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == REFERENCE and len(lines) > 4
-    assert all(re.fullmatch(r" +[\d.]+ s +[\d.]+ KiB .*", line) for line in lines[:-1])
+    assert all(re.fullmatch(r" +[\d.]+ s +[\d.]+ KB .*", line) for line in lines[:-1])
 
 
 def test_python_of_the_readme_prints_the_reference(capsys, monkeypatch, tmp_path):
