@@ -248,7 +248,7 @@ class StreamState:
         layers: One ``LayerState`` per encoder layer.
         pending: Feature frames of each stream that have not filled a chunk (n, input_size), with
             the few that the subsampling convolutions look back at.
-        chunk_size: Encoder frames per step.
+        chunk_size: Encoder frames per chunk.
         left_context: Encoder frames seen before a chunk, -1 for all.
         produced: Encoder frames of each stream so far.
         ended: Streams that get no more features.
@@ -349,7 +349,7 @@ class StreamState:
     @classmethod
     @plain_tensors()
     def stack(cls, states: list[StreamState]) -> StreamState:
-        """Streams of any age as one batch, which ``forward_chunk`` takes one step further together.
+        """Streams of any age as one batch, which ``forward_chunk`` encodes together.
 
         Raises:
             ValueError: The states differ in model, chunk size, left context, dtype or device.

@@ -118,7 +118,7 @@ class Attention(MultiHeadedAttention):
 
         Args:
             batch_size: Streams side by side.
-            chunk_size: Most frames per step.
+            chunk_size: Most frames per chunk.
             left_context: Frames seen before a chunk, -1 for all.
             dtype: What the cache is stored in.
             device: Where it lives.

@@ -283,7 +283,7 @@ class StreamingEncoder(nn.Module):
 
         Args:
             batch_size: Streams side by side.
-            chunk_size: Encoder frames per step; the encoder's own by default.
+            chunk_size: Encoder frames per chunk; the encoder's own by default.
             left_context: Encoder frames seen before a chunk; the encoder's own by default.
             device: Where the state lives; with the weights by default.
             dtype: What the attention caches are stored in: float32, bfloat16, float16 or int8; the
@@ -359,7 +359,7 @@ class StreamingEncoder(nn.Module):
 
         Args:
             feats: Features (B, n, input_size) of any length n, also 0.
-            state: From ``init_state`` or the step before. It is updated in place.
+            state: From ``init_state`` or the packet before. It is updated in place.
             is_final: No packet follows: encode what is left, in a last chunk that may be shorter.
             lengths: Frames of this packet that are speech, B integers of 0..n. A stream that has
                 fewer than n has ended, and has 0 from then on; its last frames are encoded when the

@@ -104,7 +104,7 @@ class StreamingFrontend:
 
         Args:
             samples: Waveforms (B, n) of any length n, also 0.
-            state: From ``init_state`` or the step before. It is left as it was.
+            state: From ``init_state`` or the packet before. It is left as it was.
             is_final: No packet follows.
             lengths: Samples of this packet that are speech, B integers of 0..n. A stream that has
                 fewer than n has ended, and has 0 from then on. What follows is taken as in padded
