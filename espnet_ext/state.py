@@ -296,8 +296,10 @@ class StreamState:
         """
         return {
             "attention": sum(layer.attention.nbytes for layer in self.layers),
-            "convolution": self._convolution_bytes(),
-            "subsampling": self._pending_bytes(),
+            "convolution": sum(
+                c.nbytes for layer in self.layers for c in layer.convolution.values()
+            ),
+            "subsampling": sum(map(_bytes, self.pending)),
             "positions": 0 if self.positions is None else self.positions.nbytes,
         }
 
@@ -309,14 +311,8 @@ class StreamState:
     @property
     def capacity_bytes(self) -> int:
         """Bytes allocated: as ``nbytes``, with the attention caches' room counted in full."""
-        attention = sum(layer.attention.capacity_bytes for layer in self.layers)
-        return attention + self._convolution_bytes() + self._pending_bytes()
-
-    def _convolution_bytes(self) -> int:
-        return sum(c.nbytes for layer in self.layers for c in layer.convolution.values())
-
-    def _pending_bytes(self) -> int:
-        return sum(_bytes(feats) for feats in self.pending)
+        caches = [layer.attention for layer in self.layers]
+        return self.nbytes + sum(cache.capacity_bytes - cache.nbytes for cache in caches)
 
     @plain_tensors()
     def clone(self) -> StreamState:
@@ -401,9 +397,9 @@ class StreamState:
 
     def save(self, path: str | Path) -> None:
         """Write the state to a file that ``load`` reads, in this process or another."""
-        values = {"version": VERSION} | _plain(dataclasses.replace(self, positions=None))
+        values = dataclasses.asdict(dataclasses.replace(self, positions=None))
         with whole(path) as temporary:
-            torch.save(values, temporary)
+            torch.save({"version": VERSION} | values, temporary)
 
     @classmethod
     @plain_tensors()
@@ -474,17 +470,6 @@ def _joined(parts: list) -> Any:
         names = [f.name for f in dataclasses.fields(first)]
         return first.__class__(**{n: _joined([getattr(part, n) for part in parts]) for n in names})
     return first
-
-
-def _plain(obj: Any) -> Any:
-    """A state as dictionaries, lists, tensors and numbers."""
-    if dataclasses.is_dataclass(obj):
-        return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
-    if isinstance(obj, dict):
-        return {key: _plain(value) for key, value in obj.items()}
-    if isinstance(obj, list):
-        return [_plain(value) for value in obj]
-    return obj
 
 
 def _kind(tensor: torch.Tensor) -> tuple[torch.dtype, torch.device]:

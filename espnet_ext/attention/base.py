@@ -21,10 +21,10 @@ from espnet_ext.attention.blocked import (
     ChunkView,
     attend,
     attend_in_blocks,
-    attend_with_weights,
     block_size,
     matmul_groups,
     shifted,
+    softmax_weights,
 )
 from espnet_ext.attention.checks import check_at_least, check_choice  # noqa: F401 (for variants)
 from espnet_ext.positions import dense_weight, relative_positions
@@ -234,23 +234,21 @@ class SoftmaxAttention(Attention):
         # (1, R, D) -> (H, d, R), rows of distances in a row: how the products read them
         p = self.linear_pos(pos_emb)[0].T.contiguous().unflatten(0, (self.h, self.d_k))
         if self.plotting():
-            context = self._attend_and_plot(q_u, q_v, k, v, p, blocks, dropout)
-        else:
-            context = attend_in_blocks(q_u, q_v, k, v, p, blocks, dropout)
-        return self.linear_out(context)
+            self.attn = self._weights(q_u, q_v, k, p, blocks)
+        return self.linear_out(attend_in_blocks(q_u, q_v, k, v, p, blocks, dropout))
 
-    def _attend_and_plot(self, q_u, q_v, k, v, p, blocks, dropout):
-        """As ``attend_in_blocks``, and ``attn`` becomes the weights (B, H, T, T)."""
-        length, scale, contexts = q_u.size(2), 1 / math.sqrt(self.d_k), []
-        self.attn = q_u.new_zeros(*q_u.shape[:2], length, length)
+    @torch.no_grad()
+    def _weights(self, q_u, q_v, k, p, blocks):
+        """The weights of ``attend_in_blocks`` before dropout (B, H, T, T), for attention plots."""
+        length = q_u.size(2)
+        weights = q_u.new_zeros(*q_u.shape[:2], length, length)
         for span in blocks.spans:
             start, stop, lo, hi = span
             bias = blocks.position_scores(q_v, p, span)
-            q, key, value = q_u[:, :, start:stop], k[:, :, lo:hi], v[:, :, lo:hi]
-            context, weights = attend_with_weights(q, key, value, bias, scale, dropout)
-            self.attn[:, :, start:stop, lo:hi] = weights.detach()
-            contexts.append(context)
-        return self.merge_heads(torch.cat(contexts, dim=2))
+            weights[:, :, start:stop, lo:hi] = softmax_weights(
+                q_u[:, :, start:stop], k[:, :, lo:hi], bias
+            )
+        return weights
 
     def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
         shapes = {name: (batch_size, *shape) for name, shape in self.record_shapes().items()}

@@ -218,14 +218,6 @@ def attend(q, k, v, bias, scale):
     return context.reshape(context.size(0), n_head, n, -1)
 
 
-def attend_with_weights(q, k, v, bias, scale, dropout=0.0):
-    """As ``attend``, and also the weights before dropout (B, H, n, K), for attention plots."""
-    n_rep = q.size(1) // k.size(1)
-    k, v = k.repeat_interleave(n_rep, dim=1), v.repeat_interleave(n_rep, dim=1)
-    weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * scale + bias, dim=-1)
-    return torch.matmul(F.dropout(weights, dropout), v), weights
-
-
 def attend_in_blocks(q_u, q_v, k, v, p, blocks: Blocks, dropout: float = 0.0):
     """Attention of whole utterances, block by block.
 
@@ -285,7 +277,7 @@ class _BlockedAttention(torch.autograd.Function):
                 inner = (g.to(wide) * scale * context[:, :, start:stop]).sum(-1, keepdim=True)
                 if drop is not None:
                     g = g * ctx.dropping.factor
-                weights = _weights(q, key, blocks.position_scores(q_v, p, span))
+                weights = softmax_weights(q, key, blocks.position_scores(q_v, p, span))
                 grad_weights = matmul_groups(g * scale, value.transpose(-2, -1))  # (B, H, n, K)
                 if drop is None:
                     grad_v[:, :, lo:hi] += _sum_groups(weights, g, k.size(1))
@@ -320,7 +312,7 @@ def _attend_by_block(q_u, q_v, k, v, p, blocks, dropping, context):
         if drop is None:
             y = attend(q, key, value, bias, 1 / math.sqrt(q.size(-1)))
         else:
-            weights = _weights(q, key, bias)
+            weights = softmax_weights(q, key, bias)
             y = matmul_groups(weights.mul_(drop(weights.shape)), value)
             y *= dropping.factor
         context[:, start:stop] = y.transpose(1, 2)
@@ -331,8 +323,8 @@ def _sum_groups(x, y, groups):
     return torch.matmul(fold(x, groups).transpose(-2, -1), fold(y, groups))
 
 
-def _weights(q, k, bias):
-    """Softmax weights (B, H, n, K)."""
+def softmax_weights(q, k, bias):
+    """Weights (B, H, n, K) of queries (B, H, n, d) and keys (B, G, K, d) under scaled scores."""
     scale = 1 / math.sqrt(q.size(-1))
     scores = matmul_groups(q * scale, k.transpose(-2, -1)).add_(bias)
     wide = torch.promote_types(q.dtype, torch.float32)

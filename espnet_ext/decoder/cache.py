@@ -48,13 +48,9 @@ class PrefixCache:
     def __init__(self, attentions, like):
         self.length = 0
         self.n_hyp = 0
-        self._data = like.new_empty(0, len(attentions), *self._slots(attentions[0], self.TOKENS))
+        n, heads, width = attentions[0].cache_shape
+        self._data = like.new_empty(0, len(attentions), n, heads, self.TOKENS, width)
         self._spare = self._data
-
-    @staticmethod
-    def _slots(attention, capacity):
-        n, heads, width = attention.cache_shape
-        return n, heads, capacity, width
 
     @property
     def nbytes(self):

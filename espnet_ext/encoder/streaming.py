@@ -81,6 +81,10 @@ def padded_frames(lengths: torch.Tensor, device) -> torch.Tensor:
     return torch.arange(int(lengths.max()), device=device) >= lengths.to(device)[:, None]
 
 
+def _real_rows(y, counts):
+    return [row[:n] for row, n in zip(y, counts, strict=True)]
+
+
 class StreamingEncoder(nn.Module):
     """Mixed into an ESPnet encoder before ESPnet's class.
 
@@ -420,8 +424,9 @@ class StreamingEncoder(nn.Module):
         }
         if len(outputs) == 1:
             y = outputs[0]
-        elif outputs:
-            y = self._put_together(outputs, counts)
+        elif outputs:  # each stream's in a row, without a gap
+            parts = zip(*map(_real_rows, outputs, counts), strict=True)
+            y = nn.utils.rnn.pad_sequence([torch.cat(own) for own in parts], True)
         else:
             y = rows[0].new_zeros(len(rows), 0, self.output_size())
         vars(state).update(changes)  # at once: an interrupt comes before or after it
@@ -488,23 +493,6 @@ class StreamingEncoder(nn.Module):
         for layer, past in zip(self.encoders, pasts, strict=True):
             x = self.layer_chunk(layer, x, past)
         return self.after_norm(x), pasts
-
-    @staticmethod
-    def _put_together(outputs, counts):
-        """Outputs of several steps (B, n, output_size) in a row, each stream's without a gap.
-
-        Args:
-            outputs: One tensor per step.
-            counts: For each step, how many of its frames are a stream's, per stream.
-        """
-        y = torch.cat(outputs, dim=1)
-        step_of = [i for i, part in enumerate(outputs) for _ in range(part.size(1))]
-        place = [j for part in outputs for j in range(part.size(1))]
-        rows = []
-        for b, row in enumerate(y):
-            own = [j < counts[i][b] for i, j in zip(step_of, place, strict=True)]
-            rows.append(row if sorted(own, reverse=True) == own else row[torch.tensor(own)])
-        return nn.utils.rnn.pad_sequence(rows, True)
 
     def _check_packet(self, feats, state, lengths):
         """Refuse what cannot be right before anything changes; the packet's lengths as a list."""
