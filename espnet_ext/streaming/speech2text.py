@@ -150,6 +150,7 @@ class StreamingSpeech2Text:
         self.device = device
         with building(asr_train_config):
             self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
+            self.tokenizer.tokens2text([])  # a token model is read when it is first asked for
         self.converter = TokenIDConverter(token_list=self.model.token_list)
 
     @classmethod

@@ -51,6 +51,29 @@ def test_python_of_the_readme_prints_the_reference(capsys, monkeypatch, tmp_path
     assert capsys.readouterr().out.splitlines()[-1] == REFERENCE
 
 
+@pytest.mark.parametrize(
+    "lost, message",
+    [
+        ({}, "stats_file: exp/asr_stats/train/feats_stats.npz: no such file here; go to the"),
+        ({"token_type": "bpe", "bpemodel": "data/bpe.model"}, "bpemodel: data/bpe.model: no such"),
+        ({"token_type": "bpe", "bpemodel": "README.md"}, "the model cannot be built"),
+    ],
+    ids=["statistics", "token model", "damaged"],
+)
+def test_model_whose_files_are_lost_is_refused_in_one_line(moved, lost, message, capsys):
+    """In its own words before anything is decoded, for live streams and whole recordings."""
+    config = yaml.safe_load((moved / "config.yaml").read_text()) | lost
+    (moved / "config.yaml").write_text(yaml.safe_dump(config))
+    if not lost:
+        (moved / "feats_stats.npz").unlink()
+    with pytest.raises(SystemExit):
+        stream.main(["moved", str(RECORDING)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "moved/config.yaml" in line and message in line
+    with pytest.raises(UserError, match=message):
+        asr_inference.Speech2Text(**model_files(moved))
+
+
 def test_moved_model_streams_decodes_and_is_converted(moved):
     samples, _ = soundfile.read(RECORDING, dtype="float32")
     assert StreamingSpeech2Text.from_pretrained("moved").offline(samples).text == REFERENCE
