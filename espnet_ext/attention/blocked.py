@@ -68,11 +68,6 @@ class ChunkView:
         return visible
 
 
-def may_hide(mask) -> bool:
-    """Whether a mask may hide a frame; a GPU is not asked, for the answer would be waited for."""
-    return mask is not None and (mask.device.type != "cpu" or not mask.all())
-
-
 class Blocks:
     """Blocks of neighbouring queries and the keys that each of them sees.
 
@@ -89,7 +84,9 @@ class Blocks:
     """
 
     def __init__(self, length: int, size: int, mask=None, view: ChunkView | None = None):
-        self.mask, self.view = mask if may_hide(mask) else None, view
+        # a GPU is not asked whether a mask hides a frame: the answer would be waited for
+        hides_none = mask is None or (mask.device.type == "cpu" and mask.all())
+        self.mask, self.view = None if hides_none else mask, view
         self.spans = []
         for start in range(0, length, size):
             stop = min(start + size, length)

@@ -107,14 +107,7 @@ def _gradients(grad, x, weight, stride, needs):
 
 
 def _weight_gradient(grad, x, weight, stride):
-    """Weight gradient of a convolution, in the shape of the weight.
-
-    Args:
-        grad: Gradient of the output (B, out, t, m).
-        x: Input (B, in, T, M).
-        weight: (out, in, k, l).
-        stride: Its strides over T and M.
-    """
+    """Gradient of a weight (out, in, k, l) by inputs (B, in, T, M) and gradients (B, out, t, m)."""
     n_out, n_in, *kernel = weight.shape
     patches = x.permute(0, 2, 3, 1)  # (B, T, M, in)
     for axis in (0, 1):

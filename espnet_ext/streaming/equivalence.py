@@ -55,12 +55,6 @@ def _error(chunks: Sequence[torch.Tensor], whole: Sequence[torch.Tensor]) -> flo
     return error if math.isfinite(error) else math.inf
 
 
-def to_float64(speech2text: StreamingSpeech2Text) -> None:
-    """Turn a model, and what its streams will keep, into float64."""
-    speech2text.model.double()
-    speech2text.options["dtype"] = torch.float64
-
-
 @torch.no_grad()
 def compare(speech2text: StreamingSpeech2Text, samples: Any, packet: int) -> dict[str, Any]:
     """Largest errors of streaming one recording in packets of ``packet`` samples.
