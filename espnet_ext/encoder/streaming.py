@@ -2,11 +2,12 @@
 
 import warnings
 import zlib
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositionalEncoding
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_ext.attention import build_attention, layer_attentions
 from espnet_ext.attention.blocked import ChunkView
@@ -46,7 +47,7 @@ class ChunkedPositionalEncoding(RelPositionalEncoding):
     dynamic_chunk: bool = False
     used: tuple[int | None, int] = None, -1
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         """Scale the input: (B, T, n_feat) -> the same, and positions or a ``ChunkView``."""
         chunk_size, left_context = self.chunk_size, self.left_context
         if self.dynamic_chunk and self.training:
@@ -69,19 +70,19 @@ class ChunkedPositionalEncoding(RelPositionalEncoding):
         return chunk_size, -1 if unlimited < 0.5 else left_chunks * chunk_size
 
 
-def check_chunk(chunk_size, left_context):
+def check_chunk(chunk_size: int | None, left_context: int) -> None:
     """Refuse an impossible chunk size or left context, naming the key, the rule and the value."""
     if chunk_size is not None:
         check_at_least("chunk_size", chunk_size, 1)
     check_at_least("left_context", left_context, -1)
 
 
-def padded_frames(lengths: torch.Tensor, device) -> torch.Tensor:
+def padded_frames(lengths: Tensor, device: torch.device | str | None) -> Tensor:
     """True on padded frames (B, T), T the longest of ``lengths`` (B,)."""
     return torch.arange(int(lengths.max()), device=device) >= lengths.to(device)[:, None]
 
 
-def _real_rows(y, counts):
+def _real_rows(y: Tensor, counts: list[int]) -> list[Tensor]:
     return [row[:n] for row, n in zip(y, counts, strict=True)]
 
 
@@ -116,6 +117,11 @@ class StreamingEncoder(nn.Module):
     """
 
     attention_name: str
+    #: ESPnet's
+    embed: Any
+    encoders: Any
+    after_norm: Any
+    output_size: Any
 
     def __init__(
         self,
@@ -131,8 +137,8 @@ class StreamingEncoder(nn.Module):
         left_context: int = -1,
         dynamic_chunk: bool = False,
         attention_memory_mb: int = 256,
-        **espnet_conf,
-    ):
+        **espnet_conf: Any,
+    ) -> None:
         check_chunk(chunk_size, left_context)
         check_choice("causal", causal, (True, False))
         check_choice("dynamic_chunk", dynamic_chunk, (True, False))
@@ -143,7 +149,7 @@ class StreamingEncoder(nn.Module):
 
         check_at_least("attention_memory_mb", attention_memory_mb, 1)
 
-        def make(layer):
+        def make(layer: tuple[str, dict]) -> nn.Module:
             name, conf = layer
             made = build_attention(name, attention_heads, output_size, attention_dropout_rate, conf)
             made.attention_memory_mb = attention_memory_mb
@@ -184,12 +190,12 @@ class StreamingEncoder(nn.Module):
     # what a subclass defines
 
     @staticmethod
-    def convolutions(layer) -> dict[str, tuple[nn.Module, str]]:
+    def convolutions(layer: Any) -> dict[str, tuple[Any, str]]:
         """Name of each convolution over time -> the module that holds it and its attribute."""
         raise NotImplementedError
 
     @staticmethod
-    def layer_chunk(layer, x, past: PastOfLayer):
+    def layer_chunk(layer: Any, x: Tensor, past: PastOfLayer) -> Tensor:
         """One layer on one chunk (B, n, n_feat) -> (B, n, n_feat)."""
         raise NotImplementedError
 
@@ -202,7 +208,7 @@ class StreamingEncoder(nn.Module):
     }
     required_streaming_conf: dict = {}
 
-    def _check_espnet_conf(self, conf, streams):
+    def _check_espnet_conf(self, conf: dict, streams: bool) -> None:
         required = self.required_conf | (self.required_streaming_conf if streams else {})
         for key, value in required.items():
             if key in conf and conf[key] != value:
@@ -217,7 +223,7 @@ class StreamingEncoder(nn.Module):
         return self._positional_encoding.chunk_size
 
     @chunk_size.setter
-    def chunk_size(self, value):
+    def chunk_size(self, value: int | None) -> None:
         check_chunk(value, self.left_context)
         self._positional_encoding.chunk_size = value
 
@@ -227,7 +233,7 @@ class StreamingEncoder(nn.Module):
         return self._positional_encoding.left_context
 
     @left_context.setter
-    def left_context(self, value):
+    def left_context(self, value: int) -> None:
         check_chunk(self.chunk_size, value)
         self._positional_encoding.left_context = self._effective_left_context(value)
 
@@ -236,7 +242,7 @@ class StreamingEncoder(nn.Module):
         """Chunk size and left context of the last offline pass, drawn where they are dynamic."""
         return self._positional_encoding.used
 
-    def _effective_left_context(self, left_context):
+    def _effective_left_context(self, left_context: int) -> int:
         if left_context >= 0 and not any(layer.has_left_context for layer in self.attentions):
             name = type(self.attentions[0]).__name__
             warnings.warn(
@@ -259,7 +265,14 @@ class StreamingEncoder(nn.Module):
 
     # whole utterances
 
-    def forward(self, xs_pad, ilens, prev_states=None, masks=None, **options):
+    def forward(
+        self,
+        xs_pad: Tensor,
+        ilens: Tensor,
+        prev_states: Any = None,
+        masks: Any = None,
+        **options: Any,
+    ) -> Any:
         """ESPnet's forward pass, with a padding mask that costs no square of the length.
 
         Args:
@@ -281,7 +294,12 @@ class StreamingEncoder(nn.Module):
 
     @plain_tensors()
     def init_state(
-        self, batch_size=1, chunk_size=None, left_context=None, device=None, dtype=None
+        self,
+        batch_size: int = 1,
+        chunk_size: int | None = None,
+        left_context: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> StreamState:
         """State of streams that have not begun.
 
@@ -340,7 +358,7 @@ class StreamingEncoder(nn.Module):
         replace.lay_out_weights(self)
 
     @property
-    def attentions(self) -> list[nn.Module]:
+    def attentions(self) -> list[Any]:
         """The attention of each layer."""
         return [getattr(layer, self.attention_name) for layer in self.encoders]
 
@@ -352,7 +370,9 @@ class StreamingEncoder(nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def forward_chunk(self, feats, state: StreamState, is_final=False, lengths=None):
+    def forward_chunk(
+        self, feats: Tensor, state: StreamState, is_final: bool = False, lengths: Any = None
+    ) -> tuple[Tensor, StreamState]:
         """Encode what one packet of features completes.
 
         Streams of the batch may be of any age and phase (``StreamState.stack``): each gives a chunk
@@ -389,7 +409,9 @@ class StreamingEncoder(nn.Module):
         ]
         stride, field = self.subsampling
         full = (state.chunk_size - 1) * stride + field  # feature frames that one chunk looks at
-        layers, produced, outputs, counts = state.layers, state.produced, [], []
+        layers, produced = state.layers, state.produced
+        outputs: list[Tensor] = []
+        counts: list[list[int]] = []
         while True:
             parts = [row[:full] for row in rows]
             ready = [len(part) == full for part in parts]
@@ -425,14 +447,16 @@ class StreamingEncoder(nn.Module):
         if len(outputs) == 1:
             y = outputs[0]
         elif outputs:  # each stream's in a row, without a gap
-            parts = zip(*map(_real_rows, outputs, counts), strict=True)
-            y = nn.utils.rnn.pad_sequence([torch.cat(own) for own in parts], True)
+            each = zip(*map(_real_rows, outputs, counts), strict=True)
+            y = nn.utils.rnn.pad_sequence([torch.cat(own) for own in each], True)
         else:
             y = rows[0].new_zeros(len(rows), 0, self.output_size())
         vars(state).update(changes)  # at once: an interrupt comes before or after it
         return y, state
 
-    def _encode_chunk(self, feats, layers, real, ended, state):
+    def _encode_chunk(
+        self, feats: Tensor, layers: list, real: list[int], ended: tuple, state: StreamState
+    ) -> tuple[Tensor, list[LayerState]]:
         """One chunk of every stream.
 
         Args:
@@ -454,11 +478,13 @@ class StreamingEncoder(nn.Module):
                 ring = layer.attention
                 heads, lengths, capacity = ring.heads, ring.lengths, ring.capacity
                 break
+        window: Any
         if len(set(heads)) == 1:
             window = Window(heads[0], lengths, real, n, capacity, feats.device)
         else:
-            counters = (torch.tensor(x, device=feats.device) for x in (heads, lengths, real))
-            window = RaggedWindow(*counters, n, capacity)
+            tensor = partial(torch.tensor, device=feats.device)
+            window = RaggedWindow(tensor(heads), tensor(lengths), tensor(real), n, capacity)
+        assert state.positions is not None  # _check_packet has seen to it
         positions = state.positions.rows(window.keys, n)
         y, pasts = self.step(feats, layers, window, positions)
         if not torch.isfinite(y).all():
@@ -474,7 +500,9 @@ class StreamingEncoder(nn.Module):
             lengths = tuple(min(length, state.left_context) for length in lengths)
         return y, [past.after(heads, lengths) for past in pasts]
 
-    def step(self, feats, layers, window, positions):
+    def step(
+        self, feats: Tensor, layers: list[LayerState], window: Any, positions: list
+    ) -> tuple[Tensor, list[PastOfLayer]]:
         """The tensors of a step: one chunk through all layers, and nothing of a state changed.
 
         Args:
@@ -494,7 +522,7 @@ class StreamingEncoder(nn.Module):
             x = self.layer_chunk(layer, x, past)
         return self.after_norm(x), pasts
 
-    def _check_packet(self, feats, state, lengths):
+    def _check_packet(self, feats: Tensor, state: StreamState, lengths: Any) -> list[int]:
         """Refuse what cannot be right before anything changes; the packet's lengths as a list."""
         if self.training:
             raise ValueError("training: forward_chunk needs eval() first")
@@ -504,7 +532,7 @@ class StreamingEncoder(nn.Module):
             raise ValueError("state: a packet failed half-way, so it is lost; go back to a clone()")
         if state.finished:
             raise ValueError("state: the stream has ended; init_state() begins another")
-        if not isinstance(feats, torch.Tensor):
+        if not isinstance(feats, Tensor):
             raise ValueError(f"feats: must be a tensor, got {type(feats).__name__}")
         batch_size = len(state.produced)
         if feats.dim() != 3 or feats.shape[::2] != (batch_size, self.input_size):
@@ -528,7 +556,7 @@ class StreamingEncoder(nn.Module):
         check_finite("feats", feats, lengths)
         return lengths
 
-    def _adopt(self, state):
+    def _adopt(self, state: StreamState) -> None:
         """Give a state that was loaded, or made by a copy of this encoder, its positions."""
         dtypes = [
             next(iter(layer.attention.buffers.values())).dtype

@@ -132,7 +132,7 @@ class StreamingSpeech2Text:
             raise UserError(f"{asr_train_config}: ctc_weight: streaming text needs a CTC output")
         if rescore and self.model.decoder is None:
             raise UserError(f"{asr_train_config}: rescore: the model has no attention decoder")
-        self.options = {
+        self.options: dict[str, Any] = {
             "chunk_size": chunk_size,
             "left_context": left_context,
             "dtype": getattr(torch, cache_dtype, cache_dtype),
