@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, about, cli
+from espnet_ext.files import KB
 from espnet_ext.options import Parser, positive
 from espnet_ext.packing import CHECKPOINT
 from espnet_ext.pretrained import RECORDING
@@ -88,7 +89,7 @@ def main(argv=None):
             for text in filter(None, [*found, result.text]):
                 if text != shown:
                     tail = text if len(text) <= SHOWN else "..." + text[-SHOWN:]
-                    size = f"{stream.nbytes / 1024:9.1f} KiB"
+                    size = f"{stream.nbytes / KB:9.1f} KB"
                     print(f"{heard / fs:9.2f} s {size}  {tail}", flush=True)
         shown = result.text
 
