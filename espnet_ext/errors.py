@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,26 @@ def _environment(error: Exception) -> str:
     return ""
 
 
+def _show(message: str) -> None:
+    print(printable(f"{Path(sys.argv[0]).stem}: error: {message}"), file=sys.stderr)
+
+
+def each(things: Iterable[Any], function: Callable[[Any], object]) -> int:
+    """Call a function for each; a user's mistake in one is printed and stops no other.
+
+    Returns:
+        Exit status: 1 if there was one.
+    """
+    status = 0
+    for thing in things:
+        try:
+            function(thing)
+        except UserError as error:
+            _show(str(error))
+            status = 1
+    return status
+
+
 def cli(main: Callable[..., Any]) -> Callable[..., Any]:
     """Turn ``main`` into a command line that ends a user's mistake in one line on stderr.
 
@@ -159,7 +179,7 @@ def cli(main: Callable[..., Any]) -> Callable[..., Any]:
                 raise
         except KeyboardInterrupt:
             sys.exit(130)
-        print(printable(f"{Path(sys.argv[0]).stem}: error: {message}"), file=sys.stderr)
+        _show(message)
         sys.exit(1)
 
     return wrapped

@@ -181,7 +181,8 @@ def find_model(directory, checkpoint=CHECKPOINT):
             raise UserError(f"{directory}/meta.yaml: names no ASR model; unpack it again") from None
     else:
         raise UserError(
-            f"{directory}: has no config.yaml of a training, and no meta.yaml of an unpacked model"
+            f"{directory}: has no config.yaml of a training, nor meta.yaml of an unpacked model; "
+            "give the directory of one"
         )
     if not found.is_file():
         raise no_checkpoint(found)

@@ -32,6 +32,7 @@ ORDER = (
     "jobs",
     "data",
     "model_options",
+    "pretrained",
     "packing",
     "checkpoint",
     "relocate",
@@ -41,7 +42,6 @@ ORDER = (
     "files processes",
     "register",
     "registry",
-    "pretrained",
     "errors",
     "resources",
 )

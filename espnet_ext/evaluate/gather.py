@@ -6,11 +6,11 @@ from espnet_ext.config import read_config
 from espnet_ext.errors import UserError, no_checkpoint
 from espnet_ext.evaluate.training import EPOCH
 from espnet_ext.files import write_together
-from espnet_ext.jobs.markers import BESIDE
 from espnet_ext.relocate import beside
 from espnet_ext.report import schema
 from espnet_ext.report.kept import GRID, REFERENCES
 from espnet_ext.results import read_json, to_json
+from espnet_ext.scoring import scored
 
 #: lines of a training's log that are kept from its end
 LAST_LINES = 10
@@ -39,10 +39,9 @@ def gather(expdir, results, dumpdir="dump", weights=False, checkpoint="valid.acc
     name = Path(config.get("config") or expdir.name).stem.removeprefix("train_asr_")
     target = results / f"seed{config.get('seed', 0)}" / name
     files = {}
-    texts = [path.parent.parent / "text" for path in expdir.glob("**/score_wer/score.json")]
-    for path in sorted(path for path in texts if BESIDE not in path.parts):
-        place = path.relative_to(expdir)
-        files[target / place] = _read(path)
+    for decoded in scored(expdir):
+        place = Path(decoded, "text")
+        files[target / place] = _read(expdir / place)
         for table in REFERENCES:
             dataset = Path(*place.parts[1:-1], table)
             content = _read(Path(dumpdir) / "raw" / dataset)

@@ -12,18 +12,17 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet_ext.audio import read_audio, waveform
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.encoder.streaming import MAX_DYNAMIC_CHUNK, MAX_DYNAMIC_LEFT_CHUNKS
-from espnet_ext.errors import UserError, about, no_checkpoint
+from espnet_ext.errors import UserError, about
 from espnet_ext.evaluate.cache import chunk_samples, measure_cache
 from espnet_ext.evaluate.models import describe, read_model_config, with_encoder_conf
 from espnet_ext.evaluate.process import commit, device_name
+from espnet_ext.packing import find_model
 from espnet_ext.report.schema import rounded
 from espnet_ext.scoring import nesting, score
 from espnet_ext.streaming.speech2text import GreedySearch, StreamingSpeech2Text
 from espnet_ext.utterance import has_features
 
 VERSION = 1
-CHUNK_SIZES = (8, 16, 24)
-LEFT_CONTEXTS = (16, 32, 64, 128, -1)
 #: feature frames of a batch, padding included
 BATCH_FRAMES = 8000
 #: encoder frames that a stream has had whose left context is unlimited, where its bytes are counted
@@ -182,8 +181,8 @@ def costs(config: dict, chunk_size: int, left_contexts) -> list[dict]:
 def grid(
     expdir,
     data_dirs,
-    chunk_sizes=CHUNK_SIZES,
-    left_contexts=LEFT_CONTEXTS,
+    chunk_sizes,
+    left_contexts,
     checkpoint: str = "valid.acc.ave.pth",
     device: str = "cpu",
     announce=lambda cell: None,
@@ -206,16 +205,15 @@ def grid(
         UserError: The model does not stream, or its data are of no use; the message names them.
     """
     expdir = Path(expdir)
-    config = read_model_config(expdir / "config.yaml")
-    if not (expdir / checkpoint).is_file():
-        raise no_checkpoint(expdir / checkpoint)
+    config_file, model_file = find_model(expdir, checkpoint)
+    config = read_model_config(config_file)
     sets = {}
     for directory in map(Path, data_dirs):
         if directory.name in sets:
             raise UserError(f"{directory}: another test set is called {directory.name}, too")
         sets[directory.name] = TestSet(directory)
     speech2text = StreamingSpeech2Text(
-        expdir / "config.yaml", expdir / checkpoint, chunk_size=chunk_sizes[0], device=device
+        config_file, model_file, chunk_size=chunk_sizes[0], device=device
     )
     feats = {name: features(speech2text, data.wavs) for name, data in sets.items()}
     front, encoder = speech2text.frontend.front, speech2text.model.encoder
@@ -237,7 +235,7 @@ def grid(
     return {
         "version": VERSION,
         "model": expdir.name,
-        **describe(config, config.get("config") or expdir / "config.yaml"),
+        **describe(config, config.get("config") or config_file),
         "seed": config.get("seed"),
         "checkpoint": checkpoint,
         "sets": {name: data.describe() for name, data in sets.items()},

@@ -1,11 +1,14 @@
 """Models from a YAML of conf/ or from the config.yaml of a training run."""
 
+from pathlib import Path
+
 from espnet_ext import register
 from espnet_ext.config import check_options
 from espnet_ext.errors import UserError
 from espnet_ext.register import ENCODERS
 from espnet_ext.registry import Registry
 from espnet_ext.relocate import read_training_config
+from espnet_ext.scoring import scored
 
 FRONTENDS = Registry(
     {"default": "espnet2.asr.frontend.default:DefaultFrontend"} | register.FRONTENDS.data
@@ -23,6 +26,18 @@ def read_model_config(path) -> dict:
             f"{path}: encoder: must be one of {', '.join(ENCODERS)}, got {config.get('encoder')}"
         )
     return config
+
+
+def scored_sets(expdir, inference_tag: str) -> dict[str, Path]:
+    """``score.json`` of each test set that a model was decoded on.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = scored(Path(expdir, inference_tag))
+    if not found:
+        raise UserError(f"{expdir}: nothing is scored in {inference_tag}: run stages 12 and 13")
+    return found
 
 
 def describe(config: dict, path) -> dict:

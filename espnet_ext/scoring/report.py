@@ -83,6 +83,19 @@ def read_numbers(path):
     return {"drawn": "utterances"} | read_json(path, SCORE)
 
 
+def scored(directory, unit="wer"):
+    """Paths of every ``score.json`` of a unit below a directory, sorted, by what was decoded.
+
+    Results that are not whole yet do not count.
+    """
+    directory = Path(directory)
+    return {
+        str(path.parent.parent.relative_to(directory)): path
+        for path in sorted(directory.glob(f"**/score_{unit}/score.json"))
+        if BESIDE not in path.parts
+    }
+
+
 def write_results(expdir):
     """Gather every score under a model's directory in ``RESULTS.md``.
 
@@ -98,12 +111,7 @@ def write_results(expdir):
     expdir = Path(expdir)
     sections = {}
     for unit in ("wer", "cer", "ter"):
-        found = sorted(expdir.glob(f"**/score_{unit}/score.json"))
-        rows = {
-            str(path.parent.parent.relative_to(expdir)): read_numbers(path)
-            for path in found
-            if BESIDE not in path.parts
-        }
+        rows = {name: read_numbers(path) for name, path in scored(expdir, unit).items()}
         if rows:
             sections[unit] = f"### {unit.upper()}\n\n{_markdown(rows)}"
         if rows and unit == "wer":
