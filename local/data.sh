@@ -18,9 +18,7 @@ nj=32               # positive_int: worker processes, at most one per core
 # end options
 
 . ./path.sh
-assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
-eval "${assignments}"
-[ $# -eq 0 ] || die "'$1' is not an option"
+parse_options "${BASH_SOURCE[0]}" "$@"
 . ./db.sh
 
 splits=(train-clean-100 dev-clean dev-other test-clean test-other)

@@ -123,9 +123,7 @@ debug=false                    # false: run a command of a log by itself
 [ -f path.sh ] || die "no path.sh in ${PWD}: that of a recipe in egs2 is the line '. ../../../path.sh'"
 . ./path.sh
 if [ -f cmd.sh ]; then . ./cmd.sh; else . "${root}/cmd.sh"; fi
-assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
-eval "${assignments}"
-[ $# -eq 0 ] || die "'$1' is not an option"
+parse_options "${BASH_SOURCE[0]}" "$@"
 ! "${print_asr_exp}" || exec 8>&1 >&2
 
 [ -n "${train_set}" ] && [ -n "${valid_set}" ] && [ -n "${test_sets}" ] \
