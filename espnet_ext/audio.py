@@ -272,11 +272,7 @@ def _decoder(path, kind=None):
 def check_samples(samples, name, start: int, rate: int) -> None:
     """Refuse samples (n, channels) that are infinite, not numbers or beyond any scale.
 
-    Args:
-        samples: The samples.
-        name: Of the file, for the message.
-        start: Place of the first in the recording.
-        rate: Hz.
+    ``start`` is the place of the first in the recording ``name``, for the message.
     """
     fine = np.abs(samples) <= LOUDEST  # not-a-number is not
     if not fine.all():
@@ -438,12 +434,7 @@ def _wav_header(stream, head, rate):
 
 
 def read_channels(path, rate: int | None = None) -> np.ndarray:
-    """A whole recording (n,) or, of several channels, (n, channels).
-
-    Args:
-        path: The file.
-        rate: Hz that it must have; None takes any.
-    """
+    """A whole recording (n,) or, of several channels, (n, channels); of ``rate``, if given."""
     audio = open_audio(path, empty=True)
     _require(path, audio.rate, 1, rate or audio.rate)
     samples = audio.read()
@@ -524,16 +515,7 @@ def resample(samples, ratio: Fraction):
 
 
 def encode(samples, rate, audio_format):
-    """Encode samples with 16 bits; what exceeds the range is clipped.
-
-    Args:
-        samples: float32 array (num,), full scale is 1.
-        rate: Sampling rate in Hz.
-        audio_format: ``"flac"`` or ``"wav"``.
-
-    Returns:
-        Bytes of the file.
-    """
+    """A FLAC or WAV file of 16 bits of samples (num,), full scale 1; what exceeds is clipped."""
     pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
     content = io.BytesIO()
     sf.write(content, pcm, rate, format=audio_format.upper(), subtype="PCM_16")

@@ -24,13 +24,9 @@ INSIDE = ("module", "state_dict")
 
 
 def damage(path):
-    """Say what is wrong with a file that ``torch.save`` wrote.
+    """What is wrong with a file that ``torch.save`` wrote.
 
-    Args:
-        path: The file.
-
-    Returns:
-        str: Empty if its checksums are right, or if it is of PyTorch's old kind, without any.
+    ``""`` if its checksums are right, or if it is of PyTorch's old kind, without any.
     """
     try:
         with open(path, "rb") as file:
@@ -91,11 +87,7 @@ def _check_tensors(state):
 
 
 def refuse_mismatch(model, state, *_):
-    """Compare a checkpoint with the model that is about to load it.
-
-    Args:
-        model: The model.
-        state: Tensors of the checkpoint by name.
+    """Compare the tensors of a checkpoint with the model that is about to load it.
 
     Raises:
         UserError: If a name is in one of the two only, a shape or kind of number differs, or a

@@ -63,12 +63,7 @@ def read_config(path) -> dict:
 
 
 def parse_with_file(parser, args, option):
-    """Parse a command line, with the values of the YAML that one of its options names as defaults.
-
-    Args:
-        parser: ``espnet_ext.options.Parser``.
-        args: Words, or None for those of the process.
-        option: Name of the option.
+    """Parse ``args``, with the values of the YAML that an option names as defaults.
 
     Raises:
         UserError: A word, the file or a value in it is wrong.
@@ -236,10 +231,7 @@ def _check_type(key, value, parameter):
 
 @contextmanager
 def building(path):
-    """Name the file whose options cannot be built from, in one line.
-
-    Args:
-        path: Of the configuration.
+    """Say in one line, naming the configuration's file, why nothing can be built from it.
 
     Raises:
         UserError: In place of whatever else was raised inside.

@@ -55,7 +55,7 @@ def disk_full(error: BaseException | None) -> bool:
 
 
 def refuse_not_finite(arrays: Mapping[str, Any], what: object, advice: str) -> None:
-    """Look for values that are infinite or not a number.
+    """Refuse values that are infinite or not a number.
 
     Statistics of features and a BatchNorm's running mean that hold such a value spoil every later
     result, while the loss of the training may look sound.
@@ -66,7 +66,7 @@ def refuse_not_finite(arrays: Mapping[str, Any], what: object, advice: str) -> N
         advice: What to do about it.
 
     Raises:
-        UserError: If there are any; the message names the first array.
+        UserError: There are any; the message names the first array.
     """
     limit = float("inf")
     bad = [

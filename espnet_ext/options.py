@@ -202,12 +202,7 @@ def refuse(message):
 
 
 def take_defaults(parser, values, source):
-    """Make the values of a file the defaults, after the same checks as on the command line.
-
-    Args:
-        parser: An ``ArgumentParser``, of this module or of another package.
-        values: Mapping of option names to values.
-        source: Name of the file, for errors.
+    """Make the values of a file (``source``) the defaults, after the checks of a command line.
 
     Raises:
         UserError: An option is unknown or has an impossible value.

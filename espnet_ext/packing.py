@@ -156,14 +156,11 @@ def _extract(archive, temporary, folder):
 
 
 def find_model(directory, checkpoint=CHECKPOINT):
-    """Where a model's config and checkpoint are.
+    """(config, checkpoint) of a model's directory, of a training run or unpacked.
 
     Args:
-        directory: Of a training run, or that ``unpack`` made.
+        directory: The directory.
         checkpoint: File name of the checkpoint in a training run's; an archive has one.
-
-    Returns:
-        (config, checkpoint): their paths.
 
     Raises:
         UserError: The directory is neither, or lacks one of them.

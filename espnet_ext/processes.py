@@ -37,12 +37,9 @@ def die_with_parent(parent=None, signum=signal.SIGKILL):
 
 @contextmanager
 def pool(n, begin=None, *args, **more):
-    """Run fresh worker processes, which end with this one and when an error leaves the block.
+    """Run ``n`` fresh worker processes, which end with this one and when an error leaves the block.
 
-    Args:
-        n: How many.
-        begin: Function that each calls first, of ``args``.
-        more: Other options of the ``ProcessPoolExecutor`` that is yielded.
+    Each first calls ``begin`` of ``args``; ``more`` are options of the ``ProcessPoolExecutor``.
 
     Raises:
         UserError: A worker died.
@@ -74,12 +71,7 @@ def _one_thread():
 
 
 def parallel_map(function, items, nj):
-    """Apply a picklable function in worker processes, never more than there are processors.
-
-    Args:
-        function: Function of one item.
-        items: List.
-        nj: Worker processes wanted; 1 means this process.
+    """Apply a picklable function to items in processes, at most one per core; 1 means this process.
 
     Yields:
         Results in the order of ``items``.

@@ -102,13 +102,9 @@ def _signature(job):
 def _keep_outdated(record, jobs):
     """Have files whose source or settings have changed converted beside those that are there.
 
-    Args:
-        record: File with the signatures of what is there; those of files to come are added.
-        jobs: List of jobs.
-
     Returns:
-        (jobs, signatures): the jobs with the place that each writes to, and what the record holds
-        when these have taken theirs.
+        (jobs, signatures): the jobs with the place that each writes to, and what ``record`` holds
+        when these have taken theirs; those of files to come are in it already.
     """
     new = {job.target.name: _signature(job) for job in jobs}
     old = kaldi.read_scp(record) if record.exists() else {}

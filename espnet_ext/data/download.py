@@ -38,17 +38,7 @@ class Archive(NamedTuple):
 
 
 def read_checksums(path):
-    """Read what the archives should be, from lines ``md5 bytes name``.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Dict ``{name: Archive}``.
-
-    Raises:
-        UserError: The file is not readable or a line is of another form.
-    """
+    """``{name: Archive}`` of a file of lines ``md5 bytes name``."""
     archives = {}
     for number, line in enumerate(kaldi.read_lines(path), 1):
         match = re.fullmatch(r"([0-9a-f]{32})\s+([0-9]+)\s+([\w-]+)", line.strip())
@@ -128,7 +118,7 @@ def fetch(archive, folder, urls, timeout=60):
         timeout: Seconds without a byte after which a connection counts as broken.
 
     Returns:
-        Path of the archive, whose size and MD5 are as they should be.
+        Its path; size and MD5 are as they should be.
 
     Raises:
         UserError: No mirror has it, or the disk is full; what was received stays for the next run.
@@ -221,13 +211,7 @@ def extract(archive, path, corpus):
 
 
 def get(archives, folder, urls, timeout=60):
-    """Download and extract the archives whose directories are not there.
-
-    Args:
-        archives: List of ``Archive``.
-        folder: Directory that gets the archives and ``LibriSpeech/``.
-        urls: See ``fetch``.
-        timeout: See ``fetch``.
+    """Download and extract, into ``folder``, the archives whose directories are not there.
 
     Raises:
         UserError: The disk has too little space (nothing is downloaded then), or see ``fetch`` and

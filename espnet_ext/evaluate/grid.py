@@ -42,10 +42,6 @@ def in_trained_range(encoder_conf: dict, chunk_size: int, left_context: int) -> 
 def features(speech2text: StreamingSpeech2Text, wavs: dict) -> dict[str, torch.Tensor]:
     """Normalised features (t, n_mels) of recordings, none of what is too short for a frame.
 
-    Args:
-        speech2text: The model.
-        wavs: Path of each recording by utterance id.
-
     Raises:
         UserError: A recording is of no use; the message names it.
     """
@@ -110,14 +106,7 @@ def decode(speech2text, feats, chunk_size: int, left_context: int) -> dict[str, 
 
 
 class TestSet:
-    """References of a test set and how hypotheses do against them.
-
-    Args:
-        directory: Kaldi-style directory.
-
-    Attributes:
-        wavs: Path of each recording.
-    """
+    """References of a test set, a Kaldi-style directory, and how hypotheses do against them."""
 
     __test__ = False  # no test of pytest's
 

@@ -51,13 +51,11 @@ WATCHDOG = 'ids=; while read -r id; do [ "$id" = done ] && exit; ids="$ids $id";
 def read_config(path):
     """Read a file in the format of Kaldi's ``conf/slurm.conf``.
 
-    Args:
-        path: Lines ``command WORD...``, ``option NAME=VALUE [WORD]...`` and ``default NAME=VALUE``.
-            The VALUE ``*`` of an option stands for any; it replaces ``$0`` in the words.
+    Lines are ``command WORD...``, ``option NAME=VALUE [WORD]...`` and ``default NAME=VALUE``. The
+    VALUE ``*`` of an option stands for any; it replaces ``$0`` in the words.
 
     Returns:
-        tuple: The command's words, ``{(name, value): words}``, ``{name: default}``; names with
-        dashes.
+        The command's words, ``{(name, value): words}``, ``{name: default}``; names with dashes.
 
     Raises:
         UserError: If the file is not there, or a line is something else.
@@ -85,14 +83,7 @@ def read_config(path):
 
 
 def sbatch_words(request, path):
-    """Turn the options of a request into a command that submits.
-
-    Args:
-        request: A ``JobRequest``.
-        path: The config, see ``read_config``.
-
-    Returns:
-        list[str]: ``sbatch`` and its options.
+    """``sbatch`` and its options, from those of a request and the config at ``path``.
 
     Raises:
         UserError: If the config knows no such option or value.
@@ -115,11 +106,8 @@ def run_slurm(request):
     (default: ``conf/slurm.conf`` here, else in the repository). Jobs that Slurm lost, to preemption
     or a broken node, are submitted again. When this process ends, however that is, its jobs do.
 
-    Args:
-        request: A ``JobRequest``.
-
     Returns:
-        list[str]: Logs of the jobs that failed, in the order of the jobs.
+        Logs of the jobs that failed, in the order of the jobs.
 
     Raises:
         UserError: If a job cannot be submitted.

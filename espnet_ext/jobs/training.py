@@ -46,11 +46,7 @@ def guard_training(task, module_name):
 
 
 def guard_data(task):
-    """Have a task refuse utterances that are not numbers, and see white space as tokens do.
-
-    Args:
-        task: ESPnet task, e.g. ``LMTask``.
-    """
+    """Have a task refuse utterances that are not numbers, and see white space as tokens do."""
     collate, preprocess = task.build_collate_fn, task.build_preprocess_fn
     task.build_collate_fn = lambda args, train: _Collate(collate(args, train))
     task.build_preprocess_fn = lambda args, train: _Preprocess(preprocess(args, train))
@@ -156,11 +152,8 @@ def _diverged(epoch):
 def restore_checkpoint(folder):
     """Make ``checkpoint.pth`` the newest checkpoint that is whole; damaged ones are set aside.
 
-    Args:
-        folder: Directory of the model.
-
     Returns:
-        bool: Whether there is a checkpoint.
+        Whether there is a checkpoint in the folder.
 
     Raises:
         UserError: If there are damaged ones only.
@@ -199,7 +192,7 @@ def refuse_epoch(states, options, what, advice):
         advice: What to do about a tensor that is not finite.
 
     Returns:
-        Reporter: That of the checkpoint.
+        The checkpoint's ``Reporter``.
 
     Raises:
         UserError: If there are any, or no ``best_model_criterion`` is measured at all.
@@ -223,7 +216,7 @@ def refuse_epoch(states, options, what, advice):
 
 
 def _value(reporter, phase, key):
-    """Return what an epoch measured as a number, ``None`` if nothing."""
+    """What an epoch measured as a number, ``None`` if nothing."""
     value = reporter.get_value(phase, key) if reporter.has(phase, key) else None
     return value if isinstance(value, (int, float)) else None
 
@@ -278,10 +271,6 @@ def _epochs_checked(options):
 def complete_epoch(checkpoint, options):
     """Write what ESPnet writes right after a checkpoint: the epoch's model and the links to models.
 
-    Args:
-        checkpoint: Path of ``checkpoint.pth``.
-        options: ``TrainerOptions``.
-
     Raises:
         UserError: See ``refuse_epoch``.
     """
@@ -316,17 +305,10 @@ class _Kept(Reporter):
 
 
 def average_kept(*, output_dir, reporter, best_model_criterion, nbest, **more):
-    """Average the best epochs as ESPnet does, of those whose models are there.
+    """ESPnet's ``average_nbest_models`` of the epochs whose models are there.
 
     A training that goes on with a larger ``keep_nbest_models`` wants epochs whose models were
     removed while it was smaller.
-
-    Args:
-        output_dir: Directory of the model.
-        reporter: Values of every epoch.
-        best_model_criterion: ``(phase, key, mode)`` of each average.
-        nbest: Numbers of epochs to average.
-        **more: Other options of ESPnet's ``average_nbest_models``.
 
     Raises:
         UserError: If there is no model of the best epochs at all.

@@ -119,9 +119,7 @@ def read_kept(results) -> dict[int, dict[str, Kept]]:
 def restore(models: dict[str, Kept], expdir) -> None:
     """Write directories of models as evaluation leaves them, for ``asr_compare --expdir``.
 
-    Args:
-        models: Of one seed; those without ``evaluation_results.json`` are left out.
-        expdir: Directory that gets one of each model.
+    Those without ``evaluation_results.json`` are left out.
     """
     for name, model in models.items():
         if model.evaluation is None:

@@ -54,13 +54,7 @@ def score_files(
 
 
 def write_score(directory, score, speakers):
-    """Write ``ref.trn``, ``hyp.trn``, ``utt2spk``, ``result.txt`` and, last, ``score.json``.
-
-    Args:
-        directory: Where to write; made when missing.
-        score: A ``Score``.
-        speakers: Speaker of each utterance id.
-    """
+    """Write ``ref.trn``, ``hyp.trn``, ``utt2spk``, ``result.txt`` and, last, ``score.json``."""
     directory = Path(directory)
     names = [f"({speakers[i]}-{i})" for i in score.ids]
     for file, texts in (("ref.trn", score.references), ("hyp.trn", score.hypotheses)):
@@ -99,11 +93,8 @@ def scored(directory, unit="wer"):
 def write_results(expdir):
     """Gather every score under a model's directory in ``RESULTS.md``.
 
-    Args:
-        expdir: Model directory holding ``<inference>/<dataset>/score_{wer,cer,ter}/score.json``.
-
     Returns:
-        str: The tables of words and their intervals, as written.
+        The tables of words and their intervals, as written.
 
     Raises:
         UserError: If nothing was scored.
