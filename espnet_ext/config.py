@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import yaml
 from typeguard import TypeCheckError, check_type
 
-from espnet_ext.errors import UserError, about
+from espnet_ext.errors import UserError, about, short
+from espnet_ext.files import read_bytes
 from espnet_ext.options import checked, did_you_mean, refuse, take_defaults
 
 MOST_BYTES = 2**24
@@ -42,11 +43,7 @@ def read_config(path) -> dict:
             any configuration, no mapping of options, a ``*_conf`` in it is none, or a number is
             not-a-number; the message names the file and the key.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    content = read_bytes(path, MOST_BYTES + 1)
     with about(path):
         config = _load(content)
         if not isinstance(config, dict):
@@ -137,10 +134,9 @@ def _check_names(options, where=""):
 
 
 def _show(value):
-    """A value as YAML writes it, cut where it is long."""
+    """A value as YAML writes it."""
     words = {None: "nothing", True: "true", False: "false"}
-    shown = words[value] if value is None or isinstance(value, bool) else repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return short(words[value] if value is None or isinstance(value, bool) else repr(value))
 
 
 def check_model(config: dict, task) -> None:

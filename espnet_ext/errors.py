@@ -88,6 +88,11 @@ def _message(error: UserError) -> str:
     return text
 
 
+def short(text: str) -> str:
+    """What a message says of a value, cut where it is long."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def printable(text: str) -> str:
     """Escape the characters of a text that a terminal or a table would obey; line ends stay."""
     return "".join(

@@ -18,6 +18,15 @@ MISSING = "missing"  # the version of what is not there
 PATIENCE = 5.0  # seconds in which the processes of a run that was killed give their lock back
 
 
+def read_bytes(path, most=-1):
+    """The first ``most`` bytes of a file, or all; one that cannot be read is a ``UserError``."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 @contextlib.contextmanager
 def beside(path):
     """Lend a name beside a path for what is not whole yet; what is there at the end is removed.

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from espnet_ext.errors import UserError, about
+from espnet_ext.errors import UserError, about, short
+from espnet_ext.files import read_bytes
 
 MOST_BYTES = 2**26
 
@@ -158,18 +159,13 @@ def read_json(path, schema=None):
     def whole(written):
         return int(number(written)) if len(written) > 15 else int(written)
 
+    content = read_bytes(path, MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: is larger than {MOST_BYTES >> 20} MiB, so it is no result")
     try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise UserError(f"{path}: is larger than {MOST_BYTES >> 20} MiB, so it is no result")
         value = json.loads(
             content.decode("utf-8"), parse_constant=number, parse_float=number, parse_int=whole
         )
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UserError:
-        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON of numbers ({error}); make it again") from None
     with about(path):
@@ -186,7 +182,7 @@ def check(value, schema, key=""):
     where = f"{key[1:]}: " if key else ""
     if isinstance(schema, dict):
         if not isinstance(value, dict):
-            raise UserError(f"{where}is {_short(value)}, not a mapping; make it again")
+            raise UserError(f"{where}is {short(repr(value))}, not a mapping; make it again")
         for name, inner in schema.items():
             if name is ...:
                 for own, entry in value.items():
@@ -197,16 +193,11 @@ def check(value, schema, key=""):
                 check(value[name], inner, f"{key}.{name}")
     elif isinstance(schema, list):
         if not isinstance(value, list) or len(value) != len(schema) > 1:
-            raise UserError(f"{where}is {_short(value)}, not a list of so many; make it again")
+            raise UserError(f"{where}is {short(repr(value))}, not a list of so many; make it again")
         for n, entry in enumerate(value):
             check(entry, schema[n if len(schema) > 1 else 0], f"{key}.{n}")
     elif not isinstance(value, schema) or (isinstance(value, bool) and schema is not bool):
-        raise UserError(f"{where}is {_short(value)}; make it again")
-
-
-def _short(value):
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+        raise UserError(f"{where}is {short(repr(value))}; make it again")
 
 
 def _numbers(value, keys=()):

@@ -31,7 +31,6 @@ def announce(results: dict) -> None:
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("expdir", nargs="+", help="model directories")
     parser.option(

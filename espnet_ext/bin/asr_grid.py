@@ -29,7 +29,6 @@ def announce(cell: dict) -> None:
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("expdir", nargs="+", type=path, metavar="EXPDIR", help="models")
     parser.option(

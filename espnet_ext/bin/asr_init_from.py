@@ -59,7 +59,6 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.option("init_from", path, help="directory of the model", required=True)
     parser.option("inference_asr_model", default="valid.acc.ave.pth")

@@ -18,7 +18,6 @@ MIB = 2**20
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "models",

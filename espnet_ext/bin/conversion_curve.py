@@ -16,7 +16,6 @@ from espnet_ext.options import Parser, listed, maybe, name, output, path, positi
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("model", nargs="?", type=path, metavar="EXPDIR", help="model to convert")
     parser.option("model", path, help="in place of EXPDIR: the same", dest="source")

@@ -67,7 +67,6 @@ def report_failures(models):
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "expdirs", nargs="*", type=path, metavar="EXPDIR", help="models [all that are trained]"

@@ -15,7 +15,6 @@ from espnet_ext.options import Parser, maybe, output, path, positive_int
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     add_expected(parser)
     parser.option(

@@ -28,8 +28,6 @@ def _choose_model(args):
 
 @cli
 def main(argv=None):
-    """Run the command line."""
-    """Run the command line."""
     parser = Parser(description=__doc__)
     shared.add_model(parser)
     shared.add_device(parser)

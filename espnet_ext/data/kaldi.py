@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from espnet_ext.errors import UserError
-from espnet_ext.files import write_atomic, write_together
+from espnet_ext.files import read_bytes, write_atomic, write_together
 
 BY_UTTERANCE = ("text", "utt2spk", "utt2speed", "utt2num_samples")
 BY_SPEAKER = ("spk2utt", "spk2gender")
@@ -35,10 +35,9 @@ def read_lines(path):
     Raises:
         UserError: The file is not there, not readable or not UTF-8.
     """
+    content = read_bytes(path)
     try:
-        lines = Path(path).read_bytes().decode("utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: byte {error.start + 1} is not UTF-8 text; iconv converts it"

@@ -5,7 +5,7 @@ from pathlib import Path
 from espnet_ext.config import read_config
 from espnet_ext.errors import UserError, no_checkpoint
 from espnet_ext.evaluate.training import EPOCH
-from espnet_ext.files import write_together
+from espnet_ext.files import read_bytes, write_together
 from espnet_ext.relocate import beside
 from espnet_ext.report import schema
 from espnet_ext.report.kept import GRID, REFERENCES
@@ -41,10 +41,10 @@ def gather(expdir, results, dumpdir="dump", weights=False, checkpoint="valid.acc
     files = {}
     for decoded in scored(expdir):
         place = Path(decoded, "text")
-        files[target / place] = _read(expdir / place)
+        files[target / place] = read_bytes(expdir / place)
         for table in REFERENCES:
             dataset = Path(*place.parts[1:-1], table)
-            content = _read(Path(dumpdir) / "raw" / dataset)
+            content = read_bytes(Path(dumpdir) / "raw" / dataset)
             kept = results / "data" / dataset
             if kept.is_file() and kept.read_bytes() != content:
                 raise UserError(f"{expdir}: was decoded on other data than {kept}")
@@ -59,21 +59,14 @@ def gather(expdir, results, dumpdir="dump", weights=False, checkpoint="valid.acc
     if weights:
         if not (expdir / checkpoint).is_file():
             raise no_checkpoint(expdir / checkpoint)
-        files[target / checkpoint] = _read(expdir / checkpoint)
+        files[target / checkpoint] = read_bytes(expdir / checkpoint)
         found = beside(config, expdir)
         for path in (found.get("bpemodel"), found.get("normalize_conf", {}).get("stats_file")):
             if path:
-                files[target / Path(path).name] = _read(path)
-    files[target / "config.yaml"] = _read(expdir / "config.yaml")
+                files[target / Path(path).name] = read_bytes(path)
+    files[target / "config.yaml"] = read_bytes(expdir / "config.yaml")
     write_together(files)
     return target
-
-
-def _read(path):
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _log(expdir):
