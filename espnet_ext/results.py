@@ -124,6 +124,21 @@ EVALUATION = {
     "input_cache": Maybe(_COSTS),
     "equivalence": Maybe(EQUIVALENCE),
 }
+#: of grid.json
+CELLS = {
+    **dict.fromkeys(("encoder", "attention"), str),
+    "attention_conf": dict,
+    "cells": [
+        {
+            **_VIEW,
+            "frames": int,
+            **dict.fromkeys(("bytes", "latency_ms"), NUMBER),
+            "ledger": {...: NUMBER},
+            "in_trained_range": bool,
+            "wer": {...: {"wer": NUMBER, "interval_95": [NUMBER, NUMBER]}},
+        }
+    ],
+}
 
 
 def to_json(value, indent=None) -> str:

@@ -23,7 +23,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import write_atomic
 from espnet_ext.report import schema
 from espnet_ext.report.statistics import paired_bootstrap
-from espnet_ext.results import read_json
+from espnet_ext.results import CELLS, read_json
 from espnet_ext.scoring import Score, score, write_score
 
 GRID = "grid.json"
@@ -61,7 +61,7 @@ class Kept:
     def grid(self) -> dict | None:
         """What ``grid.json`` holds, if it is there."""
         path = self.directory / GRID
-        return read_json(path) if path.is_file() else None
+        return read_json(path, CELLS) if path.is_file() else None
 
     @cached_property
     def scores(self) -> dict[str, Score]:
