@@ -81,11 +81,7 @@ MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 120
 
 
 def parse_rate(rate):
-    """Turn a sampling rate such as ``"16k"``, ``"44.1k"`` or ``"8000"`` into Hz.
-
-    Raises:
-        UserError: It is not such a number.
-    """
+    """Hz of a rate such as ``"16k"``, ``"44.1k"`` or ``"8000"``; others are a ``UserError``."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(k?)", rate)
     hertz = Fraction(match[1]) * (1000 if match[2] else 1) if match else 0
     if hertz < 1 or hertz != int(hertz):
@@ -156,13 +152,10 @@ class Audio:
         return sum(map(len, self.blocks())) if self.frames is None else self.frames
 
     def check(self) -> None:
-        """Find what is wrong with a file that is used as it is, in bounded memory.
+        """Find what is wrong with a file that is used as it is, in bounded memory; see ``blocks``.
 
         One that ends early is found by its last sample; integers are numbers, so only other kinds
         of samples (floats, compressed ones) are all looked at.
-
-        Raises:
-            UserError: See ``blocks``.
         """
         pcm = self.subtype.startswith("PCM_") and self.frames
         for _ in self.blocks(start=self.frames - 1 if pcm else 0):
@@ -352,11 +345,7 @@ def read_audio(path, rate: int) -> np.ndarray:
 
 
 def standard_input():
-    """Standard input as bytes.
-
-    Raises:
-        UserError: It is closed.
-    """
+    """Standard input as bytes; ``UserError`` where it is closed."""
     if sys.stdin is None:
         raise UserError(f"{STANDARD_INPUT}: is closed; give a file or pipe samples to -")
     return sys.stdin.buffer
@@ -492,14 +481,9 @@ def _resampler(source, target):
 
 
 def resample(samples, ratio: Fraction):
-    """Change the number of samples.
+    """Change the number of float32 samples (num,) to ceil(num / ratio).
 
-    Args:
-        samples: float32 array (num,).
-        ratio: Old to new samples: speed factor times old rate over new rate.
-
-    Returns:
-        float32 array (ceil(num / ratio),).
+    ``ratio`` is old to new samples: speed factor times old rate over new rate.
     """
     if ratio == 1:
         return samples

@@ -116,7 +116,7 @@ def refuse_mismatch(model, state, *_):
 
 
 def load_model(config: dict, config_file, model_file=None, device="cpu", task=None):
-    """The model of a training, in training mode as ESPnet gives it.
+    """The model of a training, in training mode, and its options, as ESPnet gives them.
 
     Args:
         config: What ``config_file`` says; see ``read_config``.
@@ -124,9 +124,6 @@ def load_model(config: dict, config_file, model_file=None, device="cpu", task=No
         model_file: Checkpoint; random weights without one.
         device: ``cpu`` or ``cuda``.
         task: Of ESPnet; ``StrictASRTask`` by default.
-
-    Returns:
-        The model and its options, as a namespace.
 
     Raises:
         UserError: The config is impossible, or the checkpoint is not its model's.
@@ -184,11 +181,8 @@ class StrictLMTask(_Strict, LMTask):
 def load_pretrained(init_param, model, ignore_init_mismatch, map_location="cpu"):
     """Start a model from another one's tensors; see ESPnet's ``load_pretrained_model``.
 
-    Args:
-        init_param: ``FILE:SOURCE:TARGET:EXCLUDED``, the last three optional.
-        model: The model.
-        ignore_init_mismatch: Take what fits, and leave the rest as it is.
-        map_location: Device of the tensors read.
+    ``init_param`` is ``FILE:SOURCE:TARGET:EXCLUDED``, the last three optional; with
+    ``ignore_init_mismatch`` what fits is taken, and the rest left as it is.
 
     Raises:
         UserError: See ``read_state``; or what is asked for does not fit; the message names it.

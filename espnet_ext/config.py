@@ -60,11 +60,7 @@ def read_config(path) -> dict:
 
 
 def parse_with_file(parser, args, option):
-    """Parse ``args``, with the values of the YAML that an option names as defaults.
-
-    Raises:
-        UserError: A word, the file or a value in it is wrong.
-    """
+    """Parse ``args``, with the values of the YAML that an option names as defaults."""
     found = parser.parse_args(args)
     if file := getattr(found, option):
         parser.take_defaults(read_config(file), file)
@@ -73,11 +69,7 @@ def parse_with_file(parser, args, option):
 
 
 def parse_value(word: str):
-    """The value of a word in YAML, such as ``64``, ``true`` or ``[64, 32]``.
-
-    Raises:
-        UserError: It is none.
-    """
+    """The value of a word in YAML, such as ``64``, ``true`` or ``[64, 32]``."""
     return _load(word.encode("utf-8", "surrogatepass"))
 
 
@@ -227,11 +219,7 @@ def _check_type(key, value, parameter):
 
 @contextmanager
 def building(path):
-    """Say in one line, naming the configuration's file, why nothing can be built from it.
-
-    Raises:
-        UserError: In place of whatever else was raised inside.
-    """
+    """Say in one ``UserError``, naming the configuration, why nothing can be built from it."""
     try:
         yield
     except UserError:

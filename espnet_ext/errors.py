@@ -138,11 +138,7 @@ def _show(message: str) -> None:
 
 
 def each(things: Iterable[Any], function: Callable[[Any], object]) -> int:
-    """Call a function for each; a user's mistake in one is printed and stops no other.
-
-    Returns:
-        Exit status: 1 if there was one.
-    """
+    """Call a function for each; a user's mistake is printed and stops no other; the exit status."""
     status = 0
     for thing in things:
         try:

@@ -207,8 +207,7 @@ def lock(file, folder, what, owner):
         owner: Number of the process that will have the lock, for the message to others.
 
     Raises:
-        UserError: Another process has it, or it cannot be taken. That a file system has no locks at
-            all is a warning.
+        UserError: Another process has it, or it cannot be taken. No locks at all are a warning.
     """
     end = time.monotonic() + PATIENCE
     while True:

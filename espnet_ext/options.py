@@ -82,11 +82,7 @@ def path(word):
 
 
 def writable(path):
-    """Refuse a file or directory to write where nothing can be written, before there is any work.
-
-    Raises:
-        UserError: It cannot be; the message says why.
-    """
+    """Refuse a file or directory to write where nothing can be written, before any work."""
     made = Path(path)
     while not made.is_dir():
         if made.exists() and made != Path(path):
@@ -202,11 +198,7 @@ def refuse(message):
 
 
 def take_defaults(parser, values, source):
-    """Make the values of a file (``source``) the defaults, after the checks of a command line.
-
-    Raises:
-        UserError: An option is unknown or has an impossible value.
-    """
+    """Make the values of a file (``source``) the defaults, after the checks of a command line."""
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
     with about(source):
         for key in values:

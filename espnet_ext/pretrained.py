@@ -11,13 +11,6 @@ RECORDING = Path(__file__).parent / "resources" / PRETRAINED / "recording.flac"
 
 
 def model_files(model: str | Path = PRETRAINED) -> dict[str, Any]:
-    """Config and weights of a trained model as arguments of ``StreamingSpeech2Text``.
-
-    Args:
-        model: Directory of a trained or unpacked model, or ``PRETRAINED``.
-
-    Raises:
-        UserError: It lacks one of them.
-    """
+    """Config and weights of a trained or unpacked model, as ``StreamingSpeech2Text`` takes them."""
     config, checkpoint = find_model(RECORDING.parent if str(model) == PRETRAINED else model)
     return {"asr_train_config": config, "asr_model_file": checkpoint}

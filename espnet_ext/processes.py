@@ -25,9 +25,7 @@ CHUNK = 32  # items handed to a worker at a time
 def die_with_parent(parent=None, signum=signal.SIGKILL):
     """Have the kernel send a signal to this process when the thread that started it ends.
 
-    Args:
-        parent: Process that started it, if it is known: should it be gone, the signal comes now.
-        signum: The signal.
+    It comes now where ``parent``, the process that started it, is known and gone.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)

@@ -81,11 +81,7 @@ def _uncompiled_later():
 
 
 def extend_choices(task):
-    """Add our classes to an imported ESPnet task module.
-
-    Args:
-        task: The module object of one of the keys of ``CHOICES``.
-    """
+    """Add our classes to an imported task, a module that is a key of ``CHOICES``."""
     for attribute, classes in CHOICES[task.__name__].items():
         getattr(task, attribute).classes.update(classes)
 

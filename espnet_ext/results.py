@@ -142,11 +142,7 @@ CELLS = {
 
 
 def to_json(value, indent=None) -> str:
-    """A result as a line, or lines, of JSON.
-
-    Raises:
-        UserError: A number in it is not finite; the message names its keys.
-    """
+    """A result as JSON; a number that is not finite is a ``UserError`` that names its keys."""
     for keys, number in _numbers(value):
         if not math.isfinite(number):
             raise UserError(f"{'.'.join(keys)}: the measurement is not a number ({number})")
@@ -154,11 +150,7 @@ def to_json(value, indent=None) -> str:
 
 
 def read_json(path, schema=None):
-    """What a result file holds.
-
-    Args:
-        path: The file.
-        schema: What must be in it, see the module; None takes anything.
+    """What a result file holds; without a schema, see the module, it may be anything.
 
     Raises:
         UserError: It is unreadable, not JSON, larger or deeper than any result, not of the schema,

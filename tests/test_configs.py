@@ -17,7 +17,8 @@ CONFIGS = sorted((CONF / "tuning").glob("train_asr_*.yaml"))
 OF_RECIPES = [
     path
     for recipe in ("fsdd", "read_english")
-    for path in sorted(CONF.parent.glob(f"egs2/{recipe}/asr1/conf/train_asr_*_*.yaml"))
+    for path in sorted(CONF.parent.glob(f"egs2/{recipe}/asr1/conf/train_asr_*.yaml"))
+    if NAME.fullmatch(path.name)
 ]
 STREAMING = [path for path in CONFIGS if path.stem.endswith("_streaming")]
 TOKENS = ["<blank>", "<unk>", *(f"token{i}" for i in range(4997)), "<sos/eos>"]

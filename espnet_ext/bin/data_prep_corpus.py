@@ -50,11 +50,7 @@ def add_source(parser):
 
 
 def source(args):
-    """Return the options of ``add_source`` that have a value, their paths absolute.
-
-    Raises:
-        UserError: They do not go together.
-    """
+    """Options of ``add_source`` that have a value and go together; paths are absolute."""
     if bool(args.wavs) == bool(args.data):
         raise UserError("give --wavs DIR with --text FILE, or --data DIR")
     if args.data and args.text:

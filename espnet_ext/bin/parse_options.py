@@ -49,11 +49,7 @@ class Option:
         return [str(self._item(word)) for word in options.split(value)]
 
     def value(self, word):
-        """The value as the script gets it.
-
-        Raises:
-            argparse.ArgumentTypeError: If it is of another kind.
-        """
+        """The value as the script gets it; ``ArgumentTypeError`` if it is of another kind."""
         if not word and not self.default:
             return word
         if self.is_list:
@@ -75,11 +71,7 @@ class Option:
 
 
 def declared_options(script):
-    """Return ``{name: Option}`` in the order of the script's option block.
-
-    Raises:
-        ValueError: A line of the block is no option with a kind and a help text.
-    """
+    """Return ``{name: Option}`` in the order of the script's option block."""
     found = {}
     for line in BLOCK.search(Path(script).read_text(encoding="utf-8"))[1].splitlines():
         if line and not line.startswith("#"):
@@ -91,15 +83,7 @@ def declared_options(script):
 
 
 def parse(known, argv):
-    """Values of the options given.
-
-    Args:
-        known: Result of ``declared_options``.
-        argv: The words of a command line.
-
-    Raises:
-        UserError: If a word is no option, or an option's value is missing or of another kind.
-    """
+    """Values of the options in ``argv``, of those ``known``; what is wrong is a ``UserError``."""
     values, words = {}, list(argv)
     while words:
         word = words.pop(0)

@@ -484,11 +484,7 @@ def split(corpus):
 
 
 def prepare(corpus, out):
-    """Divide a corpus and write ``train``, ``dev`` and ``test`` below ``out``.
-
-    Returns:
-        See ``split``; the notes of the corpus come first.
-    """
+    """Divide a corpus and write its sets below ``out``; returns what ``split`` does."""
     sets, notes = split(corpus)
     for name, utts in sets.items():
         kaldi.write_data_dir(Path(out) / name, kaldi.select(corpus.tables, set(utts)))

@@ -127,11 +127,7 @@ def make_strings(recordings, name):
 
 
 def prepare(source, out):
-    """Write Kaldi-style data directories ``train``, ``dev`` and ``test`` with their audio.
-
-    Args:
-        source: See ``read_recordings``.
-        out: Directory that receives ``<set>/{wav.scp,text,utt2spk,spk2utt,flac/*.flac}``.
+    """Write data directories ``train``, ``dev`` and ``test`` with their audio below ``out``.
 
     Returns:
         Dict ``{set: (number of strings, hours)}``.

@@ -30,11 +30,7 @@ def refuse(problems):
 
 
 def read_lines(path):
-    """Lines of a UTF-8 text file, without line ends.
-
-    Raises:
-        UserError: The file is not there, not readable or not UTF-8.
-    """
+    """Lines of a UTF-8 text file, without line ends; ``UserError`` where it is none."""
     content = read_bytes(path)
     try:
         lines = content.decode("utf-8").split("\n")
@@ -75,8 +71,7 @@ def normal_space(text):
 def write_scp(path, table):
     """Write a table ``{id: value}``, sorted by the bytes of its ids, whole or not at all.
 
-    Raises:
-        UserError: An id or a value would not be read back as it is, or the file cannot be written.
+    An id or a value that would not be read back as it is is a ``UserError``.
     """
     write_atomic(path, _scp(path, table))
 
@@ -251,11 +246,7 @@ def parse_segment(tables, utt):
 
 
 def read_data_dir(path):
-    """Tables ``{table: {id: value}}`` of a data directory; the white space of ``text`` is normal.
-
-    Raises:
-        UserError: There is no ``wav.scp``, or a table is not readable.
-    """
+    """Tables ``{table: {id: value}}`` of a directory; the white space of ``text`` is normal."""
     path = Path(path)
     if not (path / "wav.scp").exists():
         raise UserError(
@@ -290,11 +281,7 @@ def validate(path):
 
 
 def parse_speed(factor):
-    """Turn a speed factor such as ``"0.9"`` into an exact ratio.
-
-    Raises:
-        UserError: It is not a number from 0.5 to 2 with at most two decimals.
-    """
+    """Exact ratio of a speed factor such as ``"0.9"``, from 0.5 to 2, two decimals at most."""
     if not re.fullmatch(r"[0-9](\.[0-9]{1,2})?", factor) or not 0.5 <= Fraction(factor) <= 2:
         raise UserError(
             f"speed factor {factor!r}: give a number from 0.5 to 2 with at most two decimals"

@@ -39,11 +39,7 @@ ARCHIVES = {
 
 
 def read_genders(path):
-    """Speaker -> ``"m"`` or ``"f"`` of SPEAKERS.TXT: ``id | M or F | split | minutes | name``.
-
-    Raises:
-        UserError: The file is not readable or a line is of another form.
-    """
+    """Speaker -> ``"m"`` or ``"f"`` of SPEAKERS.TXT: ``id | M or F | split | minutes | name``."""
     genders = {}
     for number, line in enumerate(kaldi.read_lines(path), 1):
         if not line.strip() or line.startswith(";"):

@@ -82,14 +82,9 @@ def unspaced(texts):
 
 
 def choose_tokens(texts, hours):
-    """Tokens that occur often enough in the texts, of so many hours, to be learnt.
+    """Type and number of tokens that occur often enough in the texts, of so many hours.
 
-    Returns:
-        (type, size): ``"char"`` for little speech and for scripts without blanks between words,
-        else ``"bpe"``; the number of tokens.
-
-    Raises:
-        UserError: BPE cannot be trained on a text.
+    It is ``"char"`` for little speech and for scripts without blanks between words, else ``"bpe"``.
     """
     n_char = len(set("".join(texts)))
     size = 500 if hours < 200 else 2000

@@ -37,11 +37,7 @@ def read_transcripts(path):
 
 
 def read_texts(paths):
-    """Texts of several files, see ``read_transcripts``; an id may be in several.
-
-    Raises:
-        UserError: No file has a word.
-    """
+    """Texts of several files, see ``read_transcripts``; an id may be in several."""
     texts = [text for path in paths for text in read_transcripts(path)]
     if not texts:
         raise UserError(f"{', '.join(map(str, paths))}: no text to make tokens from")
@@ -176,11 +172,7 @@ def count_tokens(texts, token_type, symbols=()):
 
 
 def token_list(tokens):
-    """``<blank>``, ``<unk>``, the tokens, ``<sos/eos>``; none is there twice.
-
-    Raises:
-        UserError: ``<blank>`` or ``<sos/eos>`` is among the tokens.
-    """
+    """``<blank>``, ``<unk>``, the tokens, ``<sos/eos>``; none is there twice."""
     for symbol in (BLANK, SENTENCE):
         if symbol in tokens:
             raise UserError(f"{symbol} is a token of its own already: take it out of the symbols")

@@ -51,11 +51,7 @@ class Settings:
 
 
 class Evaluation:
-    """One trained model in its recipe; paths are relative to the recipe's directory.
-
-    Args:
-        expdir: Directory of the model.
-        settings: How it is decoded and measured.
+    """A trained and decoded model of the recipe, which is the current directory.
 
     Raises:
         UserError: The model is not trained, or was not decoded.
@@ -301,16 +297,13 @@ def _costs(profile):
 
 
 def evaluate(expdir, settings: Settings, announce=lambda results: None, log=None) -> dict:
-    """Evaluate one model and write its ``evaluation_results.json``.
+    """Evaluate a decoded and scored model; write and return its ``evaluation_results.json``.
 
     Args:
-        expdir: Directory of the model, decoded and scored.
+        expdir: Directory of the model.
         settings: How it is decoded and measured.
         announce: Called with the results as soon as only the figures of streams may be missing.
         log: File that gets what the processes print; their own outputs without it.
-
-    Returns:
-        What was written.
     """
     writable(Path(expdir, NAME))
     evaluation = Evaluation(expdir, settings)

@@ -76,11 +76,7 @@ def batches(feats: dict[str, torch.Tensor], most: int = BATCH_FRAMES) -> list[li
 def decode(speech2text, feats, chunk_size: int, left_context: int) -> dict[str, str]:
     """Text of each utterance by the chunk-masked offline pass and greedy CTC search.
 
-    Args:
-        speech2text: The model, causal, so that what follows an utterance changes nothing.
-        feats: See ``features``.
-        chunk_size: Encoder frames per chunk.
-        left_context: Encoder frames seen before a chunk, -1 for all.
+    The model is causal, so that what follows an utterance changes nothing.
 
     Raises:
         UserError: The model's output is not a number; the message names the utterance.

@@ -29,11 +29,7 @@ def read_model_config(path) -> dict:
 
 
 def scored_sets(expdir, inference_tag: str) -> dict[str, Path]:
-    """``score.json`` of each test set that a model was decoded on.
-
-    Raises:
-        UserError: There is none.
-    """
+    """``score.json`` of each test set that a model was decoded on; ``UserError`` without any."""
     found = scored(Path(expdir, inference_tag))
     if not found:
         raise UserError(f"{expdir}: nothing is scored in {inference_tag}: run stages 12 and 13")
@@ -60,11 +56,7 @@ def with_encoder_conf(config: dict, **options) -> dict:
 
 
 def build_encoder(config: dict):
-    """The encoder of a config alone, with random weights, in eval mode.
-
-    Raises:
-        UserError: An option of the encoder is impossible.
-    """
+    """The encoder of a config alone, with random weights, in eval mode."""
     input_size = config.get("input_size") or config.get("frontend_conf", {}).get("n_mels", 80)
     cls, conf = ENCODERS[config["encoder"]], config.get("encoder_conf", {})
     check_options(cls, conf, "encoder")
@@ -93,10 +85,8 @@ def build_frontend(config: dict):
 def complete(config: dict, vocab_size: int) -> dict:
     """The config of a model that ESPnet can build.
 
-    Args:
-        config: A training run's config is returned as it is. One of conf/ gets ESPnet's defaults,
-            ``vocab_size`` made-up tokens and no normalisation, whose statistics it lacks.
-        vocab_size: Tokens, blank and sentence ends included.
+    A training run's config is returned as it is. One of conf/ gets ESPnet's defaults,
+    ``vocab_size`` made-up tokens and no normalisation, whose statistics it lacks.
     """
     if config.get("token_list"):
         return config

@@ -90,11 +90,7 @@ def _convert(model, source, request, checkpoint):
 
 
 def calibration_recordings(source) -> str:
-    """The recordings that a model was validated on.
-
-    Raises:
-        UserError: Its config does not say them, or they are not there.
-    """
+    """The recordings that a model was validated on."""
     config = read_model_config(Path(source) / "config.yaml")
     paths = (str(entry[0]) for entry in config.get("valid_data_path_and_name_and_type") or ())
     found = next((path for path in paths if path.endswith("wav.scp")), "")

@@ -84,11 +84,7 @@ def prepare(options, inputs, outputs):
 
 
 def write(marker, work):
-    """Write the marker of work that has ended; ``work`` is what ``prepare`` said of it.
-
-    Raises:
-        UserError: An output is not there.
-    """
+    """Write the marker of work that has ended, as ``prepare`` said; its outputs must be there."""
     marker = Path(marker)
     outputs = {path: fingerprint(marker.parent / path) for path in work["outputs"]}
     if gone := [str(marker.parent / path) for path, found in outputs.items() if found == MISSING]:

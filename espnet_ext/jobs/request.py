@@ -40,11 +40,7 @@ class JobRequest:
         ]
 
     def count(self, option, default):
-        """A numeric option, by its name without leading dashes.
-
-        Raises:
-            UserError: If the value is not a whole number of at least 0.
-        """
+        """A numeric option, by its name without leading dashes; ``UserError`` if it is none."""
         text = self.options.get(option, str(default))
         try:
             return count(text)

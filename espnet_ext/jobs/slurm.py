@@ -80,11 +80,7 @@ def read_config(path):
 
 
 def sbatch_words(request, path):
-    """``sbatch`` and its options, from those of a request and the config at ``path``.
-
-    Raises:
-        UserError: If the config knows no such option or value.
-    """
+    """``sbatch`` and its options, from those of a request and the config at ``path``."""
     words, options, defaults = read_config(path)
     given = {name: value for name, value in request.options.items() if name not in OWN}
     for name, value in (defaults | given).items():

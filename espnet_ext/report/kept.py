@@ -135,11 +135,7 @@ def restore(models: dict[str, Kept], expdir) -> None:
 
 
 def label(model: dict) -> str:
-    """A model as a reader knows it, such as ``Conformer GQA, 2 key-value heads``.
-
-    Args:
-        model: Mapping with its ``encoder``, ``attention`` and ``attention_conf``.
-    """
+    """A model as a reader knows it, such as ``Conformer GQA, 2 key-value heads``."""
     name, options = model["attention"], model["attention_conf"]
     heads, rank = options.get("n_kv_head"), options.get("kv_lora_rank")
     detail = f", {heads} key-value heads" if heads else f", rank {rank}" if rank else ""

@@ -17,11 +17,7 @@ TRN = re.compile(r"(?P<text>.*)\t\((?P<id>.*)\)")
 
 
 def read_trn(path: str | Path) -> dict[str, str]:
-    """Transcripts by ``speaker-utterance`` of a trn file.
-
-    Raises:
-        UserError: It is unreadable, or a line is no trn line.
-    """
+    """Transcripts by ``speaker-utterance`` of a trn file; ``UserError`` where a line is none."""
     table, lines = {}, read_lines(path)
     for number, line in enumerate(lines, 1):
         if (match := TRN.fullmatch(line)) is None:

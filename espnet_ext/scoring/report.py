@@ -91,14 +91,7 @@ def scored(directory, unit="wer"):
 
 
 def write_results(expdir):
-    """Gather every score under a model's directory in ``RESULTS.md``.
-
-    Returns:
-        The tables of words and their intervals, as written.
-
-    Raises:
-        UserError: If nothing was scored.
-    """
+    """Gather a model's scores in ``RESULTS.md``, and return the tables of words."""
     expdir = Path(expdir)
     sections = {}
     for unit in ("wer", "cer", "ter"):
