@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import yaml
 from typeguard import TypeCheckError, check_type
 
-from espnet_ext.errors import UserError, about, short
+from espnet_ext.errors import UserError, about, floats, short
 from espnet_ext.files import read_bytes
 from espnet_ext.options import checked, did_you_mean, refuse, take_defaults
 
@@ -63,7 +63,7 @@ def parse_with_file(parser, args, option):
     """Parse ``args``, with the values of the YAML that an option names as defaults."""
     found = parser.parse_args(args)
     if file := getattr(found, option):
-        parser.take_defaults(read_config(file), file)
+        take_defaults(parser, read_config(file), file)
         found = parser.parse_args(args)
     return found
 
@@ -84,7 +84,9 @@ def _load(content):
         if isinstance(error, UserError):
             raise
         raise UserError(f"is not YAML: {' '.join(str(error).split())}") from None
-    _refuse_nan(config)
+    for keys, number in floats(config):
+        if math.isnan(number):
+            raise UserError(f"{'.'.join(keys)}: is not a number")
     return config
 
 
@@ -109,14 +111,6 @@ def _measure(events):
             raise UserError(f"has more than {MOST_VALUES} values, so it is no configuration")
         if len(opened) > DEEPEST:
             raise UserError(f"is nested deeper than {DEEPEST}, so it is no configuration")
-
-
-def _refuse_nan(value, keys=()):
-    if isinstance(value, (dict, list)):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _refuse_nan(inner, (*keys, str(key)))
-    elif isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{'.'.join(keys)}: is not a number")
 
 
 def _check_names(options, where=""):

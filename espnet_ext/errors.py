@@ -88,6 +88,15 @@ def _message(error: UserError) -> str:
     return text
 
 
+def floats(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Every float in nested mappings and lists, with the keys to it."""
+    if isinstance(value, float):
+        yield keys, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from floats(inner, (*keys, str(key)))
+
+
 def short(text: str) -> str:
     """What a message says of a value, cut where it is long."""
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -347,10 +347,6 @@ class Parser(argparse.ArgumentParser):
             spelled.append(word)
         return spelled
 
-    def take_defaults(self, values, source):
-        """Make the values of a file the defaults; see the function of this name."""
-        take_defaults(self, values, source)
-
     def error(self, message):
         """Raise ``UserError``, which ends a command line in one line."""
         refuse(message)

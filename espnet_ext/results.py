@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from espnet_ext.errors import UserError, about, short
+from espnet_ext.errors import UserError, about, floats, short
 from espnet_ext.files import read_bytes
 
 MOST_BYTES = 2**26
@@ -143,7 +143,7 @@ CELLS = {
 
 def to_json(value, indent=None) -> str:
     """A result as JSON; a number that is not finite is a ``UserError`` that names its keys."""
-    for keys, number in _numbers(value):
+    for keys, number in floats(value):
         if not math.isfinite(number):
             raise UserError(f"{'.'.join(keys)}: the measurement is not a number ({number})")
     return f"{json.dumps(value, indent=indent)}\n"
@@ -205,13 +205,3 @@ def check(value, schema, key=""):
             check(entry, schema[n if len(schema) > 1 else 0], f"{key}.{n}")
     elif not isinstance(value, schema) or (isinstance(value, bool) and schema is not bool):
         raise UserError(f"{where}is {short(repr(value))}; make it again")
-
-
-def _numbers(value, keys=()):
-    """(keys, number) of every float in nested dictionaries and lists."""
-    if isinstance(value, float):
-        yield keys, value
-    elif isinstance(value, (dict, list, tuple)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from _numbers(inner, (*keys, str(key)))

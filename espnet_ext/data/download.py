@@ -26,6 +26,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import beside, locked, replace
 
 BLOCK = 1 << 20  # bytes
+QUIET = {"disable": None, "leave": False}  # a bar on a terminal alone
 FAILURES = 3  # times that each mirror may fail without having sent anything new
 
 
@@ -49,8 +50,7 @@ def read_checksums(path):
 
 
 def _progress(name, total, initial=0):
-    bar = {"unit": "B", "unit_scale": True, "disable": None, "leave": False}
-    return tqdm(desc=name, total=total, initial=initial, **bar)
+    return tqdm(desc=name, total=total, initial=initial, unit="B", unit_scale=True, **QUIET)
 
 
 def _bytes(path):
@@ -161,18 +161,6 @@ def fetch(archive, folder, urls, timeout=60):
             time.sleep(min(timeout, 5))
 
 
-class _Counted:
-    """A file that moves a progress bar while it is read."""
-
-    def __init__(self, file, bar):
-        self.file, self.bar = file, bar
-
-    def read(self, size=-1):
-        block = self.file.read(size)
-        self.bar.update(len(block))
-        return block
-
-
 def extract(archive, path, corpus):
     """Extract an archive; ``<corpus>/<name>`` is there, with ``.complete`` in it, or it is not.
 
@@ -190,8 +178,10 @@ def extract(archive, path, corpus):
             part.mkdir()
             with (
                 open(path, "rb") as file,
-                _progress(f"extracting {path.name}", _bytes(path)) as bar,
-                gzip.GzipFile(fileobj=_Counted(file, bar)) as stream,
+                tqdm.wrapattr(
+                    file, "read", _bytes(path), desc=f"extracting {path.name}", **QUIET
+                ) as counted,
+                gzip.GzipFile(fileobj=counted) as stream,
             ):
                 with tarfile.open(fileobj=stream, mode="r:") as tar:
                     for member in tar:

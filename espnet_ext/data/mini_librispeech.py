@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections import Counter
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,26 +132,18 @@ def _sentence(rng):
     return " ".join(words)
 
 
-def _texts(rng):
-    """Texts of every chapter, no sentence twice: (speaker, name of the chapter, list of texts)."""
-    said = set()
-    for split in VOICES:
-        for speaker in _speakers(split):
-            for chapter in range(1, CHAPTERS_PER_SPEAKER + 1):
-                texts = []
-                while len(texts) < SENTENCES_PER_CHAPTER:
-                    if (text := _sentence(rng)) not in said:
-                        said.add(text)
-                        texts.append(text)
-                yield speaker, f"{speaker.name}{chapter}", texts
-
-
 def plan():
-    """Every ``Utterance`` that is to be spoken, the same on every machine."""
-    utterances = []
-    for speaker, chapter, texts in _texts(np.random.default_rng([SEED])):
-        for index, text in enumerate(texts):
-            utterances.append(Utterance(speaker, chapter, index, text, len(utterances)))
+    """Every ``Utterance`` that is to be spoken, the same on every machine; no sentence is twice."""
+    rng, said, utterances = np.random.default_rng([SEED]), set(), []
+    speakers = [speaker for split in VOICES for speaker in _speakers(split)]
+    for speaker, chapter in product(speakers, range(1, CHAPTERS_PER_SPEAKER + 1)):
+        index = 0
+        while index < SENTENCES_PER_CHAPTER:
+            if (text := _sentence(rng)) not in said:
+                said.add(text)
+                place = speaker, f"{speaker.name}{chapter}", index
+                utterances.append(Utterance(*place, text, len(utterances)))
+                index += 1
     return utterances
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_ext.data.kaldi import read_scp, write_scp
-from espnet_ext.errors import about, no_checkpoint
+from espnet_ext.errors import about
 from espnet_ext.evaluate import models
 from espnet_ext.evaluate.models import read_model_config, scored_sets
 from espnet_ext.evaluate.process import commit, workers
@@ -13,7 +13,7 @@ from espnet_ext.files import write_atomic
 from espnet_ext.jobs import markers
 from espnet_ext.model_options import add_costs, add_decoding, read_values, stream_options
 from espnet_ext.options import writable
-from espnet_ext.packing import CHECKPOINT
+from espnet_ext.packing import CHECKPOINT, find_model
 from espnet_ext.report.schema import NAME, VERSION, rounded
 from espnet_ext.results import EQUIVALENCE, PROFILE, read_json, to_json
 from espnet_ext.scoring import read_numbers, score_files
@@ -59,10 +59,7 @@ class Evaluation:
 
     def __init__(self, expdir, settings: Settings):
         self.expdir, self.settings = Path(expdir), settings
-        self.config_path = self.expdir / "config.yaml"
-        self.checkpoint = self.expdir / settings.inference_asr_model
-        if not self.checkpoint.is_file():
-            raise no_checkpoint(self.checkpoint)
+        self.config_path, self.checkpoint = find_model(expdir, settings.inference_asr_model)
         self.config = read_model_config(self.config_path)
         self.sets = list(scored_sets(self.expdir, settings.inference_tag))  # org/dev is one too
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from espnet_ext.config import read_config
-from espnet_ext.errors import UserError, no_checkpoint
+from espnet_ext.errors import UserError
 from espnet_ext.evaluate.training import EPOCH
 from espnet_ext.files import read_bytes, write_together
+from espnet_ext.packing import find_model
 from espnet_ext.relocate import beside
 from espnet_ext.report import schema
 from espnet_ext.report.kept import GRID, REFERENCES
@@ -57,9 +58,8 @@ def gather(expdir, results, dumpdir="dump", weights=False, checkpoint="valid.acc
         raise UserError(f"{expdir}: no results; run stages 12 and 13, asr_evaluate or asr_grid")
     files[target / "train.log"] = _log(expdir).encode()
     if weights:
-        if not (expdir / checkpoint).is_file():
-            raise no_checkpoint(expdir / checkpoint)
-        files[target / checkpoint] = read_bytes(expdir / checkpoint)
+        _, found = find_model(expdir, checkpoint)
+        files[target / checkpoint] = read_bytes(found)
         found = beside(config, expdir)
         for path in (found.get("bpemodel"), found.get("normalize_conf", {}).get("stats_file")):
             if path:
