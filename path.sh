@@ -14,16 +14,3 @@ export LC_ALL=C
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONIOENCODING=UTF-8
 unset espnet_ext_root
-
-# parse_options SCRIPT WORD...: the words become variables, as the option block of SCRIPT says; those of lists also arrays.
-parse_options() {
-    local assignments line
-    assignments=$(python -m espnet_ext.bin.parse_options "$@") || exit 1
-    while IFS= read -r line; do
-        case "${line}" in
-            exit) exit 0 ;;
-            *=*) printf -v "${line%%=*}" '%s' "${line#*=}" ;;
-            ?*) unset "${line}" ;;
-        esac
-    done <<< "${assignments}"
-}

@@ -1,13 +1,13 @@
-"""Read a bash script's options and print what they are, for ``parse_options`` of path.sh.
+"""Read a bash script's options and print what they are, a line each, for ``printf -v``.
 
 The options of SCRIPT are its lines ``name=default  # kind: help`` between ``# begin options`` and
 ``# end options``. A kind is a type of ``espnet_ext.options``, the values there are, as in
 ``bpe|char``, or one of these with a star: a list, whose words may be quoted as in a shell. An
 option whose default is empty may be empty. ``--some-name`` and ``--some_name`` are the same.
 
-What is printed is data, a line each, as no value has a line end in it: ``name=value`` of the
-options given; of every list ``name_list``, to be emptied, then ``name_list[0]=word`` and so on; or
-``exit`` after the help.
+What is printed is data, and no value has a line end in it: ``name=value`` of the options given; of
+every list ``name_list``, to be emptied, then ``name_list[0]=word`` and so on; or, after the help,
+``exit``.
 """
 
 import argparse

@@ -123,7 +123,11 @@ debug=false                    # false: run a command of a log by itself
 [ -f path.sh ] || die "no path.sh in ${PWD}: that of a recipe in egs2 is the line '. ../../../path.sh'"
 . ./path.sh
 if [ -f cmd.sh ]; then . ./cmd.sh; else . "${root}/cmd.sh"; fi
-parse_options "${BASH_SOURCE[0]}" "$@"
+assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
+[ "${assignments}" != exit ] || exit 0 # after the help
+while IFS= read -r line; do # NAME=VALUE, or the name of an array to be emptied
+    case "${line}" in *=*) printf -v "${line%%=*}" '%s' "${line#*=}" ;; *) unset "${line}" ;; esac
+done <<< "${assignments}"
 ! "${print_asr_exp}" || exec 8>&1 >&2
 
 [ -n "${train_set}" ] && [ -n "${valid_set}" ] && [ -n "${test_sets}" ] \
