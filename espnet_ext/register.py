@@ -39,7 +39,6 @@ CHOICES = {
     }
     for task in ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
 }
-ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
 
 # ESPnet modules that mark functions as not to be compiled
 UNCOMPILED = (

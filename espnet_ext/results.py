@@ -1,8 +1,8 @@
 """The one door for result files: JSON in which every number is one, and its schemas.
 
 A schema is a type, a tuple of types, ``{key: schema}``, ``{...: schema}`` for any keys,
-``[schema]`` for a list of any length, ``[schema, schema]`` for one of two, or ``Maybe(schema)`` for
-what may be null or missing. Keys that a schema does not name may hold anything.
+``[schema]`` for a list, ``[schema, ...]`` for one that is not empty, ``[schema, schema]`` for one
+of two, or ``Maybe(schema)`` for what may be null or missing. Other keys may hold anything.
 """
 
 import json
@@ -68,6 +68,7 @@ _MEASURED = {
         "rebuilt_causal": bool,
         "streams": [
             {**_VIEW, "ledger": {...: NUMBER}, "bytes": NUMBER, "capacity_bytes": NUMBER},
+            ...,
         ],
     },
     "streaming": Maybe({**_STREAMING, "memory": {"peak_mb": Maybe(NUMBER)}}),
@@ -103,7 +104,8 @@ _COSTS = {
                 "kb": dict.fromkeys(KINDS, NUMBER),
                 "total_kb": NUMBER,
                 "allocated_kb": NUMBER,
-            }
+            },
+            ...,
         ],
     },
     "multiply_adds_per_second": _ADDS,
@@ -199,9 +201,11 @@ def check(value, schema, key=""):
                     raise UserError(f"{where}has no {name}; make it again")
                 check(value[name], inner, f"{key}.{name}")
     elif isinstance(schema, list):
-        if not isinstance(value, list) or len(value) != len(schema) > 1:
+        pair = len(schema) > 1 and schema[1] is not ...
+        many = len(value) if isinstance(value, list) else -1
+        if many < 0 or (pair and many != len(schema)) or (many == 0 and schema[1:] == [...]):
             raise UserError(f"{where}is {short(repr(value))}, not a list of so many; make it again")
         for n, entry in enumerate(value):
-            check(entry, schema[n if len(schema) > 1 else 0], f"{key}.{n}")
+            check(entry, schema[n if pair else 0], f"{key}.{n}")
     elif not isinstance(value, schema) or (isinstance(value, bool) and schema is not bool):
         raise UserError(f"{where}is {short(repr(value))}; make it again")

@@ -1,11 +1,11 @@
 """What makes a training survive: whole checkpoints, a lock, and a clear end when it goes wrong."""
 
-import functools
 import logging
 import math
 import multiprocessing
 import os
 from contextlib import contextmanager, nullcontext
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
@@ -48,32 +48,22 @@ def guard_training(task, module_name):
 def guard_data(task):
     """Have a task refuse utterances that are not numbers, and see white space as tokens do."""
     collate, preprocess = task.build_collate_fn, task.build_preprocess_fn
-    task.build_collate_fn = lambda args, train: _Collate(collate(args, train))
-    task.build_preprocess_fn = lambda args, train: _Preprocess(preprocess(args, train))
+    task.build_collate_fn = lambda args, train: partial(_collate, collate(args, train))
+    task.build_preprocess_fn = lambda args, train: partial(_preprocess, preprocess(args, train))
 
 
-class _Collate:
-    """Makes a batch of utterances whose values are all finite; picklable."""
-
-    def __init__(self, collate):
-        self.collate = collate
-
-    def __call__(self, utterances):
-        for utt, parts in utterances:
-            advice = "mend its file, or take it out of the data"
-            refuse_not_finite(parts, f"the utterance {utt}", advice)
-        return self.collate(utterances)
+def _collate(collate, utterances):
+    """A batch of utterances whose values are all finite."""
+    for utt, parts in utterances:
+        advice = "mend its file, or take it out of the data"
+        refuse_not_finite(parts, f"the utterance {utt}", advice)
+    return collate(utterances)
 
 
-class _Preprocess:
-    """Makes tokens of text with normal white space; picklable."""
-
-    def __init__(self, preprocess):
-        self.preprocess = preprocess
-
-    def __call__(self, utt, parts):
-        parts = {k: normal_space(v) if isinstance(v, str) else v for k, v in parts.items()}
-        return self.preprocess(utt, parts) if self.preprocess else parts
+def _preprocess(preprocess, utt, parts):
+    """Tokens of text with normal white space."""
+    parts = {k: normal_space(v) if isinstance(v, str) else v for k, v in parts.items()}
+    return preprocess(utt, parts) if preprocess else parts
 
 
 class ResumingTrainer(Trainer):
@@ -343,7 +333,7 @@ def average_kept(*, output_dir, reporter, best_model_criterion, nbest, **more):
 
 
 def _sound(load):
-    @functools.wraps(load)
+    @wraps(load)
     def sound(path, *args, **kwargs):
         states = load(path, *args, **kwargs)
         advice = "it cannot be averaged, nor used: train anew from an epoch that is sound"
@@ -354,7 +344,7 @@ def _sound(load):
 
 
 def _atomic(save):
-    @functools.wraps(save)
+    @wraps(save)
     def atomic(obj, f, *args, **kwargs):
         if not isinstance(f, (str, os.PathLike)):
             return save(obj, f, *args, **kwargs)
