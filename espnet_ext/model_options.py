@@ -17,6 +17,7 @@ from espnet_ext.options import (
     path,
     positive_int,
     probability,
+    take_defaults,
     text,
 )
 from espnet_ext.packing import CHECKPOINT, find_model
@@ -147,5 +148,5 @@ def read_values(add, file=None) -> Namespace:
     parser = Parser()
     add(parser)
     if file:
-        parser.take_defaults(read_config(file), file)
+        take_defaults(parser, read_config(file), file)
     return parser.parse_args([])

@@ -33,6 +33,7 @@ ORDER = (
     "jobs",
     "data",
     "model_options",
+    "pretrained",
     "packing",
     "checkpoint",
     "relocate",
@@ -42,7 +43,6 @@ ORDER = (
     "files processes",
     "register",
     "registry",
-    "pretrained",
     "errors",
     "resources",
 )

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from espnet_ext import model_options as shared
 from espnet_ext.bin.asr_compare import add_expected, compare
-from espnet_ext.bin.evaluate_all import announce, in_recipe, say, settings
+from espnet_ext.bin.evaluate_all import announce, in_recipe, report_failures, say, settings
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, maybe, output, path, positive_int
 
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     add_expected(parser)
     parser.option(
@@ -44,10 +43,7 @@ def main(argv=None):
     paths = Path(args.expdir), tuple(args.run_args)
     Driver(settings(args), *paths, args.jobs, announce, say).train(models)
     compare(args.expdir, args.comparison, args.encoders, attentions)
-    failures = [model.failure for model in models if model.failure]
-    for failure in failures:
-        say(f"FAILED: {failure}")
-    return 1 if failures else 0
+    return report_failures(models)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,6 @@ def _loaded(args):
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     shared.add_model(parser)
     shared.add_device(parser)
