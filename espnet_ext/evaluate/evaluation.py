@@ -86,8 +86,9 @@ class Evaluation:
     def _decoding_due(self, tag, name):
         """The work of a test set decoded as streams."""
         config = self.settings.streaming_config
-        sources = [self.data(name) / table for table in ("wav.scp", "text", "utt2spk")]
-        outputs = ["text", "score_wer/score.json"]
+        tables = [self.data(name) / table for table in ("wav.scp", "text", "utt2spk", WORD_ENDS)]
+        sources = [path for path in tables if path.exists()]
+        outputs = ["text", "words.json", "score_wer/score.json"]
         return self._due(f"{tag}/{name}/.done", outputs, config and f"@{config}", *sources)
 
     def data(self, name):
