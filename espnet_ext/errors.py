@@ -4,6 +4,7 @@ import errno
 import functools
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -159,6 +160,7 @@ def cli(main: Callable[..., Any]) -> Callable[..., Any]:
                 raise
         except KeyboardInterrupt:
             sys.exit(130)
+        message = re.sub(r"(\S{200})\S{200,}", r"\1...", message)  # of a file that is all one word
         print(printable(f"{Path(sys.argv[0]).stem}: error: {message}"), file=sys.stderr)
         sys.exit(1)
 

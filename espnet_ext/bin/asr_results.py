@@ -26,6 +26,7 @@ def main(argv=None):
     parser.option("seed", count, 1, "of the tables")
     parser.option("restore", output, help="directory to write for compare --expdir")
     args = parser.parse_args(argv)
+    from espnet_ext.data.kaldi import read_lines
     from espnet_ext.evaluate.gather import gather
     from espnet_ext.files import write_atomic
     from espnet_ext.report.kept import read_kept, restore, tables, updated
@@ -42,7 +43,7 @@ def main(argv=None):
         restore(kept[args.seed], args.restore)
     if args.page:
         page = Path(args.page)
-        text = page.read_text(encoding="utf-8")
+        text = "".join(f"{line}\n" for line in read_lines(page))
         made = tables(args.results, args.test_set, args.seed)
         write_atomic(page, updated(text, made).encode())
 

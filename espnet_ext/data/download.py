@@ -203,7 +203,7 @@ def extract(archive, path, corpus):
                 _progress(f"extracting {path.name}", _bytes(path)) as bar,
                 gzip.GzipFile(fileobj=_Counted(file, bar)) as stream,
             ):
-                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                with tarfile.open(fileobj=stream, mode="r|") as tar:
                     for member in tar:
                         tar.extract(member, part, filter="data")
                 while stream.read(BLOCK):  # to the end, where gzip has its checksum

@@ -165,11 +165,23 @@ def _difference(path, expected, found, source):
             yield f"{path}: {word} the id {min(ids)}{more}; compared with {source}"
 
 
+def read_wavs(path):
+    """Read the paths of recordings by id.
+
+    Raises:
+        UserError: See ``read_scp``; or one is no path of a file.
+    """
+    wavs = read_scp(path)
+    refuse([f"{path}: {key} has no value" for key, value in wavs.items() if not value])
+    refuse(not_files(path, wavs))
+    return wavs
+
+
 def not_files(path, wavs):
     """Name the first of the values of ``wav.scp`` that are commands or parts of archives.
 
     Args:
-        path: The directory, for the messages.
+        path: The table, for the messages.
         wavs: The table.
 
     Returns:
@@ -185,7 +197,7 @@ def not_files(path, wavs):
         if found := [key for key, audio in wavs.items() if re.fullmatch(kind, audio)]:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             problems.append(
-                f"{Path(path) / 'wav.scp'}: {found[0]}{more} is {advice}, and name that in wav.scp"
+                f"{path}: {found[0]}{more} is {advice}, and name that in wav.scp"
             )
     return problems
 
@@ -211,7 +223,7 @@ def find_problems(path, tables, on_disk=False):
                 f"{path / name}: {key} has no value" for key, value in table.items() if not value
             ]
     wavs = tables.get("wav.scp", {})
-    problems += not_files(path, wavs)
+    problems += not_files(path / "wav.scp", wavs)
     if problems:
         return problems
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_ext.data.kaldi import read_scp, write_scp
+from espnet_ext.data.kaldi import read_wavs, write_scp
 from espnet_ext.errors import UserError, about, no_checkpoint
 from espnet_ext.evaluate import models
 from espnet_ext.evaluate.models import read_model_config
@@ -79,7 +79,7 @@ class Evaluation:
     @property
     def causal(self):
         """Whether the model was trained to stream."""
-        return bool(self.config["encoder_conf"].get("causal"))
+        return bool(self.config.get("encoder_conf", {}).get("causal"))
 
     def _fresh(self, name, *sources):
         """Whether a file was made from the present model, and from other files as they are."""
@@ -167,7 +167,7 @@ class Evaluation:
 
         options = read_values(add_decoding, self.settings.streaming_config)
         wavs, logdir = self.data(name) / "wav.scp", self.expdir / tag / name / "logdir"
-        ids = list(read_scp(wavs))
+        ids = list(read_wavs(wavs))
         number = min(self.settings.nj, len(ids))
         for n in range(number):
             yield pool.submit(
@@ -185,8 +185,8 @@ class Evaluation:
         directory, data = self.expdir / tag / name, self.data(name)
         texts = {utt: result.text.strip() for part in parts for utt, result in part.items()}
         write_scp(directory / "text", texts)
-        kind = self.config["token_type"]
-        bpemodel = self.config["bpemodel"] if kind == "bpe" else None
+        kind = self.config.get("token_type", "bpe")
+        bpemodel = self.config.get("bpemodel") if kind == "bpe" else None
         files = data / "text", directory / "text", directory, data / "utt2spk"
         score_files(*files, kind, bpemodel)
 
@@ -199,7 +199,7 @@ class Evaluation:
             "model": self.expdir.name,
             "encoder": profile["encoder"],
             "attention": profile["attention"],
-            "encoder_conf": self.config["encoder_conf"],
+            "encoder_conf": self.config.get("encoder_conf", {}),
             **_costs(profile),
             "wer": self._wer(self.settings.inference_tag),
             "streaming_wer": self._streaming_wer(),

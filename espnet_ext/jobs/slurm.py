@@ -14,6 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from espnet_ext.data.kaldi import read_lines
 from espnet_ext.errors import UserError
 from espnet_ext.jobs.local import interrupt
 from espnet_ext.jobs.progress import Progress
@@ -63,11 +64,7 @@ def read_config(path):
         UserError: If the file is not there, or a line is something else.
     """
     command, options, defaults = None, {}, {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         kind, *words = line.partition("#")[0].split() or [""]
         name, equals, value = (words or [""])[0].partition("=")
         name = name.replace("_", "-")

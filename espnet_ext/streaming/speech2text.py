@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet_ext.audio import waveform
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.config import building
+from espnet_ext.data.tokens import load_bpe
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import FrontendState, StreamingFrontend
@@ -149,6 +150,8 @@ class StreamingSpeech2Text:
         self.rescore, self.ctc_weight = rescore, ctc_weight
         self.device = device
         with building(asr_train_config):
+            if args.token_type == "bpe":
+                load_bpe(args.bpemodel)
             self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
         self.converter = TokenIDConverter(token_list=self.model.token_list)
 
