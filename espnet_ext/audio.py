@@ -86,7 +86,7 @@ def parse_rate(rate):
     Raises:
         UserError: It is not such a number.
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(k?)", rate)
+    match = re.fullmatch(r"([0-9]{1,99}(?:\.[0-9]{1,99})?)(k?)", rate)
     hertz = Fraction(match[1]) * (1000 if match[2] else 1) if match else 0
     if hertz < 1 or hertz != int(hertz):
         raise UserError(f"sampling rate {rate!r}: give Hz or kHz, as in 16000 or 16k")

@@ -160,7 +160,7 @@ def cli(main: Callable[..., Any]) -> Callable[..., Any]:
                 raise
         except KeyboardInterrupt:
             sys.exit(130)
-        message = re.sub(r"(\S{200})\S{200,}", r"\1...", message)  # of a file that is all one word
+        message = re.sub("(.{900}).{300,}(.{300})", r"\1 ... \2", message)  # of a file of one line
         print(printable(f"{Path(sys.argv[0]).stem}: error: {message}"), file=sys.stderr)
         sys.exit(1)
 

@@ -26,6 +26,8 @@ def main(argv=None):
     parser.option("seed", count, 1, "of the tables")
     parser.option("restore", output, help="directory to write for compare --expdir")
     args = parser.parse_args(argv)
+    if not (args.expdir or args.page or args.restore):
+        raise UserError("give EXPDIR of a model to keep, --page or --restore")
     from espnet_ext.data.kaldi import read_lines
     from espnet_ext.evaluate.gather import gather
     from espnet_ext.files import write_atomic

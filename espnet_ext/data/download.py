@@ -216,7 +216,7 @@ def extract(archive, path, corpus):
             os.sync()  # .complete must not reach the disk before the files do
             (root / archive.name / ".complete").touch()
             replace(root / archive.name, corpus / archive.name)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, KeyError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: cannot be extracted ({error}); remove it") from error
 
 

@@ -64,7 +64,7 @@ COMMANDS = {
     "compare": ["--expdir exp --encoders conformer --output new --published published.yaml"],
     "grid": [f"{MLA} --data_dir dump/raw/test --chunk_sizes 16 --left_contexts 16 -1"],
     "keep": [
-        f"{MLA} --results new --weights true",
+        f"{MLA} --results new --weights true --dumpdir dump",
         "--results results --page page.md",
         "--results results --restore new",
     ],
@@ -75,7 +75,8 @@ COMMANDS = {
     ],
     "check": [""],
     "new-recipe": [
-        "mine --wavs corpus/wavs --text corpus/text --speakers corpus/speakers --nj 1"
+        "mine --wavs corpus/wavs --text corpus/text --speakers corpus/speakers --nj 1",
+        "mine --data dump/raw/all --speaker_from field1 --nj 1",
     ],
     "data download": ["--checksums sums --url http://127.0.0.1:9 --timeout 0.01 books dev-clean"],
     "data librispeech": ["--check_counts false LibriSpeech/dev-clean new"],
@@ -108,7 +109,7 @@ set -eu
 while [ $# -gt 1 ]; do declare "${1#--}=$2"; shift 2; done
 [ "${print_asr_exp:-}" != true ] || echo "exp/asr_$(basename "${asr_config}" .yaml)"
 [ -z "${inference_tag:-}" ] || [ -e "${asr_exp}/${inference_tag}" ] ||
-    cp -r exp/asr_train_asr_conformer_mha/decode_asr_model_valid.acc.ave "${asr_exp}/${inference_tag}"
+    cp -r exp/*_mha/decode_asr_model_valid.acc.ave "${asr_exp}/${inference_tag}"
 """
 WORDS = "ONE TWO THREE FOUR".split()
 TEXTS = {f"s{n}-u{n}": " ".join(WORDS[n - 1 :]) for n in (1, 2, 3)}
@@ -202,7 +203,10 @@ def _models():
     run(["grid", *COMMANDS["grid"][0].split()]).must_work()
     run(["keep", MLA, "--results", "results"]).must_work()
     shutil.rmtree("exp/run_all")
-    write("page.md", "# Page\n\n<!-- table: models -->\n\n<!-- table: grid -->\n\n<!-- table: seeds -->\n\n")
+    write(
+        "page.md",
+        "# Page\n\n<!-- table: models -->\n\n<!-- table: grid -->\n\n<!-- table: seeds -->\n\n",
+    )
 
 
 def _corpora():

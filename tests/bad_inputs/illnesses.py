@@ -35,7 +35,11 @@ def cut(content, draw):
 
 def flipped(content, draw):
     at = draw.randrange(max(1, len(content)))
-    return content[:at] + bytes(b ^ 1 << draw.randrange(8) for b in content[at : at + 1]) + content[at + 1 :]
+    return (
+        content[:at]
+        + bytes(b ^ 1 << draw.randrange(8) for b in content[at : at + 1])
+        + content[at + 1 :]
+    )
 
 
 def noise(content, draw):
@@ -88,7 +92,14 @@ def line(content, draw):
     rows = _text(content).split("\n")
     n = draw.randrange(len(rows))
     new = draw.choice(
-        [[], [rows[n]] * 2, ["", rows[n]], [rows[n].split(" ")[0]], [rows[n] + " x"], [rows[n] * 9999]]
+        [
+            [],
+            [rows[n]] * 2,
+            ["", rows[n]],
+            [rows[n].split(" ")[0]],
+            [rows[n] + " x"],
+            [rows[n] * 9999],
+        ]
     )
     rows[n : n + 1] = new
     return "\n".join(rows).encode()
@@ -98,7 +109,20 @@ def column(content, draw):
     """One word of a table is another."""
     words = re.split(r"(\s+)", _text(content))
     words[draw.randrange(len(words))] = draw.choice(
-        ["x", "-1", "nan", "1e999", "../x", "/", "", "|", "cat x |", "a.ark:5", "<sos/eos>", "0" * 5000]
+        [
+            "x",
+            "-1",
+            "nan",
+            "1e999",
+            "../x",
+            "/",
+            "",
+            "|",
+            "cat x |",
+            "a.ark:5",
+            "<sos/eos>",
+            "0" * 5000,
+        ]
     )
     return "".join(words).encode()
 
@@ -206,7 +230,13 @@ def tensors(content, draw):
     good = torch.load(io.BytesIO(content), weights_only=True)
     name = draw.choice(list(good))
     one = good[name]
-    others = [one[None], one.flatten()[:1], one * math.nan, one.to(torch.complex64), one.to_sparse()]
+    others = [
+        one[None],
+        one.flatten()[:1],
+        one * math.nan,
+        one.to(torch.complex64),
+        one.to_sparse(),
+    ]
     others += [one.bool(), one.tolist(), None, 3, str(one), {name: one}]
     value = draw.choice(
         [
@@ -283,8 +313,10 @@ def zipped(content, draw):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = draw.choice(list(members))
-    how = draw.choice(["less", "tree", "odd", "more", "link", "bomb", "twice", "compressed", "locked"])
-    made, kind, flags = io.BytesIO(), zipfile.ZIP_STORED, 0
+    how = draw.choice(
+        ["less", "tree", "odd", "more", "link", "bomb", "twice", "compressed", "locked"]
+    )
+    made, kind = io.BytesIO(), zipfile.ZIP_STORED
     if how == "less":
         del members[name]
     elif how == "tree":
@@ -293,7 +325,9 @@ def zipped(content, draw):
     elif how == "odd":
         members[name] = draw.choice([b"", b"\xff", BOMB.encode(), b"- 1"])
     elif how == "more":
-        members[draw.choice(["../x", "/tmp/x", "a\nb", "a/../../x", "meta.yaml/x", "x" * 300])] = b"y"
+        members[draw.choice(["../x", "/tmp/x", "a\nb", "a/../../x", "meta.yaml/x", "x" * 300])] = (
+            b"y"
+        )
     elif how == "bomb":
         kind, members["bomb"] = zipfile.ZIP_DEFLATED, bytes(2**24)
     with zipfile.ZipFile(made, "w", kind) as archive:
