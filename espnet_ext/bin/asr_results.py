@@ -26,8 +26,6 @@ def main(argv=None):
     parser.option("seed", count, 1, "of the tables")
     parser.option("restore", output, help="directory to write for compare --expdir")
     args = parser.parse_args(argv)
-    if not (args.expdir or args.page or args.restore):
-        raise UserError("give EXPDIR of a model to keep, --page or --restore")
     from espnet_ext.data.kaldi import read_lines
     from espnet_ext.evaluate.gather import gather
     from espnet_ext.files import write_atomic
@@ -41,6 +39,8 @@ def main(argv=None):
     kept = read_kept(args.results)
     if args.seed not in kept:
         raise UserError(f"{args.results}: keeps nothing of seed {args.seed}; give an EXPDIR first")
+    if not (args.page or args.restore):
+        raise UserError("give EXPDIR of a model to keep, --page or --restore")
     if args.restore:
         restore(kept[args.seed], args.restore)
     if args.page:

@@ -79,7 +79,7 @@ def test_type_of_an_option_takes_a_word_or_says_why_not(word):
         try:
             kind(word)
         except (argparse.ArgumentTypeError, UserError) as error:
-            assert str(error) and len(str(error)) < 6000
+            assert str(error)  # it is cut where it is printed
 
 
 def some(words, number):
