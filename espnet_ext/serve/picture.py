@@ -1,0 +1,64 @@
+"""A recording's picture: words over time, and what the models held and took for them."""
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from espnet_ext.resources import RESOURCES
+
+
+class Recording:
+    """What models said of one recording, chunk by chunk; docs/serving.md has its JSON.
+
+    Args:
+        title: Of the picture.
+        models: For each what ``ServedModel.describe`` gives, or part of it: ``name`` at least.
+    """
+
+    def __init__(self, title: str, models: list[dict]) -> None:
+        self.title, self.seconds = title, 0.0
+        self.levels: list[float] = []
+        self.models = {
+            model["name"]: model | {"text": "", "words": [], "chunks": []} for model in models
+        }
+
+    def hear(self, samples, fs: int) -> None:
+        """Note the loudness of samples (n,), floats in [-1, 1] of one packet."""
+        self.seconds += len(samples) / fs
+        self.levels.append(round(float(abs(samples).max()), 3) if len(samples) else 0.0)
+
+    def add(self, name: str, text: str, words: list[dict], at: float, ms: float, nbytes: dict):
+        """Note what a chunk gave.
+
+        Args:
+            name: Of the model.
+            text: All text so far.
+            words: All words so far: ``text``, ``start``, ``end``, ``confidence``.
+            at: Seconds heard when it was there.
+            ms: Milliseconds that it took.
+            nbytes: State by kind.
+        """
+        model = self.models[name]
+        before = {(word["text"], word["start"]): word["appeared"] for word in model["words"]}
+        model["text"] = text
+        model["words"] = [
+            word | {"appeared": before.get((word["text"], word["start"]), round(at, 3))}
+            for word in words
+        ]
+        model["chunks"].append({"at": round(at, 3), "ms": round(ms, 3), "bytes": nbytes})
+
+    def as_json(self) -> dict:
+        """The whole of it."""
+        return {
+            "title": self.title,
+            "seconds": round(self.seconds, 3),
+            "levels": self.levels,
+            "models": list(self.models.values()),
+        }
+
+
+def picture(recording: Recording | None = None) -> str:
+    """A page that needs nothing else; without a recording, one that the live page fills in."""
+    environment = Environment(
+        loader=FileSystemLoader(RESOURCES), autoescape=True, undefined=StrictUndefined
+    )
+    data = None if recording is None else recording.as_json()
+    return environment.get_template("serve/picture.html.j2").render(recording=data)
