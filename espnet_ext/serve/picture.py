@@ -4,6 +4,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from espnet_ext.resources import RESOURCES
 
+LEVELS = 20  # of loudness, in a second
+
 
 class Recording:
     """What models said of one recording, chunk by chunk; docs/serving.md has its JSON.
@@ -23,7 +25,9 @@ class Recording:
     def hear(self, samples, fs: int) -> None:
         """Note the loudness of samples (n,), floats in [-1, 1] of one packet."""
         self.seconds += len(samples) / fs
-        self.levels.append(round(float(abs(samples).max()), 3) if len(samples) else 0.0)
+        part = fs // LEVELS
+        for start in range(0, len(samples), part):
+            self.levels.append(round(float(abs(samples[start : start + part]).max()), 3))
 
     def add(self, name: str, text: str, words: list[dict], at: float, ms: float, nbytes: dict):
         """Note what a chunk gave.
@@ -31,19 +35,16 @@ class Recording:
         Args:
             name: Of the model.
             text: All text so far.
-            words: All words so far: ``text``, ``start``, ``end``, ``confidence``.
+            words: All words so far: ``text``, ``start``, ``end``, ``confidence``, ``appeared``
+                (seconds of sound that there were when it was there; None where that is not known).
             at: Seconds heard when it was there.
             ms: Milliseconds that it took.
-            nbytes: State by kind.
+            nbytes: State by kind, as ``Stream.ledger`` gives it.
         """
         model = self.models[name]
-        before = {(word["text"], word["start"]): word["appeared"] for word in model["words"]}
-        model["text"] = text
-        model["words"] = [
-            word | {"appeared": before.get((word["text"], word["start"]), round(at, 3))}
-            for word in words
-        ]
-        model["chunks"].append({"at": round(at, 3), "ms": round(ms, 3), "bytes": nbytes})
+        model["text"], model["words"] = text, words
+        own = {kind: n for kind, n in nbytes.items() if kind != "positions"}
+        model["chunks"].append({"at": round(at, 3), "ms": round(ms, 3), "bytes": own})
 
     def as_json(self) -> dict:
         """The whole of it."""

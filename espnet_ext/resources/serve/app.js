@@ -3,6 +3,7 @@
 
 const $ = id => document.getElementById(id);
 const KINDS = {attention: 'attention', convolution: 'convolutions', subsampling: 'frames that wait', frontend: 'front end', rescoring: 'rescoring'};
+const LEVELS = 20;         // of loudness, in a second
 const wait = ms => new Promise(done => setTimeout(done, ms));
 const kilobytes = n => n < 1024 * 1024 ? `${(n / 1024).toFixed(1)} KB` : `${(n / 1024 / 1024).toFixed(1)} MB`;
 const median = values => values.length ? values.toSorted((a, b) => a - b)[values.length >> 1] : null;
@@ -31,8 +32,8 @@ class Column {
     const facts = [model.attention, `${model.rate / 1000} kHz`, `chunks of ${Math.round(1000 * model.chunk_seconds)} ms`, context];
     this.part('facts').append(...facts.map(fact => Object.assign(document.createElement('span'), {textContent: fact})));
     this.part('text').setAttribute('aria-live', columns.size ? 'off' : 'polite');  // one voice is enough
-    this.part('budget').textContent = `streams in ${Math.round(model.budget / 1024 / 1024)} MB`;
-    this.part('streams').textContent = model.max_streams.toLocaleString('en');
+    this.part('budget').textContent = `in ${Math.round(model.budget / 1024 / 1024)} MB`;
+    this.part('streams').textContent = `${model.max_streams.toLocaleString('en')} streams`;
     this.part('streams').title = `each holds at most ${kilobytes(model.stream_bytes)}`;
     this.clear();
   }
@@ -209,9 +210,10 @@ class Session {
     this.socket.send(packet);
     this.samples += packet.length;
     this.sentAt = performance.now();
-    let loudest = 0;
-    for (const sample of packet) loudest = Math.max(loudest, Math.abs(sample));
-    this.levels.push(Math.round(1000 * loudest / 32768) / 1000);
+    for (let start = 0; start < packet.length; start += this.rate / LEVELS) {
+      const loudest = packet.slice(start, start + this.rate / LEVELS).reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
+      this.levels.push(Math.round(1000 * loudest / 32768) / 1000);
+    }
     $('time').textContent = `${this.seconds.toFixed(1)} s`;
     paint(this.levels);
   }
@@ -328,7 +330,7 @@ async function read(name, bytes) {
 function paint(levels) {
   const canvas = $('wave'), ratio = devicePixelRatio || 1;
   const width = canvas.width = canvas.clientWidth * ratio, height = canvas.height = canvas.clientHeight * ratio;
-  const brush = canvas.getContext('2d'), step = 4 * ratio, shown = levels.slice(-Math.floor(width / step));
+  const brush = canvas.getContext('2d'), step = 5 * ratio, shown = levels.slice(-Math.floor(width / step));
   brush.fillStyle = getComputedStyle(canvas).color;
   shown.forEach((level, i) => {
     const size = Math.max(2 * ratio, Math.sqrt(level) * height);
