@@ -94,8 +94,10 @@ def add_search(parser: Parser) -> None:
 
 def stream_options(args) -> dict:
     """The values of ``add_stream`` and ``add_search`` as ``StreamingSpeech2Text`` takes them."""
-    names = "chunk_size left_context cache_dtype search beam_size rescore ctc_weight device".split()
-    return {key: getattr(args, key) for key in names if hasattr(args, key)}
+    names = (
+        "chunk_size left_context cache_dtype search beam_size rescore ctc_weight endpoint device"
+    )
+    return {key: getattr(args, key) for key in names.split() if hasattr(args, key)}
 
 
 def add_decoding(parser: Parser) -> None:

@@ -90,6 +90,7 @@ _WER = {
         "drawn": str,
     }
 }
+WORDS = dict.fromkeys(("confidence_error", "word_delay_ms", "word_delay_ms_p95"), Maybe(NUMBER))
 _COSTS = {
     "kv_cache_kb": NUMBER,
     "compression_ratio": NUMBER,

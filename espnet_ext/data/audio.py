@@ -185,7 +185,8 @@ def format_data_dir(source, out, rate, audio_format="flac", nj=1):
     }
     kaldi.refuse([result.problem for result in done.values() if result.problem])
 
-    formatted = {name: tables[name] for name in ("text", "utt2spk", "spk2gender") if name in tables}
+    kept = ("text", "utt2spk", "spk2gender", kaldi.WORD_ENDS)
+    formatted = {name: tables[name] for name in kept if name in tables}
     formatted["wav.scp"] = {utt: result.path for utt, result in done.items()}
     formatted["utt2num_samples"] = {utt: str(result.num_samples) for utt, result in done.items()}
     formatted |= {"feats_type": {"raw": ""}, "audio_format": {audio_format: ""}}

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import soundfile as sf
 
-from espnet_ext.data.kaldi import write_data_dir
+from espnet_ext.data.kaldi import WORD_ENDS, write_data_dir
 from espnet_ext.errors import UserError
 from espnet_ext.files import remove, write_atomic
 
@@ -120,7 +120,8 @@ def make_strings(recordings, name):
         name: ``"train"``, ``"dev"`` or ``"test"``.
 
     Yields:
-        (utterance id, speaker, text, samples): samples is an int16 array at 8 kHz.
+        (utterance id, speaker, text, samples, ends): samples is an int16 array at 8 kHz, ends are
+        the samples at which the recordings of the words end.
     """
     speakers = sorted({speaker for _, speaker, _ in recordings})
     rng = np.random.default_rng([SEED, list(STRINGS).index(name)])
@@ -137,7 +138,9 @@ def make_strings(recordings, name):
             group = recordings[name, speaker, int(digit)]
             parts += [gap(), group[rng.integers(len(group))]]
         text = " ".join(WORDS[digit] for digit in digits)
-        yield f"{speaker}-{name}-{number:04d}", speaker, text, np.concatenate([*parts, gap()])
+        ends = np.cumsum([len(part) for part in parts])[1::2]
+        samples = np.concatenate([*parts, gap()])
+        yield f"{speaker}-{name}-{number:04d}", speaker, text, samples, ends
 
 
 def prepare(source, out):
@@ -157,9 +160,9 @@ def prepare(source, out):
     report = {}
     for name in STRINGS:
         folder = Path(out) / name
-        tables = {"text": {}, "utt2spk": {}, "wav.scp": {}}
+        tables = {"text": {}, "utt2spk": {}, "wav.scp": {}, WORD_ENDS: {}}
         seconds = 0.0
-        for utt, speaker, text, samples in make_strings(recordings, name):
+        for utt, speaker, text, samples, ends in make_strings(recordings, name):
             path = folder / "flac" / f"{utt}.flac"
             # Level 0 predicts with integers alone, so no processor's rounding gets into the file.
             flac = io.BytesIO()
@@ -169,6 +172,7 @@ def prepare(source, out):
                 write_atomic(path, flac.getvalue())
             tables["text"][utt] = text
             tables["utt2spk"][utt] = speaker
+            tables[WORD_ENDS][utt] = " ".join(f"{end / SAMPLE_RATE:.4f}" for end in ends)
             tables["wav.scp"][utt] = str(path)
             seconds += len(samples) / SAMPLE_RATE
         write_data_dir(folder, tables)

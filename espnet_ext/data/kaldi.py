@@ -13,7 +13,9 @@ from pathlib import Path
 from espnet_ext.errors import UserError
 from espnet_ext.files import write_atomic, write_together
 
-BY_UTTERANCE = ("text", "utt2spk", "utt2speed", "utt2num_samples")
+#: seconds at which each word of an utterance ends, where it is known
+WORD_ENDS = "word_ends"
+BY_UTTERANCE = ("text", "utt2spk", "utt2speed", "utt2num_samples", WORD_ENDS)
 BY_SPEAKER = ("spk2utt", "spk2gender")
 CONSTANTS = ("feats_type", "audio_format")  # one line with one word
 TABLES = (*BY_UTTERANCE, *BY_SPEAKER, *CONSTANTS, "segments", "wav.scp")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_ext.data.kaldi import read_scp, write_scp
+from espnet_ext.data.kaldi import WORD_ENDS, read_scp, write_scp
 from espnet_ext.errors import UserError, about, no_checkpoint
 from espnet_ext.evaluate import models
 from espnet_ext.evaluate.models import read_model_config
@@ -15,7 +15,7 @@ from espnet_ext.model_options import add_costs, add_decoding, read_values, strea
 from espnet_ext.options import writable
 from espnet_ext.packing import CHECKPOINT
 from espnet_ext.report.schema import NAME, VERSION, rounded
-from espnet_ext.results import EQUIVALENCE, PROFILE, read_json, to_json
+from espnet_ext.results import EQUIVALENCE, PROFILE, WORDS, read_json, to_json
 from espnet_ext.scoring import read_numbers, score_files
 
 KIB = 1024
@@ -185,6 +185,17 @@ class Evaluation:
         directory, data = self.expdir / tag / name, self.data(name)
         texts = {utt: result.text.strip() for part in parts for utt, result in part.items()}
         write_scp(directory / "text", texts)
+        from espnet_ext.evaluate.words import word_figures
+
+        ends = data / WORD_ENDS
+        figures = word_figures(
+            read_scp(data / "text"),
+            {utt: result.words for part in parts for utt, result in part.items()},
+            {utt: list(map(float, line.split())) for utt, line in read_scp(ends).items()}
+            if ends.exists()
+            else None,
+        )
+        write_atomic(directory / "words.json", to_json(figures).encode())
         kind = self.config["token_type"]
         bpemodel = self.config["bpemodel"] if kind == "bpe" else None
         files = data / "text", directory / "text", directory, data / "utt2spk"
@@ -231,6 +242,8 @@ class Evaluation:
             path = self.expdir / tag / name / "score_wer" / "score.json"
             if path.is_file():
                 score = read_numbers(path)
+                words = self.expdir / tag / name / "words.json"
+                figures = read_json(words, WORDS) if words.is_file() else {}
                 found[name] = {
                     "wer": rounded(score["err"], 2),
                     "interval_95": [rounded(v, 2) for v in score["err_interval_95"]],
@@ -238,7 +251,7 @@ class Evaluation:
                     "words": score["wrd"],
                     "utterances": score["snt"],
                     "directory": str(path.parent.relative_to(self.expdir)),
-                }
+                } | {key: rounded(value, 4) for key, value in figures.items()}
         return found
 
     def _streaming_wer(self):

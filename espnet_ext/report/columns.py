@@ -246,8 +246,18 @@ TABLES = [
     ),
     Table(
         "Streaming word error rates",
-        f"Decoded as a live stream. {STATE}",
-        [MODEL, *STREAM, STATE_KB, Column("WER {set}", "stream_wer.{set}.wer")],
+        "Decoded as a live stream. Word delay: median time in the recording from the end of a word "
+        "to its appearance in the text, over the right words of a test set that says where its "
+        "words end. Confidence error: how far the confidence of words is from the share of right "
+        f"ones (expected calibration error). {STATE}",
+        [
+            MODEL,
+            *STREAM,
+            STATE_KB,
+            Column("WER {set}", "stream_wer.{set}.wer"),
+            Column("word delay ms", "stream_wer.{set}.word_delay_ms"),
+            Column("confidence error", "stream_wer.{set}.confidence_error"),
+        ],
         lambda comparison: comparison.points,
     ),
     Table(

@@ -1,6 +1,7 @@
-"""CTC searches that go on from packet to packet."""
+"""CTC searches that go on from packet to packet, and say when each token came."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,27 +11,71 @@ BLANK = 0
 MAX_OPEN = 50  # tokens that hypotheses of the beam search may still disagree on
 
 
+class Span(NamedTuple):
+    """Frames of a token, counted from the beginning of the search.
+
+    Attributes:
+        first: The first one.
+        last: The last one.
+        log_prob: The token's log probability in the frame where it is largest.
+    """
+
+    first: int
+    last: int
+    log_prob: float
+
+    def not_before(self, frame: int) -> "Span":
+        """The span without what is before a frame; at least that frame."""
+        return Span(max(self.first, frame), max(self.last, frame), self.log_prob)
+
+    def longer(self, frame: int, log_prob: float) -> "Span":
+        """The span with one more frame."""
+        return Span(self.first, frame, max(self.log_prob, log_prob))
+
+
+class Hypothesis(NamedTuple):
+    """What may have been said.
+
+    Attributes:
+        tokens: Token ids.
+        score: Log probability.
+        spans: When each token came.
+    """
+
+    tokens: list[int]
+    score: float
+    spans: list[Span]
+
+
 class GreedySearch:
     """CTC best path: the likeliest token of every frame, repeats and blanks dropped."""
 
     def __init__(self) -> None:
+        self.frames = 0
         self.last = BLANK
         self.tokens: list[int] = []
+        self.spans: list[Span] = []
         self.score = 0.0
 
     def extend(self, log_probs: np.ndarray) -> None:
         """Read the log probabilities of more frames (n, tokens); not-a-number is refused."""
         check_log_probs(log_probs)
-        best = log_probs.argmax(axis=1)
-        self.score += float(log_probs.max(axis=1).sum())
-        for token in best.tolist():
+        best, largest = log_probs.argmax(axis=1), log_probs.max(axis=1)
+        self.score += float(largest.sum())
+        for frame, (token, log_prob) in enumerate(
+            zip(best.tolist(), largest.tolist(), strict=True), self.frames
+        ):
             if token not in (BLANK, self.last):
                 self.tokens.append(token)
+                self.spans.append(Span(frame, frame, log_prob))
+            elif token != BLANK:
+                self.spans[-1] = self.spans[-1].longer(frame, log_prob)
             self.last = token
+        self.frames += len(log_probs)
 
-    def nbest(self) -> list[tuple[list[int], float]]:
-        """Hypotheses, the best first, and their log probabilities."""
-        return [(self.tokens, self.score)]
+    def nbest(self) -> list[Hypothesis]:
+        """Hypotheses, the best first."""
+        return [Hypothesis(self.tokens, self.score, self.spans)]
 
 
 class PrefixBeamSearch:
@@ -47,9 +92,13 @@ class PrefixBeamSearch:
     def __init__(self, beam_size: int = 10, token_beam: int = 10) -> None:
         self.beam_size = beam_size
         self.token_beam = token_beam
+        self.frames = 0
         self.committed: list[int] = []
+        self.committed_spans: list[Span] = []
         # prefix -> log probability that it ends in a blank, and that it ends in its last token
         self.beam: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}
+        # prefix -> spans of its tokens on its likeliest path, after that of the last one committed
+        self.spans: dict[tuple[int, ...], tuple[Span, ...]] = {(): ()}
         self.last_committed: int | None = None
 
     def extend(self, log_probs: np.ndarray) -> None:
@@ -60,26 +109,39 @@ class PrefixBeamSearch:
             tokens = np.argpartition(-frame, width - 1)[:width].tolist()
             self._step(frame.tolist(), tokens)
             self._commit()
+            self.frames += 1
 
     def _step(self, frame: list[float], tokens: list[int]) -> None:
         beam: dict[tuple[int, ...], list[float]] = {}
+        paths: dict[tuple[int, ...], tuple[float, tuple[Span, ...]]] = {}
 
-        def add(prefix: tuple[int, ...], end: int, log_prob: float) -> None:
+        def add(
+            prefix: tuple[int, ...], end: int, log_prob: float, spans: tuple[Span, ...]
+        ) -> None:
             entry = beam.setdefault(prefix, [-math.inf, -math.inf])
             entry[end] = float(np.logaddexp(entry[end], log_prob))
+            if prefix not in paths or log_prob > paths[prefix][0]:
+                paths[prefix] = log_prob, spans
 
         for prefix, (blank, token_end) in self.beam.items():
             total = np.logaddexp(blank, token_end)
             last = prefix[-1] if prefix else self.last_committed
-            add(prefix, 0, total + frame[BLANK])
+            spans = self.spans[prefix]
+            add(prefix, 0, total + frame[BLANK], spans)
             if last is not None:
-                add(prefix, 1, token_end + frame[last])
+                log_prob = frame[last]
+                longer = (*spans[:-1], spans[-1].longer(self.frames, log_prob))
+                add(prefix, 1, token_end + log_prob, longer)
             for token in tokens:
                 if token != BLANK:  # a repeated token is a new one only after a blank
-                    add((*prefix, token), 1, (blank if token == last else total) + frame[token])
+                    log_prob = frame[token]
+                    begun = (*spans, Span(self.frames, self.frames, log_prob))
+                    before = blank if token == last else total
+                    add((*prefix, token), 1, before + log_prob, begun)
         possible = [(p, ends) for p, ends in beam.items() if max(ends) > -math.inf]
         best = sorted(possible, key=lambda item: -np.logaddexp(item[1][0], item[1][1]))
         self.beam = {prefix: (ends[0], ends[1]) for prefix, ends in best[: self.beam_size]}
+        self.spans = {prefix: paths[prefix][1] for prefix in self.beam}
 
     def _commit(self) -> None:
         best = next(iter(self.beam))
@@ -91,17 +153,27 @@ class PrefixBeamSearch:
         # past MAX_OPEN tokens the best hypothesis decides, and what contradicts it is dropped
         shared = max(shared, len(best) - MAX_OPEN)
         if shared:
+            # the last one committed may still grow, so its span stays
+            over = len(self.spans[best]) - len(best) + shared - 1
             self.committed += best[:shared]
+            self.committed_spans += self.spans[best][:over]
             self.last_committed = best[shared - 1]
-            self.beam = {
-                prefix[shared:]: ends
-                for prefix, ends in self.beam.items()
-                if prefix[:shared] == best[:shared]
+            kept = [prefix for prefix in self.beam if prefix[:shared] == best[:shared]]
+            self.beam = {prefix[shared:]: self.beam[prefix] for prefix in kept}
+            # of what is committed the best knows best; the others' own spans follow it
+            begun = self.committed_spans[-1].first if self.committed_spans else 0
+            self.spans = {
+                prefix[shared:]: tuple(span.not_before(begun) for span in self.spans[prefix][over:])
+                for prefix in kept
             }
 
-    def nbest(self) -> list[tuple[list[int], float]]:
-        """Hypotheses, the best first, and their log probabilities."""
+    def nbest(self) -> list[Hypothesis]:
+        """Hypotheses, the best first."""
         return [
-            (self.committed + list(prefix), float(np.logaddexp(*ends)))
+            Hypothesis(
+                self.committed + list(prefix),
+                float(np.logaddexp(*ends)),
+                self.committed_spans + list(self.spans[prefix]),
+            )
             for prefix, ends in self.beam.items()
         ]

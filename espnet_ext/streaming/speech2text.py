@@ -1,7 +1,7 @@
 """Text from a live stream: feed packets of samples, get partial text, then the final one."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,36 @@ from espnet_ext.frontend import FrontendState, StreamingFrontend
 from espnet_ext.pretrained import PRETRAINED, model_files
 from espnet_ext.register import ENCODERS
 from espnet_ext.state import FrameCache, StreamState
-from espnet_ext.streaming.searches import GreedySearch, PrefixBeamSearch
+from espnet_ext.streaming.searches import (
+    BLANK,
+    GreedySearch,
+    Hypothesis,
+    PrefixBeamSearch,
+    Span,
+)
+from espnet_ext.streaming.words import Word, words_of
 from espnet_ext.utterance import check_number, encode
 
 
 @dataclass
 class Result:
-    """What is known of a stream so far.
+    """What is known so far of an utterance, which is the whole stream unless ``endpoint`` is set.
 
     Attributes:
         text: The text.
         tokens: Its token ids.
         score: Log probability of the hypothesis.
-        is_final: The stream has ended, and nothing will change any more.
+        is_final: The utterance has ended, and nothing of it will change any more.
+        words: Its words with their times.
+        utterances: Utterances that ended before it since the last result.
     """
 
     text: str
     tokens: list[int]
     score: float
     is_final: bool
+    words: list[Word] = field(default_factory=list)
+    utterances: tuple["Result", ...] = ()
 
 
 @dataclass
@@ -50,12 +61,18 @@ class Stream:
         encoder: State of the encoder.
         search: State of the CTC search.
         encoded: Encoder output kept for attention rescoring, empty without it.
+        before: Encoder frames of the utterances before this one.
+        blanks: Encoder frames since the last token.
+        appeared: Of each word of the utterance, what it was last and since when, see ``Word``.
     """
 
     frontend: FrontendState
     encoder: StreamState
     search: GreedySearch | PrefixBeamSearch
     encoded: list[torch.Tensor] = field(default_factory=list)
+    before: int = 0
+    blanks: int = 0
+    appeared: list[tuple[str, float]] = field(default_factory=list)
 
     def ledger(self) -> dict[str, int]:
         """Bytes in use by kind; ``rescoring`` grows with the stream where rescoring is on.
@@ -90,6 +107,9 @@ class StreamingSpeech2Text:
         rescore: Let the attention decoder choose among the beam's hypotheses when a stream ends. It
             keeps the encoder output, so memory grows with the stream.
         ctc_weight: Weight of the CTC score in that choice; the decoder has the rest.
+        endpoint: Seconds of blank after a token that end an utterance, looked for after every
+            chunk; None, so that only the stream's end does. Front end and encoder go on, and a
+            new search begins.
         device: ``cpu`` or ``cuda``.
 
     Raises:
@@ -107,6 +127,7 @@ class StreamingSpeech2Text:
         beam_size: int = 10,
         rescore: bool = False,
         ctc_weight: float = 0.3,
+        endpoint: float | None = None,
         device: str = "cpu",
     ) -> None:
         if search not in ("greedy", "beam"):
@@ -117,6 +138,8 @@ class StreamingSpeech2Text:
             raise UserError(f"beam_size: must be at least 1, got {beam_size}")
         if not 0 <= ctc_weight <= 1:
             raise UserError(f"ctc_weight: must be 0 to 1, got {ctc_weight:g}")
+        if endpoint is not None and not endpoint > 0:
+            raise UserError(f"endpoint: must be more than 0 seconds, got {endpoint:g}")
         self.model, args = StrictASRTask.build_model_from_file(
             asr_train_config, asr_model_file, device
         )
@@ -146,10 +169,11 @@ class StreamingSpeech2Text:
         self.chunk_size, self.left_context = state.chunk_size, state.left_context
         self.fs = self.frontend.front.fs
         self.search, self.beam_size = search, beam_size
-        self.rescore, self.ctc_weight = rescore, ctc_weight
+        self.rescore, self.ctc_weight, self.endpoint = rescore, ctc_weight, endpoint
         self.device = device
         with building(asr_train_config):
             self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
+        self.token_type = args.token_type
         self.converter = TokenIDConverter(token_list=self.model.token_list)
 
     @classmethod
@@ -170,9 +194,11 @@ class StreamingSpeech2Text:
 
     def start(self) -> Stream:
         """State of a new recording."""
-        search = PrefixBeamSearch(self.beam_size) if self.search == "beam" else GreedySearch()
         encoder = self.model.encoder.init_state(**self.options)
-        return Stream(self.frontend.init_state(), encoder, search)
+        return Stream(self.frontend.init_state(), encoder, self._new_search())
+
+    def _new_search(self) -> GreedySearch | PrefixBeamSearch:
+        return PrefixBeamSearch(self.beam_size) if self.search == "beam" else GreedySearch()
 
     @torch.no_grad()
     def __call__(self, stream: Stream, samples: Any = (), is_final: bool = False) -> Result:
@@ -242,10 +268,15 @@ class StreamingSpeech2Text:
         return self.read(stream, torch.zeros(1, 0, 0), is_final=True)
 
     @property
+    def frame_seconds(self) -> float:
+        """Seconds of an encoder frame."""
+        step, _ = self.model.encoder.subsampling
+        return step * self.frontend.front.hop / self.fs
+
+    @property
     def chunk_seconds(self) -> float:
         """Seconds from one step of a stream to the next."""
-        step, _ = self.model.encoder.subsampling
-        return self.chunk_size * step * self.frontend.front.hop / self.fs
+        return self.chunk_size * self.frame_seconds
 
     def samples(self, seconds: float) -> int:
         """So many seconds in samples, rounded up."""
@@ -304,26 +335,65 @@ class StreamingSpeech2Text:
 
     def read(self, stream: Stream, y: torch.Tensor, is_final: bool) -> Result:
         """Search ``y`` (1, n, n_feat), the encoder output that has just come."""
-        if y.size(1):
-            stream.search.extend(self.model.ctc.log_softmax(y)[0].float().cpu().numpy())
+        utterances, chunk = [], self.chunk_size if self.endpoint else max(1, y.size(1))
+        for part in y.split(chunk, dim=1) if y.size(1) else ():
+            log_probs = self.model.ctc.log_softmax(part)[0].float().cpu().numpy()
+            stream.search.extend(log_probs)
             if self.rescore:
-                stream.encoded.append(y)
+                stream.encoded.append(part)
+            spoken = np.flatnonzero(log_probs.argmax(axis=1) != BLANK)
+            stream.blanks = (
+                len(log_probs) - 1 - int(spoken[-1])
+                if len(spoken)
+                else stream.blanks + len(log_probs)
+            )
+            if self.endpoint and stream.blanks * self.frame_seconds >= self.endpoint:
+                if (ended := self._result(stream, is_final=True)).tokens:
+                    utterances.append(ended)
+                    stream.before += stream.search.frames
+                    stream.search, stream.encoded, stream.appeared = self._new_search(), [], []
+        return replace(self._result(stream, is_final), utterances=tuple(utterances))
+
+    def _result(self, stream: Stream, is_final: bool) -> Result:
+        """What the search of a stream's utterance has found."""
         nbest = stream.search.nbest()
         if is_final and self.rescore and stream.encoded:
             nbest = self._rescored(nbest, torch.cat(stream.encoded, dim=1))
-        tokens, score = nbest[0]
-        words = self.converter.ids2tokens(tokens)
-        return Result(self.tokenizer.tokens2text(words), list(tokens), score, is_final)
+        best = nbest[0]
+        tokens = self.converter.ids2tokens(best.tokens)
+        return Result(
+            self.tokenizer.tokens2text(tokens),
+            list(best.tokens),
+            best.score,
+            is_final,
+            self._words(stream, tokens, best.spans),
+        )
 
-    def _rescored(
-        self, nbest: list[tuple[list[int], float]], encoded: torch.Tensor
-    ) -> list[tuple[list[int], float]]:
+    def _words(self, stream: Stream, tokens: list[str], spans: list[Span]) -> list[Word]:
+        """Words of the utterance from its tokens and their spans."""
+        words, before, seconds = [], stream.before, self.frame_seconds
+        heard = stream.frontend.received[0] / self.fs
+        for group in words_of(tokens, self.token_type):
+            text = self.tokenizer.tokens2text(tokens[group]).strip()
+            if not text:
+                continue
+            own = spans[group]
+            start, end = (before + own[0].first) * seconds, (before + own[-1].last + 1) * seconds
+            start, end, heard = round(start, 4), round(end, 4), round(heard, 4)
+            confidence = math.exp(sum(span.log_prob for span in own))
+            known = stream.appeared[len(words) : len(words) + 1]
+            since = known[0][1] if known and known[0][0] == text else heard
+            words.append(Word(text, start, end, confidence, since))
+        stream.appeared = [(word.text, word.appeared) for word in words]
+        return words
+
+    def _rescored(self, nbest: list[Hypothesis], encoded: torch.Tensor) -> list[Hypothesis]:
         """Possible hypotheses in the order of CTC and attention decoder together.
 
         Where the decoder thinks none possible, that of CTC stands.
         """
         sos, eos = self.model.sos, self.model.eos
-        hyps = [torch.tensor(t, dtype=torch.long, device=encoded.device) for t, _ in nbest]
+        hyps = [torch.tensor(t, dtype=torch.long, device=encoded.device) for t, *_ in nbest]
         inputs = pad_sequence([h.new_tensor([sos, *h]) for h in hyps], True, eos)  # (N, L+1)
         targets = pad_sequence([h.new_tensor([*h, eos]) for h in hyps], True, -1)
         lengths = torch.tensor([h.numel() + 1 for h in hyps], device=encoded.device)
@@ -335,11 +405,11 @@ class StreamingSpeech2Text:
         if attention.isnan().any():
             check_number(math.nan)
         scored = [
-            (tokens, self.ctc_weight * ctc + (1 - self.ctc_weight) * att)
-            for (tokens, ctc), att in zip(nbest, attention.tolist(), strict=True)
-            if min(ctc, att) > -math.inf  # 0 times that is not a number
+            hyp._replace(score=self.ctc_weight * hyp.score + (1 - self.ctc_weight) * att)
+            for hyp, att in zip(nbest, attention.tolist(), strict=True)
+            if min(hyp.score, att) > -math.inf  # 0 times that is not a number
         ]
-        return sorted(scored, key=lambda hyp: -hyp[1]) or nbest
+        return sorted(scored, key=lambda hyp: -hyp.score) or nbest
 
 
 def packet_samples(milliseconds: float, fs: int) -> int:

@@ -89,11 +89,12 @@ def test_strings_hold_the_recordings_their_text_names(tmp_path):
     recordings = fsdd.read_recordings(small_tree(tmp_path / "fsdd"))
     level = {key: int(group[0][0]) for key, group in recordings.items()}
     for name in fsdd.STRINGS:
-        for utt, speaker, text, samples in fsdd.make_strings(recordings, name):
+        for utt, speaker, text, samples, ends in fsdd.make_strings(recordings, name):
             loud = np.flatnonzero(np.abs(samples) > 50)
             first = loud[np.flatnonzero(np.diff(loud, prepend=-2) > 1)]
             heard = [int(samples[start]) for start in first]
             assert heard == [level[name, speaker, WORDS.index(word)] for word in text.split()], utt
+            assert ends.tolist() == [start + 80 for start in first]
             gaps = np.diff([-80, *first, len(samples)]) - 80
             assert gaps.min() >= 400 and gaps.max() <= 1600
 
@@ -114,7 +115,7 @@ def test_data_is_the_same_bytes_from_archive_and_directory(prepared, fsdd_archiv
 def test_strings_are_those_of_every_machine(recordings):
     digest = hashlib.md5()
     for name in fsdd.STRINGS:
-        for utt, _, text, samples in fsdd.make_strings(recordings, name):
+        for utt, _, text, samples, _ in fsdd.make_strings(recordings, name):
             digest.update(f"{utt} {text}\n".encode() + samples.astype("<i2").tobytes())
     assert digest.hexdigest() == "25460f93893c6df39803aa97f3cf9568"
 

@@ -92,7 +92,7 @@ def test_prefix_beam_search_sums_over_all_paths(frames, seed, cut, sharpness):
     search.extend(log_probs[:cut])
     search.extend(log_probs[cut:])
     want = brute_force(log_probs)
-    got = {tuple(tokens): score for tokens, score in search.nbest() if score > -math.inf}
+    got = {tuple(tokens): score for tokens, score, _ in search.nbest() if score > -math.inf}
     for tokens, score in got.items():
         assert score == pytest.approx(want[tokens], abs=1e-9)
     assert np.exp(list(got.values())).sum() == pytest.approx(1)

@@ -13,7 +13,8 @@ from espnet_ext.audio import waveform
 from espnet_ext.bin import asr_certify, asr_inference, asr_inference_streaming, stream
 from espnet_ext.decoder import FastCTCPrefixScorer
 from espnet_ext.errors import UserError
-from espnet_ext.streaming.speech2text import GreedySearch, PrefixBeamSearch, StreamingSpeech2Text
+from espnet_ext.streaming.searches import GreedySearch, Hypothesis, PrefixBeamSearch
+from espnet_ext.streaming.speech2text import StreamingSpeech2Text
 from tiny import FS, speech
 
 PAD = 128  # half a window of the tiny model: fewer samples have no feature
@@ -344,7 +345,7 @@ def test_every_ctc_search_refuses_what_is_no_distribution(frame):
     scorer_of(impossible)
     for search in (GreedySearch(), PrefixBeamSearch()):
         search.extend(impossible)
-        assert all(math.isfinite(score) for _, score in search.nbest())
+        assert all(math.isfinite(score) for _, score, _ in search.nbest())
 
 
 def test_batch_search_goes_on_around_an_utterance_without_frames(model_dir):
@@ -363,14 +364,15 @@ def test_batch_search_goes_on_around_an_utterance_without_frames(model_dir):
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.5, 1.0])
 def test_rescoring_drops_impossible_hypotheses(model_dir, ctc_weight):
     speech2text = streaming(model_dir, search="beam", rescore=True, ctc_weight=ctc_weight)
-    nbest = [([2], -math.inf), ([3], -2.0), ([4], -3.0)]
+    scores = {2: -math.inf, 3: -2.0, 4: -3.0}
+    nbest = [Hypothesis([token], score, []) for token, score in scores.items()]
     encoded = torch.randn(1, 9, 32)
     with torch.no_grad():
         found = speech2text._rescored(nbest, encoded)
-        assert sorted(tokens for tokens, _ in found) == [[3], [4]]
+        assert sorted(hyp.tokens for hyp in found) == [[3], [4]]
         assert found[0][1] >= found[1][1]
         speech2text.model.decoder.output_layer.bias[3] = -math.inf
-        assert [tokens for tokens, _ in speech2text._rescored(nbest, encoded)] == [[4]]
+        assert [hyp.tokens for hyp in speech2text._rescored(nbest, encoded)] == [[4]]
         assert speech2text._rescored(nbest[1:2], encoded) == nbest[1:2]
         speech2text.model.decoder.output_layer.bias[3] = math.nan
         with pytest.raises(UserError, match="not a number"):
