@@ -325,6 +325,11 @@ def _require(name, rate, channels, needed):
         raise UserError(f"{name}: has {channels} channels, mono is needed")
 
 
+def packet_samples(milliseconds: float, fs: int) -> int:
+    """Samples of a packet, at least one."""
+    return max(1, int(milliseconds * fs / 1000))
+
+
 def read_packets(source, rate: int, packet: int) -> Iterator[np.ndarray]:
     """Packets of a recording as they arrive, none of one without samples.
 

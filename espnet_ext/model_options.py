@@ -15,6 +15,7 @@ from espnet_ext.options import (
     name,
     packet_length,
     path,
+    positive,
     positive_int,
     probability,
     text,
@@ -82,6 +83,11 @@ def add_ctc_search(parser: Parser) -> None:
     """How text is searched for while a stream runs."""
     parser.option("search", default="greedy", choices=("greedy", "beam"))
     parser.option("beam_size", positive_int, 10, "hypotheses")
+
+
+def add_endpoint(parser: Parser) -> None:
+    """What ends an utterance."""
+    parser.option("endpoint", positive, help="seconds of blank that end an utterance [its end]")
 
 
 def add_search(parser: Parser) -> None:

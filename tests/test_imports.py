@@ -17,6 +17,7 @@ ORDER = (
     "bin",
     "evaluate",
     "report",
+    "serve",
     "streaming",
     "convert",
     "decoder",

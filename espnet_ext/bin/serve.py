@@ -33,13 +33,14 @@ def main(argv=None):
     shared.add_device(parser)
     shared.add_stream(parser)
     shared.add_ctc_search(parser)
+    shared.add_endpoint(parser)
     parser.option("host", text, "127.0.0.1", "address to listen on; another needs a token")
     parser.option("port", port, 8000, "0: any that is free")
-    parser.option("token", maybe(text), help="word that clients must know [none; random for --host]")
+    parser.option("token", maybe(text), help="word to know [none; random for another --host]")
     parser.option(
         "allowed_origins", listed(text), [], "pages elsewhere that may connect, https://example.org"
     )
-    parser.option("certfile", maybe(path), help="PEM, for https: away from localhost a browser ")
+    parser.option("certfile", maybe(path), help="PEM, for https, which microphones need")
     parser.option("keyfile", maybe(path), help="its key")
     parser.option("budget_mb", positive, 256, "MB that the streams of each model may hold")
     parser.option("max_batch", positive_int, 32, "streams in one step")
@@ -82,7 +83,7 @@ def main(argv=None):
         args.max_batch,
     )
     for model in models:
-        print(f"{model.name}: {model.pool.max_streams} streams in {args.budget_mb:g} MB", flush=True)
+        print(f"{model.name}: {model.pool.max_streams} streams in {args.budget_mb:g} MB")
     serve(
         models, limits, args.host, args.port, args.certfile, args.keyfile,
         lambda url: print(f"Open {url}", flush=True),

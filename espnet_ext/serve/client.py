@@ -13,7 +13,11 @@ from espnet_ext.errors import UserError
 
 
 def transcribe(
-    url: str, packets: Iterable[np.ndarray], rate: int, token: str | None = None
+    url: str,
+    packets: Iterable[np.ndarray],
+    rate: int,
+    token: str | None = None,
+    real_time: bool = False,
 ) -> Iterator[dict]:
     """Send packets of samples and yield what comes back.
 
@@ -22,11 +26,12 @@ def transcribe(
         packets: Samples (n,), floats in [-1, 1], as they come.
         rate: Hz.
         token: What the server wants to hear.
+        real_time: Packets come as they are spoken.
 
     Yields:
         The server's messages, those of type ``started``, ``result`` and ``failed``. Results have
-        all their ``words``, not the new ones alone, each with ``appeared``: the seconds of sound
-        that had been sent when it came.
+        all their ``words``, not the new ones alone, and a ``text``; in real time each word has
+        ``appeared``: the seconds of sound that there were when it came.
 
     Raises:
         UserError: There is no server, it refuses, or it ends before the last result; or what
@@ -41,7 +46,7 @@ def transcribe(
         raise UserError(f"{url}: no server answers ({error})") from None
     with socket:
         socket.send(json.dumps({"type": "start", "rate": rate}))
-        yield from _answers(url, socket, _Sender(socket, packets, rate))
+        yield from _answers(url, socket, _Sender(socket, packets, rate), real_time)
 
 
 class _Sender(threading.Thread):
@@ -72,7 +77,7 @@ class _Sender(threading.Thread):
             self.socket.close()
 
 
-def _answers(url, socket, sender):
+def _answers(url, socket, sender, real_time):
     words, missing = {}, set()
     try:
         for message in map(json.loads, socket):
@@ -88,8 +93,10 @@ def _answers(url, socket, sender):
                 old, keep = words.get(name, []), message["keep"]
                 for i, word in enumerate(message["words"], keep):
                     same = i < len(old) and old[i]["text"] == word["text"]
-                    word["appeared"] = old[i]["appeared"] if same else round(sender.clock, 3)
+                    now = round(sender.clock, 3) if real_time else None
+                    word["appeared"] = old[i]["appeared"] if same else now
                 words[name] = message["words"] = old[:keep] + message["words"]
+                message.setdefault("text", " ".join(word["text"] for word in words[name]))
                 if message["is_final"]:
                     missing.discard(name)
             yield message

@@ -141,8 +141,8 @@ class Engine:
             if stream not in model.pool.streams:
                 self._listeners.pop(stream, None)
             if listener:
-                heard = (stream.received - sum(map(len, list(stream.waiting)))) / model.speech2text.fs
-                ledger = stream.stream.ledger()
+                taken = stream.received - sum(map(len, list(stream.waiting)))
+                heard, ledger = taken / model.speech2text.fs, stream.stream.ledger()
                 listener(Outcome(result, ms, len(outcomes), heard, ledger))
         return bool(outcomes)
 

@@ -1,5 +1,6 @@
 """A recording's picture: words over time, and what the models held and took for them."""
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from espnet_ext.resources import RESOURCES
@@ -12,28 +13,27 @@ class Recording:
 
     Args:
         title: Of the picture.
-        models: For each what ``ServedModel.describe`` gives, or part of it: ``name`` at least.
     """
 
-    def __init__(self, title: str, models: list[dict]) -> None:
+    def __init__(self, title: str) -> None:
         self.title, self.seconds = title, 0.0
         self.levels: list[float] = []
-        self.models = {
-            model["name"]: model | {"text": "", "words": [], "chunks": []} for model in models
-        }
+        self.models: dict[str, dict] = {}
 
-    def hear(self, samples, fs: int) -> None:
+    def hear(self, samples: np.ndarray, fs: int) -> None:
         """Note the loudness of samples (n,), floats in [-1, 1] of one packet."""
         self.seconds += len(samples) / fs
         part = fs // LEVELS
         for start in range(0, len(samples), part):
             self.levels.append(round(float(abs(samples[start : start + part]).max()), 3))
 
-    def add(self, name: str, text: str, words: list[dict], at: float, ms: float, nbytes: dict):
-        """Note what a chunk gave.
+    def add(
+        self, name: str, text: str, words: list[dict], at: float, ms: float, nbytes: dict
+    ) -> None:
+        """Note what a chunk gave, or what changed after it.
 
         Args:
-            name: Of the model.
+            name: Of the model, which may be new.
             text: All text so far.
             words: All words so far: ``text``, ``start``, ``end``, ``confidence``, ``appeared``
                 (seconds of sound that there were when it was there; None where that is not known).
@@ -41,7 +41,7 @@ class Recording:
             ms: Milliseconds that it took.
             nbytes: State by kind, as ``Stream.ledger`` gives it.
         """
-        model = self.models[name]
+        model = self.models.setdefault(name, {"name": name, "chunks": []})
         model["text"], model["words"] = text, words
         own = {kind: n for kind, n in nbytes.items() if kind != "positions"}
         model["chunks"].append({"at": round(at, 3), "ms": round(ms, 3), "bytes": own})

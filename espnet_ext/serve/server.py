@@ -11,7 +11,7 @@ import ipaddress
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
@@ -130,16 +130,14 @@ class Service:
         except Refusal as error:
             code = CODES[error.reason] - 4000
             return JSONResponse({"error": error.reason, "message": str(error)}, code)
-        return JSONResponse({"models": self.describe(), "limits": self.public_limits()}, 200, SECURITY)
+        return JSONResponse(self.describe(self.models), headers=SECURITY)
 
-    def describe(self) -> list[dict]:
-        """Every model, for clients."""
-        return [model.describe() for model in self.models]
-
-    def public_limits(self) -> dict:
-        """The limits that a client should know."""
-        known = asdict(self.limits)
-        return {key: known[key] for key in known if key not in ("token", "allowed_origins")}
+    def describe(self, models: Iterable[ServedModel]) -> dict:
+        """Models and limits, for clients."""
+        limits = asdict(self.limits)
+        for secret in ("token", "allowed_origins"):
+            del limits[secret]
+        return {"models": [model.describe() for model in models], "limits": limits}
 
     def let_in(self, request: HTTPConnection) -> None:
         """Refuse a page of another origin, and who does not know the token."""
@@ -157,7 +155,7 @@ class Service:
 
     @staticmethod
     def _same_origin(origin, host):
-        """Whether the page came from here; a name may have been turned to this address by anyone."""
+        """Whether the page came from here; anyone may let a name point to this address."""
         parts = urlsplit(origin)
         if parts.netloc.lower() != host.lower() or parts.scheme not in ("http", "https"):
             return False
@@ -251,9 +249,7 @@ class Client:
                 self.streams[model] = self.engine.start(model, self._listener(model))
             except PoolFull as error:
                 raise Refusal("budget_full", f"{name}: {error}") from None
-        described = [model.describe() for model in self.streams]
-        limits = self.service.public_limits()
-        await self.websocket.send_json({"type": "started", "models": described, "limits": limits})
+        await self.websocket.send_json({"type": "started"} | self.service.describe(self.streams))
         return rate
 
     def _listener(self, model):
@@ -350,6 +346,8 @@ class Client:
     async def _answer(self):
         """Send results until each model has given its last."""
         said = {model: [] for model in self.streams}  # words that the client has
+        ended = {model: [] for model in self.streams}  # those of utterances that have ended
+        texts = {model: [] for model in self.streams}
         while said:
             model, outcome = await self.outbox.get()
             if self.outbox.qsize() > BACKLOG:
@@ -359,7 +357,8 @@ class Client:
                 del said[model]
                 message = {"type": "failed", "model": model.name, "message": str(result)}
             else:
-                words = [_rounded(asdict(word)) for word in result.words]
+                ended[model] += [word for one in result.utterances for word in _words(one)]
+                words = ended[model] + _words(result)
                 same = 0
                 while same < min(len(words), len(said[model])):
                     if words[same] != said[model][same]:
@@ -378,8 +377,9 @@ class Client:
                     "open_streams": len(model.pool.streams),
                 }
                 said[model] = words
+                texts[model] += [one.text for one in result.utterances]
                 if result.is_final:
-                    message["text"] = result.text
+                    message["text"] = " ".join(filter(None, [*texts[model], result.text]))
                     del said[model]
             async with asyncio.timeout(self.limits.idle_seconds):
                 await self.websocket.send_json(message)
@@ -390,8 +390,17 @@ def _settle(future):
         future.set_result(None)
 
 
-def _rounded(word):
-    return {key: round(v, 3) if isinstance(v, float) else v for key, v in word.items()}
+def _words(result):
+    """Words as a client gets them; when they appeared it knows best."""
+    return [
+        {
+            "text": word.text,
+            "start": round(word.start, 3),
+            "end": round(word.end, 3),
+            "confidence": round(word.confidence, 3),
+        }
+        for word in result.words
+    ]
 
 
 def _json(message, kind):

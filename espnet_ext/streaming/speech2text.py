@@ -410,8 +410,3 @@ class StreamingSpeech2Text:
             if min(hyp.score, att) > -math.inf  # 0 times that is not a number
         ]
         return sorted(scored, key=lambda hyp: -hyp.score) or nbest
-
-
-def packet_samples(milliseconds: float, fs: int) -> int:
-    """Samples of a packet, at least one."""
-    return max(1, int(milliseconds * fs / 1000))
