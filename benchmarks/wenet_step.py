@@ -4,6 +4,7 @@ Its encoder is built at the size of ours and fed at a held offset. What its impo
 current PyTorch or a bare machine lacks is put in place here.
 """
 
+import ast
 import sys
 import types
 from pathlib import Path
@@ -66,3 +67,52 @@ def steps(checkout: str, sizes: dict, chunk: int, context: int) -> dict:
 
         found[name] = step
     return found
+
+
+def batched_steps(checkout: str, sizes: dict, chunk: int, context: int, batch: int) -> dict:
+    """Functions that make one step of a batch of streams, as WeNet's server on a GPU does.
+
+    Its caches are handed over as one tensor each: putting them together from the streams, and
+    taking them apart, is not counted.
+
+    Args:
+        checkout, sizes, chunk, context: As those of ``steps``.
+        batch: Streams.
+    """
+    encoder_class = load(checkout)
+    source = Path(checkout, "wenet", "bin", "export_onnx_gpu.py").read_text()
+    tree = ast.parse(source)
+    wanted = [n for n in tree.body if getattr(n, "name", "") == "StreamingEncoder"]
+    from wenet.utils.mask import make_pad_mask
+
+    names = {"torch": torch, "make_pad_mask": make_pad_mask}
+    # the class alone: its file imports what only an export needs
+    exec(compile(ast.Module(wanted, []), "export_onnx_gpu.py", "exec"), names)
+    torch.manual_seed(0)
+    encoder = encoder_class(80, **sizes).eval()
+    encoder.global_cmvn = torch.nn.Identity()
+    width = sizes["output_size"]
+    model = types.SimpleNamespace(ctc=_CTC(width), encoder=encoder)
+    whole = names["StreamingEncoder"](model, context, 10).eval()
+    layers, heads = sizes["num_blocks"], sizes["attention_heads"]
+    inputs = (
+        torch.randn(batch, 4 * (chunk - 1) + 7, 80),
+        torch.full((batch,), 4 * (chunk - 1) + 7),
+        torch.full((batch, 1), context),
+        torch.randn(batch, layers, heads, context, 2 * width // heads),
+        torch.randn(batch, layers, width, sizes["cnn_module_kernel"] - 1),
+        torch.ones(batch, 1, context),
+    )
+    traced = torch.jit.trace(whole, inputs, check_trace=False)
+    return {"eager": lambda: whole(*inputs), "TorchScript": lambda: traced(*inputs)}
+
+
+class _CTC(torch.nn.Module):
+    """An output layer as small as one may be: ours has none in this comparison."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.output = torch.nn.Linear(width, 16)
+
+    def log_softmax(self, x):
+        return self.output(x).log_softmax(-1)
