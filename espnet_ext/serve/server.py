@@ -9,11 +9,12 @@ import contextlib
 import hmac
 import ipaddress
 import json
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import soxr
@@ -142,7 +143,7 @@ class Service:
     def let_in(self, request: HTTPConnection) -> None:
         """Refuse a page of another origin, and who does not know the token."""
         origin = request.headers.get("origin")
-        if origin is not None and not self._same_origin(origin, request.headers.get("host", "")):
+        if origin is not None and not self.same_origin(origin, request.headers.get("host", "")):
             if not {"*", origin} & set(self.limits.allowed_origins):
                 raise Refusal(
                     "wrong_origin", f"{origin}: is not of this server; --allowed_origins may let it"
@@ -154,15 +155,15 @@ class Service:
                 raise Refusal("wrong_token", "token: is missing or wrong; the server printed it")
 
     @staticmethod
-    def _same_origin(origin, host):
+    def same_origin(origin, host):
         """Whether the page came from here; anyone may let a name point to this address."""
-        parts = urlsplit(origin)
-        if parts.netloc.lower() != host.lower() or parts.scheme not in ("http", "https"):
+        if origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
             return False
-        with contextlib.suppress(ValueError):
-            ipaddress.ip_address(parts.hostname)
-            return True
-        return parts.hostname == "localhost"
+        try:
+            name = urlsplit(origin).hostname
+            return name == "localhost" or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
 
     async def stream(self, websocket: WebSocket) -> None:
         """A WebSocket from its beginning to its end."""
@@ -181,16 +182,22 @@ class Service:
             code, reason = (1001, "stopping") if self.stopping.is_set() else (1000, "")
             await websocket.close(code, reason)
         except Refusal as error:
-            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-                await websocket.send_json(
-                    {"type": "error", "reason": error.reason, "message": str(error)}
-                )
-                await websocket.close(CODES[error.reason], error.reason)
-        except WebSocketDisconnect:
+            await self._refuse(websocket, error)
+        except (WebSocketDisconnect, TimeoutError):  # it is gone, or does not read
             pass
+        except Exception:  # a bug
+            logging.exception("a client's connection failed")
+            await self._refuse(websocket, Refusal("failed", "the server's log says why"))
         finally:
             self.clients.discard(client)
             client.drop()
+
+    async def _refuse(self, websocket, refusal):
+        message = {"type": "error", "reason": refusal.reason, "message": str(refusal)}
+        with contextlib.suppress(WebSocketDisconnect, TimeoutError, RuntimeError):
+            async with asyncio.timeout(self.limits.idle_seconds):
+                await websocket.send_json(message)
+                await websocket.close(CODES[refusal.reason], refusal.reason)
 
     async def stop(self) -> None:
         """Take no more, and give every stream that has begun its final result, within a bound."""
@@ -267,11 +274,11 @@ class Client:
         try:
             idle = self.limits.idle_seconds
             await asyncio.wait(tasks, timeout=idle, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                return self._checked(tasks[0].result())
             if tasks[1].done():
                 return None
-            if not tasks[0].done():
-                raise Refusal("idle", f"nothing came for {idle:g} s")
-            return self._checked(tasks[0].result())
+            raise Refusal("idle", f"nothing came for {idle:g} s")
         finally:
             for task in tasks:
                 task.cancel()
@@ -485,7 +492,7 @@ def serve(
     )
     shown = f"[{host}]" if ":" in host else host
     url = f"{'https' if certfile else 'http'}://{shown}:{listening.getsockname()[1]}/"
-    url += f"#token={limits.token}" if limits.token else ""
+    url += f"#token={quote(limits.token)}" if limits.token else ""
     try:
         _Server(config, service, lambda: announce(url)).run(sockets=[listening])
     finally:

@@ -347,11 +347,14 @@ function recording() {
   return {title: session.title, seconds: session.seconds, levels: session.levels, models};
 }
 
-function save() {
+function picture() {
   const json = JSON.stringify(recording()).replaceAll('<', '\\u003c');
-  const page = template.replace('id="recording">null<', () => `id="recording">${json}<`);
+  return template.replace('id="recording">null<', () => `id="recording">${json}<`);
+}
+
+function save() {
   const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([page], {type: 'text/html'}));
+  link.href = URL.createObjectURL(new Blob([picture()], {type: 'text/html'}));
   link.download = `${session.title.replace(/[^\w.-]+/g, '_')}.html`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
