@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from contextlib import ExitStack
 
 from websockets.sync.client import connect
 
@@ -30,7 +31,10 @@ class Chromium:
                 break
         with urllib.request.urlopen(f"http://{found[1]}/json") as answer:
             (page,) = [page for page in json.load(answer) if page["type"] == "page"]
-        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None)
+        self.stack = ExitStack()
+        self.socket = self.stack.enter_context(
+            connect(page["webSocketDebuggerUrl"], max_size=None)
+        )
         self.asked, self.complaints = 0, []
         for domain in ("Runtime", "Log", "Page"):
             self.call(f"{domain}.enable")
@@ -39,7 +43,7 @@ class Chromium:
         return self
 
     def __exit__(self, *error):
-        self.socket.close()
+        self.stack.close()
         self.process.terminate()
         self.process.wait()
         self.process.stderr.close()
@@ -56,6 +60,11 @@ class Chromium:
                 assert "error" not in message, message
                 return message["result"]
 
+    def resize(self, width, height):
+        """Give the page so many pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+
     def run(self, script):
         """The value of a JavaScript expression."""
         given = {"expression": script, "awaitPromise": True, "returnByValue": True}
@@ -63,7 +72,7 @@ class Chromium:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def until(self, script, seconds=90):
+    def until(self, script, seconds=60):
         """Wait until a JavaScript expression holds."""
         end = time.monotonic() + seconds
         while not self.run(script):

@@ -28,12 +28,12 @@ class Column {
     this.root.dataset.model = model.name;
     this.part = name => this.root.querySelector(`.${name}`);
     this.root.querySelector('h2').textContent = model.name;
-    const context = model.attention === 'linear' || model.left_context < 0 ? 'all the past' : `${model.left_context} frames before`;
-    const facts = [model.attention, `${model.rate / 1000} kHz`, `chunks of ${Math.round(1000 * model.chunk_seconds)} ms`, context];
+    const context = model.attention === 'linear' || model.left_context < 0 ? 'all the past' : `${model.left_context} frames back`;
+    const facts = [model.attention, `${model.rate / 1000} kHz`, `${Math.round(1000 * model.chunk_seconds)} ms chunks`, context];
     this.part('facts').append(...facts.map(fact => Object.assign(document.createElement('span'), {textContent: fact})));
     this.part('text').setAttribute('aria-live', columns.size ? 'off' : 'polite');  // one voice is enough
-    this.part('budget').textContent = `in ${Math.round(model.budget / 1024 / 1024)} MB`;
-    this.part('streams').textContent = `${model.max_streams.toLocaleString('en')} streams`;
+    this.part('budget').textContent = `${Math.round(model.budget / 1024 / 1024).toLocaleString('en')} MB`;
+    this.part('streams').textContent = model.max_streams.toLocaleString('en');
     this.part('streams').title = `each holds at most ${kilobytes(model.stream_bytes)}`;
     this.clear();
   }
@@ -94,7 +94,7 @@ class Column {
 
   measure() {
     this.part('bytes').textContent = kilobytes(this.total);
-    const last = this.chunks.slice(-40);
+    const last = this.chunks.slice(-20);
     this.part('ms').textContent = `${last.at(-1).ms.toFixed(1)} ms`;
     const delay = median(this.delays);
     this.part('delay').textContent = delay === null ? '–' : `${delay.toFixed(2)} s`;
@@ -102,7 +102,7 @@ class Column {
     this.part('pulse').replaceChildren(...last.map((chunk, i) => {
       const bar = document.createElementNS('http://www.w3.org/2000/svg', 'rect');
       const height = 22 * chunk.ms / most + 1;
-      for (const [key, value] of Object.entries({x: 3 * i, y: 24 - height, width: 2, height})) bar.setAttribute(key, value);
+      for (const [key, value] of Object.entries({x: 4 * (i + 20 - last.length), y: 24 - height, width: 3, height})) bar.setAttribute(key, value);
       return bar;
     }));
   }
@@ -221,13 +221,18 @@ class Session {
   finish() {
     if (!this.open || this.stopped) return;
     this.stopped = true;
-    this.onstop?.();
+    this.release();
     if (this.socket.readyState === WebSocket.OPEN) {
       say('busy', 'Finishing …');
       this.socket.send(JSON.stringify({type: 'finish'}));
     } else {
       this.socket.close();
     }
+  }
+
+  release() {  // what the sound came from
+    this.onstop?.();
+    this.onstop = null;
   }
 
   hear(message) {
@@ -245,7 +250,7 @@ class Session {
   close(event) {
     this.open = false;
     this.no(new Error('closed'));
-    this.onstop?.();
+    this.release();
     const reason = this.refusal?.reason;
     if (reason === 'budget_full') say('bad', `No room: ${this.refusal.message}`);
     else if (reason) say('bad', this.refusal.message);
@@ -275,8 +280,7 @@ async function listen() {
   await context.audioWorklet.addModule('static/capture.js');
   const own = session = new Session(`Microphone, ${new Date().toLocaleString()}`, context.sampleRate, true);
   enable();
-  const release = () => { stream.getTracks().forEach(track => track.stop()); context.close(); };
-  own.onstop = release;
+  own.onstop = () => { stream.getTracks().forEach(track => track.stop()); context.close(); };
   try {
     await own.started;
   } catch {
@@ -388,7 +392,7 @@ $('door').onsubmit = event => {
 };
 const keys = {m: 'microphone', f: 'choose', d: 'sample', s: 'save'};
 addEventListener('keydown', event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input')) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.('[type=password]')) return;
   if (keys[event.key] && !$(keys[event.key]).disabled) $(keys[event.key]).click();
 });
 for (const name of ['dragenter', 'dragover']) {
@@ -407,5 +411,6 @@ for (const kind of ['attention', 'convolution', 'subsampling', 'frontend']) {
   item.append(Object.assign(document.createElement('i'), {className: kind}), KINDS[kind]);
   $('legend').append(item);
 }
+addEventListener('unhandledrejection', event => say('bad', `This page failed: ${event.reason}`));
 look();
 setInterval(look, 3000);
