@@ -77,10 +77,10 @@ def sizes(args):
     }
 
 
-def make_encoder(variant, args):
+def make_encoder(variant, args, variants=VARIANTS):
     """The published Conformer size by default, causal, with random weights."""
     torch.manual_seed(0)
-    attention, attention_conf = VARIANTS[variant]
+    attention, attention_conf = variants[variant]
     return ConformerEncoder(
         80,
         chunk_size=args.chunk,

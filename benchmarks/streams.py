@@ -118,7 +118,8 @@ def wenet_rows(args):
     from wenet_step import batched_steps
 
     print(
-        "\n| attention | left context | streams | ms | ms of WeNet | ratio |\n|---|---|---|---|---|---|"
+        "\n| attention | left context | streams | ms | ms of WeNet | ratio |\n"
+        "|---|---|---|---|---|---|"
     )
     for context in args.contexts:
         for number in args.streams:

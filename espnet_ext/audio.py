@@ -325,11 +325,6 @@ def _require(name, rate, channels, needed):
         raise UserError(f"{name}: has {channels} channels, mono is needed")
 
 
-def packet_samples(milliseconds: float, fs: int) -> int:
-    """Samples of a packet, at least one."""
-    return max(1, int(milliseconds * fs / 1000))
-
-
 def read_packets(source, rate: int, packet: int) -> Iterator[np.ndarray]:
     """Packets of a recording as they arrive, none of one without samples.
 
@@ -483,18 +478,23 @@ def waveform(samples, dtype=None, device=None) -> "torch.Tensor":
         samples = torch.as_tensor(samples, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"samples: must be an array of numbers ({error!s:.80})") from None
-    if samples.dtype == torch.int16:
-        samples = samples.float() / 2**15
-    if samples.numel() and not samples.is_floating_point():
-        raise UserError(
-            f"samples: must be floats in [-1, 1] or int16, got {samples.dtype}; scale them"
-        )
-    samples = mono(samples).to(dtype or samples.dtype)
-    if samples.dim() != 1:
+    samples = checked_samples(samples)
+    return samples.to(dtype or samples.dtype)
+
+
+def checked_samples(samples):
+    """One utterance, an array or a tensor, as floats (n,); see ``waveform``."""
+    kind = str(samples.dtype).removeprefix("torch.")
+    if kind == "int16":
+        samples = samples / 2**15
+    elif "float" not in kind and 0 not in samples.shape:
+        raise UserError(f"samples: must be floats in [-1, 1] or int16, got {kind}; scale them")
+    samples = mono(samples)
+    if samples.ndim != 1:
         raise UserError(f"samples: must be (n,) or (n, channels), got {tuple(samples.shape)}")
-    fine = samples.abs() <= MAX_SAMPLE  # not-a-number is not
+    fine = abs(samples) <= MAX_SAMPLE  # not-a-number is not
     if not fine.all():
-        at = int(fine.int().argmin())
+        at = int((fine * 1).argmin())
         raise UserError(
             f"samples: must be finite numbers in [-1, 1], sample {at} is {samples[at].item():g}"
         )

@@ -18,6 +18,7 @@ COMMANDS = {
         "certify": "asr_certify",
         "profile": "asr_profile",
         "convert": "asr_convert",
+        "export": "asr_export",
         "pack": "asr_pack",
         "unpack": "asr_unpack",
         "upload": "asr_upload",

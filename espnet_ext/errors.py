@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import math
 import multiprocessing
 import os
 import sys
@@ -78,6 +79,30 @@ def refuse_not_finite(arrays: Mapping[str, Any], what: object, advice: str) -> N
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise UserError(f"{what}: {bad[0]}{more} is infinite or not a number: {advice}")
+
+
+def check_log_probs(log_probs: Any) -> None:
+    """Refuse log probabilities (..., n, tokens) with a frame that has no largest one.
+
+    Raises:
+        UserError: A frame holds not-a-number or plus infinity, or all of it is minus infinity.
+    """
+    if log_probs.shape[-2]:
+        best = log_probs.amax(-1) if hasattr(log_probs, "amax") else log_probs.max(-1)
+        check_number(float(best.min()) + float(best.max()))
+
+
+def check_number(value: float) -> None:
+    """Refuse a score, or a sum of what a model puts out, that is not finite.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not math.isfinite(value):
+        raise UserError(
+            f"the model's output is not a number ({value:g}): the checkpoint is of no use, or the "
+            "dtype is too narrow, use float32"
+        )
 
 
 def _message(error: UserError) -> str:

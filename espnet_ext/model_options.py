@@ -26,6 +26,11 @@ from espnet_ext.packing import CHECKPOINT, find_model
 def add_device(parser: Parser) -> None:
     """Where a model runs."""
     parser.option("device", device, "cpu", "cpu or cuda")
+    add_threads(parser)
+
+
+def add_threads(parser: Parser) -> None:
+    """How many threads there are."""
     parser.option(
         "threads",
         positive_int,

@@ -18,6 +18,7 @@ ORDER = (
     "evaluate",
     "report",
     "serve",
+    "export",
     "streaming",
     "convert",
     "decoder",

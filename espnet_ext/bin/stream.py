@@ -5,9 +5,9 @@ from standard input. Without EXPDIR the small model in the package is run, which
 English at 8 kHz, and without FILE its own recording. Each line: seconds heard, bytes of state, the
 end of the text. The last line is the whole text, with --endpoint a line for each utterance. With
 --output json every line is an object: heard, ledger (bytes by kind), and what is known of the
-utterance, with its words, their times and confidence. --picture draws all of that on a page.
-
-With --server the models of espnet-ext serve hear it, at any rate, and each line names one.
+utterance, with its words, their times and confidence. --picture draws all of that on a page. With
+--runtime onnxruntime EXPDIR is what espnet-ext export has made, and neither PyTorch nor ESPnet is
+imported. With --server the models of espnet-ext serve hear it, and each line names one.
 """
 
 import os
@@ -16,7 +16,9 @@ from dataclasses import asdict
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, about, cli
+from espnet_ext.files import KB
 from espnet_ext.options import Parser, boolean, output, positive_int
+from espnet_ext.packing import CHECKPOINT
 from espnet_ext.pretrained import PRETRAINED, RECORDING
 from espnet_ext.results import to_json
 
@@ -33,9 +35,28 @@ def _choose_model(args):
         args.source = args.source or RECORDING
         return
     if not (args.expdir or args.asr_train_config or args.asr_model_file):
+        if args.runtime != "torch":
+            raise UserError("EXPDIR: missing; give the directory that espnet-ext export has made")
         args.expdir, args.source = RECORDING.parent, args.source or RECORDING
     if args.source is None:
         raise UserError("FILE: missing; only the model in the package has a recording of its own")
+
+
+def _loaded(args):
+    """The model in its runtime; the other one is not imported."""
+    from espnet_ext.streaming.speech2text import StreamingSpeech2Text
+
+    options = shared.stream_options(args) | {"runtime": args.runtime}
+    if args.runtime == "torch":
+        import torch
+
+        torch.set_num_threads(args.threads)
+        return StreamingSpeech2Text(**shared.model_files(args), **options)
+    file = args.asr_model_file
+    if args.expdir:
+        name = args.inference_asr_model
+        file = os.path.join(args.expdir, "model.onnx" if name == CHECKPOINT else name)
+    return StreamingSpeech2Text(args.asr_train_config, file, threads=args.threads, **options)
 
 
 class _Source:
@@ -58,7 +79,8 @@ class _Source:
 
     def packets(self, fs):
         """Its samples (n,), float32, as they come."""
-        from espnet_ext.audio import packet_samples, read_packets, standard_input
+        from espnet_ext.audio import read_packets, standard_input
+        from espnet_ext.streaming.speech2text import packet_samples
 
         source = standard_input() if self.args.source == "-" else self.args.source
         began = time.monotonic()
@@ -74,7 +96,7 @@ class _Source:
 
 def _line(heard, nbytes, text):
     tail = text if len(text) <= SHOWN else "..." + text[-SHOWN:]
-    print(f"{heard:9.2f} s {nbytes / 1024:9.1f} KiB  {tail}", flush=True)
+    print(f"{heard:9.2f} s {nbytes / KB:9.1f} KB  {tail}", flush=True)
 
 
 def _through_server(args, source):
@@ -109,13 +131,7 @@ def _through_server(args, source):
 
 def _through_model(args, source):
     """Let a model hear the source, and print what it says."""
-    model = shared.model_files(args) | shared.stream_options(args)
-    import torch
-
-    from espnet_ext.streaming.speech2text import StreamingSpeech2Text
-
-    torch.set_num_threads(args.threads)
-    speech2text = StreamingSpeech2Text(**model)
+    speech2text = _loaded(args)
     fs = speech2text.fs
     stream, shown, texts, words = speech2text.start(), None, [], []
     own = args.expdir == RECORDING.parent
@@ -124,15 +140,15 @@ def _through_model(args, source):
     def hear(samples=(), is_final=False):
         """Read a packet, print what is new, and keep it for the picture."""
         nonlocal shown
-        heard, frames, began = source.heard / fs, stream.encoder.frames, time.perf_counter()
+        heard, frames, began = source.heard / fs, stream.frames, time.perf_counter()
         result = speech2text(stream, samples, is_final)
         ms = 1000 * (time.perf_counter() - began)
-        if is_final and not stream.encoder.frames:
+        if is_final and not stream.frames:
             raise UserError(f"{source.heard} samples ({heard:.4f} s) are too short for any text")
         found = [ended.text for ended in result.utterances]
         texts.extend(found)
         words.extend(asdict(word) for ended in result.utterances for word in ended.words)
-        if stream.encoder.frames > frames:
+        if stream.frames > frames:
             text = " ".join(filter(None, [*texts, result.text]))
             known = words + [asdict(word) for word in result.words]
             source.recording.add(name, text, known, heard, ms, stream.ledger())
@@ -166,6 +182,7 @@ def main(argv=None):
     shared.add_search(parser)
     shared.add_endpoint(parser)
     parser.option("output", default="text", choices=("text", "json"))
+    parser.option("runtime", default="torch", choices=("torch", "onnxruntime"))
     parser.option("picture", output, help="HTML file: words, bytes and time per chunk over time")
     parser.option("real_time", boolean, False, "read FILE at the speed of speech")
     parser.option("server", help="ws://HOST:PORT of espnet-ext serve, instead of a model")

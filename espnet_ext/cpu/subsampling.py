@@ -15,6 +15,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     Conv2dSubsampling8,
 )
 from torch import nn
+from torch.compiler import is_exporting
 
 from espnet_ext.cpu.conv import trains_on_cpu
 
@@ -43,10 +44,11 @@ class InBlocks:
             return super().forward(x, x_mask, prefix_embeds)
         step, sees = step_and_sight(self.conv)
         frames = (x.size(1) - sees) // step + 1
-        rows = len(x)  # of the batch at once
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
-            rows = max(1, BLOCK // max(1, frames))
-        y = torch.cat([self._in_blocks(part, frames, step, sees) for part in x.split(rows)])
+        parts = [x]
+        # an exported graph takes any number of streams, and so may not divide them
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and not is_exporting():
+            parts = x.split(max(1, BLOCK // max(1, frames)))
+        y = torch.cat([self._in_blocks(part, frames, step, sees) for part in parts])
         if x_mask is not None:
             lengths = (x_mask.sum(-1) - sees) // step + 1  # (B, 1)
             positions = torch.arange(frames, device=x.device)

@@ -22,7 +22,7 @@ from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
 
 from espnet_ext.decoder.cache import Handle
-from espnet_ext.utterance import check_log_probs
+from espnet_ext.errors import check_log_probs
 
 BLANK = 0
 LOG_ZERO = -1.0e10  # ESPnet's

@@ -5,7 +5,7 @@ from pathlib import Path
 from espnet_ext.attention import ATTENTIONS, attention_label, layer_attentions
 from espnet_ext.attention.registry import conversion_options, options_of
 from espnet_ext.convert.model import load, mha_config, recordings
-from espnet_ext.errors import UserError, about
+from espnet_ext.errors import UserError, about, check_number
 from espnet_ext.evaluate.cache import measure_cache
 from espnet_ext.evaluate.models import read_model_config
 from espnet_ext.files import write_atomic
@@ -18,7 +18,7 @@ from espnet_ext.report.statistics import paired_bootstrap, read_score
 from espnet_ext.report.tables import Section
 from espnet_ext.results import CONVERSION, read_json
 from espnet_ext.scoring import read_numbers
-from espnet_ext.utterance import check_number, encode
+from espnet_ext.utterance import encode
 
 FRAMES = 1000
 COLUMNS = {

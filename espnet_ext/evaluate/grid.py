@@ -18,7 +18,7 @@ from espnet_ext.evaluate.models import describe, read_model_config, with_encoder
 from espnet_ext.evaluate.process import commit, device_name
 from espnet_ext.report.schema import rounded
 from espnet_ext.scoring import nesting, score
-from espnet_ext.streaming.speech2text import GreedySearch, StreamingSpeech2Text
+from espnet_ext.streaming import GreedySearch, StreamingSpeech2Text
 from espnet_ext.utterance import has_features
 
 VERSION = 1

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from espnet2.fileio.datadir_writer import DatadirWriter
 
-from espnet_ext.audio import packet_samples, read_audio, read_packets
+from espnet_ext.audio import read_audio, read_packets
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError, about
 from espnet_ext.streaming.equivalence import TOLERANCE, compare, to_float64
-from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text
+from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text, packet_samples
 
 
 def decode(

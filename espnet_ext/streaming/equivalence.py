@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from espnet_ext.streaming.speech2text import StreamingSpeech2Text
+from espnet_ext.streaming.eager import EagerSpeech2Text
 from espnet_ext.utterance import has_features
 
 #: largest error allowed anywhere from the features on, by the dtype of the comparison. float32 sums
@@ -55,14 +55,14 @@ def _error(chunks: Sequence[torch.Tensor], whole: Sequence[torch.Tensor]) -> flo
     return error if math.isfinite(error) else math.inf
 
 
-def to_float64(speech2text: StreamingSpeech2Text) -> None:
+def to_float64(speech2text: EagerSpeech2Text) -> None:
     """Turn a model, and what its streams will keep, into float64."""
     speech2text.model.double()
     speech2text.options["dtype"] = torch.float64
 
 
 @torch.no_grad()
-def compare(speech2text: StreamingSpeech2Text, samples: Any, packet: int) -> dict[str, Any]:
+def compare(speech2text: EagerSpeech2Text, samples: Any, packet: int) -> dict[str, Any]:
     """Largest errors of streaming one recording in packets of ``packet`` samples.
 
     Args:

@@ -18,10 +18,10 @@ from espnet_ext.audio import mono, read_channels, waveform
 from espnet_ext.checkpoint import StrictASRTask, StrictLMTask
 from espnet_ext.config import building
 from espnet_ext.decoder import use_kv_cache
-from espnet_ext.errors import UserError, about
+from espnet_ext.errors import UserError, about, check_number
 from espnet_ext.frontend import front_end
 from espnet_ext.streaming.long_audio import LongAudio
-from espnet_ext.utterance import check_finite, check_number, encode, has_features
+from espnet_ext.utterance import check_finite, encode, has_features
 
 ESPnetSpeech2Text = asr_inference.Speech2Text
 

@@ -5,9 +5,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from espnet_ext.audio import waveform
+import numpy as np
+
+from espnet_ext.audio import checked_samples
 from espnet_ext.errors import UserError
-from espnet_ext.streaming.speech2text import Result, Stream, StreamingSpeech2Text
+from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text
 
 
 class PoolFull(UserError):
@@ -25,7 +27,7 @@ class PooledStream:
         finished: No packet follows.
     """
 
-    stream: Stream
+    stream: Any
     waiting: deque = field(default_factory=deque)
     received: int = 0
     finished: bool = False
@@ -119,7 +121,10 @@ class StreamPool:
             UserError: They are no such samples, the stream has ended, too many wait, or the stream
                 would be longer than ``max_seconds``. The stream is as it was.
         """
-        samples = waveform(samples)
+        try:
+            samples = checked_samples(np.asarray(samples))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"samples: must be an array of numbers ({error!s:.80})") from None
         fs, total = self.speech2text.fs, stream.received + len(samples)
         if stream not in self.streams or stream.finished:
             raise UserError("stream: has ended, start() begins another")
@@ -130,7 +135,8 @@ class StreamPool:
                 f"stream: more than max_waiting, {self.max_waiting:g} s, would wait for a step"
             )
         stream.received = total
-        stream.waiting.extend(samples.split(self._part) if len(samples) else ())
+        parts = range(0, len(samples), self._part)
+        stream.waiting.extend(samples[at : at + self._part] for at in parts)
 
     def room(self, stream: PooledStream) -> int:
         """How many samples of a stream may be pushed before a step has taken some."""
@@ -152,12 +158,13 @@ class StreamPool:
             Each stream of the step with what is known of it, or with what is wrong with it. One
             whose result is final or wrong has left the pool. Nothing where no stream has a chunk.
         """
-        outcomes, batch = [], []
+        batch: list[PooledStream] = []
+        outcomes: list[tuple[PooledStream, Result | UserError]] = []
         for stream in list(self.streams):
             try:
                 if self._take(stream):
                     batch.append(stream)
-                elif stream.stream.encoder.finished:
+                elif stream.stream.ended:
                     outcomes.append((stream, self.speech2text.last(stream.stream)))
             except UserError as error:
                 outcomes.append((stream, error))
@@ -174,14 +181,14 @@ class StreamPool:
                     self.streams[stream] = None  # behind those that were not served
         return outcomes
 
-    def _take(self, stream):
+    def _take(self, stream: PooledStream) -> bool:
         """Take what waits until a chunk is full; whether one is."""
         speech2text, own = self.speech2text, stream.stream
         while not speech2text.ready(own):
             if stream.waiting:
                 part = stream.waiting.popleft()
                 speech2text.take(own, part)
-            elif stream.finished and not own.encoder.ended[0]:
+            elif stream.finished and not own.ended:
                 speech2text.take(own, is_final=True)
             else:
                 return False

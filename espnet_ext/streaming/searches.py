@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from espnet_ext.utterance import check_log_probs
+from espnet_ext.errors import UserError, check_log_probs
 
 BLANK = 0
 MAX_OPEN = 50  # tokens that hypotheses of the beam search may still disagree on
@@ -177,3 +177,16 @@ class PrefixBeamSearch:
             )
             for prefix, ends in self.beam.items()
         ]
+
+
+def make_search(search: str, beam_size: int) -> GreedySearch | PrefixBeamSearch:
+    """State of a search that begins.
+
+    Raises:
+        UserError: ``search`` is neither ``greedy`` nor ``beam``, or ``beam_size`` is below 1.
+    """
+    if search not in ("greedy", "beam"):
+        raise UserError(f"search: must be greedy or beam, got {search!r}")
+    if beam_size < 1:
+        raise UserError(f"beam_size: must be at least 1, got {beam_size}")
+    return PrefixBeamSearch(beam_size) if search == "beam" else GreedySearch()

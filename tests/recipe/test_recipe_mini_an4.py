@@ -110,9 +110,10 @@ def test_recipe_trains_and_scores_a_branchformer_on_another_front_end(recipe):
     assert not list(recipe.rglob("pwned*"))
 
 
-@pytest.mark.parametrize("stage", ["12", "14", "16"])
+@pytest.mark.parametrize("stage", ["12", "14", "16", "17"])
 def test_stage_that_misses_its_checkpoint_names_those_that_are_there(recipe, stage):
     asked = ["--inference_asr_model", "valid.loss.ave.pth", "--skip-packing", "false"]
+    asked += ["--skip_export", "false"]
     done = run(recipe, *BRANCHFORMER, *asked, "--stage", stage, "--stop-stage", stage)
     assert done.returncode != 0 and done.stderr.count("\n") == 1
     assert (
@@ -235,6 +236,19 @@ def test_stage_16_measures_the_trained_model_once(recipe):
     assert profile["cache"]["bytes"] == profile["cache"]["formula_bytes"] > 0
     assert profile["offline"]["utterances"] == 2
     assert "up to date" in run(recipe, *BRANCHFORMER, "--stage", "16").stdout
+
+
+def test_stage_17_exports_the_trained_model_once(recipe):
+    pytest.importorskip("onnxscript", reason="no onnxscript: pip install 'espnet-ext[export]'")
+    options = [*BRANCHFORMER, "--stage", "17", "--skip_export", "false"]
+    assert "Stage 17" not in run(recipe, *options[:-2]).stdout
+    options += ["--export_args", "--chunk_size 16 --left_context 64"]
+    done = run(recipe, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    certificate = json.loads((recipe / BRANCHFORMER_EXP / "onnx/certificate.json").read_text())
+    assert (certificate["recordings"], certificate["chunk_size"]) == (2, 16)
+    assert certificate["max_error"]["model.onnx"]["tokens_differ"] == 0
+    assert "up to date" in run(recipe, *options).stdout
 
 
 def test_inference_refuses_a_checkpoint_that_does_not_fit(recipe, tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ from espnet_ext.audio import waveform
 from espnet_ext.bin import asr_certify, asr_inference, asr_inference_streaming, stream
 from espnet_ext.decoder import FastCTCPrefixScorer
 from espnet_ext.errors import UserError
-from espnet_ext.streaming.searches import GreedySearch, Hypothesis, PrefixBeamSearch
-from espnet_ext.streaming.speech2text import StreamingSpeech2Text
+from espnet_ext.streaming import GreedySearch, PrefixBeamSearch, StreamingSpeech2Text
+from espnet_ext.streaming.searches import Hypothesis
 from tiny import FS, speech
 
 PAD = 128  # half a window of the tiny model: fewer samples have no feature

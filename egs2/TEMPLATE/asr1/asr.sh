@@ -21,6 +21,7 @@ skip_train=false               # boolean: leave out stages 2 and 4 to 11
 skip_eval=false                # boolean: leave out stages 12, 13 and 16
 skip_packing=true              # boolean: leave out stage 14
 skip_upload_hf=true            # boolean: leave out stage 15
+skip_export=true               # boolean: leave out stage 17
 eval_valid_set=false           # boolean: decode the validation set too
 ngpu=1                         # count: GPUs per node in training; 0 is the CPU
 num_nodes=1                    # positive_int: nodes in training
@@ -80,6 +81,7 @@ inference_lm=valid.loss.ave.pth # name: language model checkpoint used in decodi
 inference_asr_model=valid.acc.ave.pth # name: checkpoint used in decoding
 local_score_opts=              # text*: options of local/score.sh
 hf_repo=                       # repository: OWNER/NAME on the hub, for stage 15
+export_args=                   # text*: more options of the export, e.g. "--chunk_size 16 --left_context 64"
 profile_config=                # path: what stage 16 measures (default: the recipe's conf/profile.yaml, or the repository's)
 # Options of ESPnet's own asr.sh that a run.sh written for it may give: each has the one value that asks for nothing.
 cleaner=none                   # none: text is trained on as it is written; clean it in local/data.sh
@@ -146,6 +148,7 @@ skip_stages="${skip_stages_list[*]-}"
 ! "${skip_eval}" || skip_stages+=" 12 13 16"
 ! "${skip_packing}" || skip_stages+=" 14"
 ! "${skip_upload_hf}" || skip_stages+=" 15"
+! "${skip_export}" || skip_stages+=" 17"
 "${use_lm}" || skip_stages+=" 6 7 8"
 [ -n "${speed_perturb_factors}" ] || skip_stages+=" 2"
 skip_stages+=" 9"
@@ -649,6 +652,23 @@ if wanted 16; then
             --asr_model_file "${asr_exp}/${inference_asr_model}" --profile_config "${profile_config}" \
             ${inference_config:+--inference_config "${inference_config}"} --output "${asr_exp}/profile.json"
         finish "${asr_exp}/.profiled"
+    fi
+fi
+
+if wanted 17; then
+    dir="${asr_exp}/onnx"
+    log "Stage 17: exporting ${asr_exp}/${inference_asr_model} to ${dir}"
+    trained "${asr_exp}" "${inference_asr_model}" --inference_asr_model 11
+    refuse_old 11 "${asr_exp}/.done" "${token_files[@]}"
+    state=("${dir}/.done" "$(by_line ${export_args_list[@]+"${export_args_list[@]}"})")
+    state+=("${asr_exp}"/{config.yaml,"${inference_asr_model}"} "${first_test_dir}/wav.scp")
+    if ! finished "${state[@]}" -- model.onnx tokens.txt features.npz certificate.json README.md; then
+        new=$(beside "${dir}")
+        rm -rf "${new}"
+        tool asr_export "${asr_exp}" --output "${new}" --inference_asr_model "${inference_asr_model}" \
+            --wav_scp "${first_test_dir}/wav.scp" ${export_args_list[@]+"${export_args_list[@]}"}
+        finish "${new}/.done"
+        replace "${dir}"
     fi
 fi
 
