@@ -214,7 +214,7 @@ def training(device, sizes):
         f"({amp(device)['dtype']}), {sizes.seconds:g} s per utterance, against "
         "ESPnet's encoder with `use_sdpa: true`.\nThe two sides alternate. Peak memory has the "
         "weights, the gradients and Adam's moments in it.\n\n"
-        "| config | utterances | ours ms | ESPnet ms | ratio | ours MiB | ESPnet MiB | ratio |\n"
+        "| config | utterances | ours ms | ESPnet ms | ratio | ours MB | ESPnet MB | ratio |\n"
         "|---|---|---|---|---|---|---|---|"
     )
     good = True
@@ -264,9 +264,9 @@ def steps(device, sizes):
     print(
         f"The published Conformer (`conf/tuning/train_asr_conformer_mha.yaml`), causal, in float32 "
         f"with PyTorch's defaults; chunks of {CHUNK} frames (0.64 s), left context {LEFT}.\n"
-        "KiB per stream: by the allocator, and as the state counts it.\n\n"
+        "KB per stream: by the allocator, and as the state counts it.\n\n"
         "| attention | streams | ms per step | of a CUDA graph | times real time "
-        "| KiB, allocator | KiB, counted |\n|---|---|---|---|---|---|---|"
+        "| KB, allocator | KB, counted |\n|---|---|---|---|---|---|---|"
     )
     good = True
     for attention in sizes.attentions:
@@ -472,7 +472,7 @@ def recipe(device, sizes):
         "`run.sh` of egs2/mini_an4: 100 steps, killed after an epoch and resumed, stages 12 and 16 "
         "on the card. The models are tiny and several run at once.\n\n"
         "| attention | killed after epoch | utterances decoded | stage 16: ms per utterance "
-        "| ms per chunk | peak MiB |\n|---|---|---|---|---|---|"
+        "| ms per chunk | peak MB |\n|---|---|---|---|---|---|"
     )
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:

@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--convert", action="store_true", help="write perturbed audio too")
     args = parser.parse_args()
     print(f"{args.utterances} utterances, --nj {args.nj}\n")
-    print("| stage | does | s | MiB |")
+    print("| stage | does | s | MB |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -229,7 +229,7 @@ def layer_rows(args):
             from espnet_ext.attention.blocked import attend
 
             def absorbed(att=attention, cached=cached, bias=bias, q_u=q_u, weights=weights):
-                att._attend_absorbed(q_u, cached, *weights, bias, att.d_k**-0.5)
+                att._attend_absorbed(q_u, cached, weights, bias, att.d_k**-0.5)
 
             def expanded(att=attention, cached=cached, bias=bias, q_u=q_u, name=name):
                 attend(q_u, *att.key_value({name: cached}), bias, att.d_k**-0.5)

@@ -181,9 +181,7 @@ def memory_rows(args):
     for context in args.contexts:
         base = None
         for variant in args.variants:
-            held, counted, convolution = in_fresh_process(
-                memory_of, variant, args.chunk, context
-            )
+            held, counted, convolution = in_fresh_process(memory_of, variant, args.chunk, context)
             base = base or held
             print(
                 f"| {variant} | {context} | {held / 1024:.0f} | {counted / 1024:.0f} "

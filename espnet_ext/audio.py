@@ -33,7 +33,8 @@ UNKNOWN_FRAMES = 2**40
 SHORTENED = re.compile(
     r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: ([0-9]+) \(should be ([0-9]+)\)", re.M
 )
-BLOCK = 2**20  # samples read at a time where none is kept
+BLOCK_SAMPLES = 2**20  # read at a time where none is kept
+HEADER_BYTES = 2**20  # of a part of a WAV header, at most
 LOUDEST = 2.0**32  # full scale is 1, or that of 32 bits in files that were never scaled
 #: Hz, least and most; a damaged header of less would make thousands of samples of one
 RATES = (1000, 2**20)
@@ -120,7 +121,7 @@ class Audio:
     format: str
     subtype: str
 
-    def blocks(self, size: int = BLOCK, start: int = 0) -> Iterator[np.ndarray]:
+    def blocks(self, size: int = BLOCK_SAMPLES, start: int = 0) -> Iterator[np.ndarray]:
         """Samples from ``start`` to the end, float32 (n, channels), n at most ``size``.
 
         Raises:
@@ -143,7 +144,7 @@ class Audio:
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Samples ``start`` to ``stop``, float32 (n, channels); see ``blocks``."""
         kept, wanted = [np.zeros((0, self.channels), np.float32)], stop
-        size = BLOCK if stop is None else max(1, min(BLOCK, stop - start))
+        size = BLOCK_SAMPLES if stop is None else max(1, min(BLOCK_SAMPLES, stop - start))
         for block in self.blocks(size, start):
             kept.append(block if wanted is None else block[: wanted - start])
             start += len(block)
@@ -352,7 +353,7 @@ def read_packets(source, rate: int, packet: int) -> Iterator[np.ndarray]:
 
 def read_audio(path, rate: int) -> np.ndarray:
     """A whole mono recording (n,), n being 0 where it has no samples; see ``read_packets``."""
-    return np.concatenate([np.zeros(0, np.float32), *read_packets(path, rate, BLOCK)])
+    return np.concatenate([np.zeros(0, np.float32), *read_packets(path, rate, BLOCK_SAMPLES)])
 
 
 def standard_input():
@@ -407,7 +408,7 @@ def _wav_header(stream, head, rate):
     """Kind of samples, bytes of one, bytes of all and byte order of a WAV stream."""
 
     def take(size):
-        if size > BLOCK or len(taken := stream.read(size)) < size:
+        if size > HEADER_BYTES or len(taken := stream.read(size)) < size:
             raise UserError(f"{STANDARD_INPUT}: damaged: its WAV header is cut or no header")
         return taken
 

@@ -17,7 +17,7 @@ from espnet2.tasks.lm import LMTask
 import espnet_ext  # noqa: F401
 from espnet_ext.config import building, check_model, guard_espnet
 from espnet_ext.errors import UserError, about, no_checkpoint, refuse_not_finite
-from espnet_ext.relocate import read_training_config
+from espnet_ext.relocate import check_files, read_training_config
 
 #: where other trainers keep the tensors of a model: DeepSpeed, Lightning
 INSIDE = ("module", "state_dict")
@@ -171,6 +171,8 @@ class _Strict:
         if config_file is None:
             config_file = Path(model_file).with_name("config.yaml")
         config = read_training_config(config_file)
+        if issubclass(cls, ASRTask):  # a language model is given tokens
+            check_files(config, config_file)
         return load_model(config, config_file, model_file, device, cls)
 
 

@@ -15,9 +15,10 @@ import yaml
 from typeguard import TypeCheckError, check_type
 
 from espnet_ext.errors import UserError, about
-from espnet_ext.options import checked, did_you_mean, refuse, take_defaults
+from espnet_ext.files import MB
+from espnet_ext.options import checked, did_you_mean, take_defaults, usage_error
 
-MOST_BYTES = 2**24
+MOST_BYTES = 16 * MB
 MOST_VALUES = 10**6  # aliases counted as often as they are used
 DEEPEST = 50
 #: of numbers in a model: beyond, making it takes days or more memory than there is
@@ -91,7 +92,7 @@ def parse_value(word: str):
 
 def _load(content):
     if len(content) > MOST_BYTES:
-        raise UserError(f"is larger than {MOST_BYTES >> 20} MiB, so it is no configuration")
+        raise UserError(f"is larger than {MOST_BYTES // MB} MB, so it is no configuration")
     try:
         text = content.decode("utf-8-sig")
         _measure(yaml.parse(text, _Loader))
@@ -281,7 +282,7 @@ def guard_espnet() -> None:
 
         def error(self, message):
             """See ``argparse.ArgumentParser``."""
-            refuse(message)
+            usage_error(message)
 
     config_argparse.ArgumentParser = ConfigParser
     nested_dict_action.yaml = SimpleNamespace(safe_load=parse_value)

@@ -14,6 +14,9 @@ from espnet_ext.errors import NO_SPACE, DiskFull, UserError, disk_full
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # to this system, or to this file system
+#: bytes of what every file, table and message calls a KB and an MB
+KB = 1024
+MB = 1024 * KB
 MISSING = "missing"  # the version of what is not there
 PATIENCE = 5.0  # seconds in which the processes of a run that was killed give their lock back
 

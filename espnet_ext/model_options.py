@@ -72,7 +72,7 @@ def model_files(args) -> dict:
 
 def add_stream(parser: Parser) -> None:
     """How a model streams."""
-    parser.option("chunk_size", positive_int, help="encoder frames per step [the model's own]")
+    parser.option("chunk_size", positive_int, help="encoder frames per chunk [the model's own]")
     parser.option(
         "left_context", context, help="encoder frames before a chunk, -1 all [the model's own]"
     )

@@ -191,12 +191,12 @@ DECODING = {
 
 def declare(parser, types=DECODING):
     """Give options of another package's parser types of this module, and errors in one line."""
-    parser.error = refuse
+    parser.error = usage_error
     for action in parser._actions:
         action.type = types.get(action.dest, action.type)
 
 
-def refuse(message):
+def usage_error(message):
     """Raise what a parser has to say about a command line as ``UserError``."""
     message = re.sub(r"^argument ([^:]*): (?=is |has )", r"\1 ", str(message))
     raise UserError(" ".join(message.split()))
@@ -341,9 +341,10 @@ class Parser(argparse.ArgumentParser):
         found, others = self.parse_known_intermixed_args(words, namespace)
         known = self._option_string_actions
         for option in (word.partition("=")[0] for word in others if word.startswith("--")):
-            refuse(f"unknown option {option}{did_you_mean(option, known) or ', --help lists them'}")
+            hint = did_you_mean(option, known) or ", --help lists them"
+            usage_error(f"unknown option {option}{hint}")
         if others:
-            refuse(f"{others[0]!r} is one word too many, see --help")
+            usage_error(f"{others[0]!r} is one word too many, see --help")
         return found
 
     def _spelled(self, words):
@@ -367,4 +368,4 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Raise ``UserError``, which ends a command line in one line."""
-        refuse(message)
+        usage_error(message)

@@ -2,6 +2,7 @@
 
 import importlib
 from collections import UserDict
+from typing import Any
 
 
 class Registry(UserDict):
@@ -11,7 +12,7 @@ class Registry(UserDict):
     for. So a command may list the names without importing PyTorch and ESPnet.
     """
 
-    def __getitem__(self, name: str) -> type:
+    def __getitem__(self, name: str) -> Any:
         target = self.data[name]
         if isinstance(target, str):
             module, _, cls = target.partition(":")

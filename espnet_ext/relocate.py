@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from espnet_ext.config import read_config
+from espnet_ext.errors import UserError
 
 
 def beside(config: dict, folder) -> dict:
@@ -32,3 +33,25 @@ def read_training_config(path) -> dict:
         UserError: See ``read_config``.
     """
     return beside(read_config(path), Path(path).parent)
+
+
+def check_files(config: dict, path) -> None:
+    """Find the files that a trained model needs beside its checkpoint.
+
+    Args:
+        config: See ``read_training_config``.
+        path: Of the config, for messages.
+
+    Raises:
+        UserError: One is neither beside the config nor where the config says.
+    """
+    conf = config.get("normalize_conf")
+    named = {"stats_file": conf.get("stats_file") if isinstance(conf, dict) else None}
+    if config.get("token_type") == "bpe":
+        named["bpemodel"] = config.get("bpemodel")
+    for key, file in named.items():
+        if isinstance(file, str) and not Path(file).is_file():
+            raise UserError(
+                f"{path}: {key}: {file}: no such file here; go to the recipe's directory, or put "
+                f"{Path(file).name} beside {Path(path).name}"
+            )

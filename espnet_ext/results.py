@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from espnet_ext.errors import UserError, about
+from espnet_ext.files import MB
 
-MOST_BYTES = 2**26
+MOST_BYTES = 64 * MB
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ CONVERSION = {
     "similar_heads": Maybe(bool),
     "calibration": Maybe(str),
 }
-EQUIVALENCE = {
+CERTIFICATE = {
     "equal": bool,
     "text_identical": bool,
     "utterances": int,
@@ -122,7 +123,7 @@ EVALUATION = {
     "training_seconds": Maybe(NUMBER),
     "decoder_cache": _DECODER,
     "input_cache": Maybe(_COSTS),
-    "equivalence": Maybe(EQUIVALENCE),
+    "equivalence": Maybe(CERTIFICATE),
 }
 
 
@@ -163,7 +164,7 @@ def read_json(path, schema=None):
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise UserError(f"{path}: is larger than {MOST_BYTES >> 20} MiB, so it is no result")
+            raise UserError(f"{path}: is larger than {MOST_BYTES // MB} MB, so it is no result")
         value = json.loads(
             content.decode("utf-8"), parse_constant=number, parse_float=number, parse_int=whole
         )

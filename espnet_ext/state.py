@@ -260,7 +260,7 @@ class StreamState:
         layers: One ``LayerState`` per encoder layer.
         pending: Feature frames of each stream that have not filled a chunk (n, input_size), with
             the few that the subsampling convolutions look back at.
-        chunk_size: Encoder frames per step.
+        chunk_size: Encoder frames per chunk.
         left_context: Encoder frames seen before a chunk, -1 for all.
         produced: Encoder frames of each stream so far.
         ended: Streams that get no more features.
@@ -308,8 +308,10 @@ class StreamState:
         """
         return {
             "attention": sum(layer.attention.nbytes for layer in self.layers),
-            "convolution": self._convolution_bytes(),
-            "subsampling": self._pending_bytes(),
+            "convolution": sum(
+                c.nbytes for layer in self.layers for c in layer.convolution.values()
+            ),
+            "subsampling": sum(map(_bytes, self.pending)),
             "positions": 0 if self.positions is None else self.positions.nbytes,
         }
 
@@ -321,14 +323,8 @@ class StreamState:
     @property
     def capacity_bytes(self) -> int:
         """Bytes allocated: as ``nbytes``, with the attention caches' room counted in full."""
-        attention = sum(layer.attention.capacity_bytes for layer in self.layers)
-        return attention + self._convolution_bytes() + self._pending_bytes()
-
-    def _convolution_bytes(self) -> int:
-        return sum(c.nbytes for layer in self.layers for c in layer.convolution.values())
-
-    def _pending_bytes(self) -> int:
-        return sum(_bytes(feats) for feats in self.pending)
+        caches = [layer.attention for layer in self.layers]
+        return self.nbytes + sum(cache.capacity_bytes - cache.nbytes for cache in caches)
 
     @plain_tensors()
     def clone(self) -> StreamState:
@@ -361,7 +357,7 @@ class StreamState:
     @classmethod
     @plain_tensors()
     def stack(cls, states: list[StreamState]) -> StreamState:
-        """Streams of any age as one batch, which ``forward_chunk`` takes one step further together.
+        """Streams of any age as one batch, which ``forward_chunk`` encodes together.
 
         Raises:
             ValueError: The states differ in model, chunk size, left context, dtype or device.
@@ -413,9 +409,9 @@ class StreamState:
 
     def save(self, path: str | Path) -> None:
         """Write the state to a file that ``load`` reads, in this process or another."""
-        values = {"version": VERSION} | _plain(dataclasses.replace(self, positions=None))
+        values = dataclasses.asdict(dataclasses.replace(self, positions=None))
         with whole(path) as temporary:
-            torch.save(values, temporary)
+            torch.save({"version": VERSION} | values, temporary)
 
     @classmethod
     @plain_tensors()
@@ -486,17 +482,6 @@ def _joined(parts: list) -> Any:
         names = [f.name for f in dataclasses.fields(first)]
         return first.__class__(**{n: _joined([getattr(part, n) for part in parts]) for n in names})
     return first
-
-
-def _plain(obj: Any) -> Any:
-    """A state as dictionaries, lists, tensors and numbers."""
-    if dataclasses.is_dataclass(obj):
-        return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
-    if isinstance(obj, dict):
-        return {key: _plain(value) for key, value in obj.items()}
-    if isinstance(obj, list):
-        return [_plain(value) for value in obj]
-    return obj
 
 
 def _kind(tensor: torch.Tensor) -> tuple[torch.dtype, torch.device]:

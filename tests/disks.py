@@ -17,7 +17,7 @@ class Disk:
         subprocess.run(["mount", "-o", f"remount,size={kib}k", self.path], check=True)
 
     def leave(self, kib):
-        """Fill the disk but for a few KiB."""
+        """Fill the disk but for a few KB."""
         found = os.statvfs(self.path)
         free = found.f_bavail * found.f_frsize
         (self.path / "filler").write_bytes(b"x" * (free - kib * 1024))

@@ -57,7 +57,7 @@ def test_certificate_names_the_files(folder, model, tmp_path):
 
 def test_profile_and_conversion(folder, model, tmp_path, capsys):
     assert not main(["profile", *model, "--frames", "8"])
-    assert "MiB" in capsys.readouterr().out
+    assert "MB" in capsys.readouterr().out
     if len(model) == 1:  # a conversion has no other way to say it
         words = ["--attention", "mla", "--attention_conf", "kv_lora_rank=8"]
         assert not main(["convert", *model, "--output", str(tmp_path / "mla"), *words])

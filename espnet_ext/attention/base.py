@@ -9,10 +9,11 @@ step, K key frames it sees, d = d_k, D = n_feat, r width of a cached vector.
 """
 
 import math
+from typing import Any
 
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_ext.attention.blocked import (
     SCORES_BACKWARD,
@@ -21,22 +22,22 @@ from espnet_ext.attention.blocked import (
     ChunkView,
     attend,
     attend_in_blocks,
-    attend_with_weights,
     block_size,
     matmul_groups,
     shifted,
+    softmax_weights,
 )
 from espnet_ext.attention.checks import check_at_least, check_choice  # noqa: F401 (for variants)
 from espnet_ext.positions import dense_weight, relative_positions
-from espnet_ext.state import FrameCache
+from espnet_ext.state import FrameCache, RunningSums
 
 
-def quantised(*linears) -> bool:
+def quantised(*linears: nn.Module) -> bool:
     """Whether any of these layers has no weight that is a tensor."""
-    return not all(isinstance(linear.weight, torch.Tensor) for linear in linears)
+    return not all(isinstance(linear.weight, Tensor) for linear in linears)
 
 
-def position_scores(q_v: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+def position_scores(q_v: Tensor, p: Tensor) -> Tensor:
     """Scores (q_i + v) . p_{i-j} of n queries and K keys, each a run of neighbouring frames.
 
     Args:
@@ -76,15 +77,15 @@ class Attention(MultiHeadedAttention):
     #: method that gives the parameters by name that come nearest to a multi-head attention's, and
     #: the share of keys and values that is lost, None where it is only a start (``gqa.py``); it may
     #: take ``moments`` of the layer's inputs, and ``similar`` to group heads that are alike
-    from_mha = None
+    from_mha: Any = None
     #: options that no attention which comes from multi-head attention can have
     not_from_mha: tuple[str, ...] = ()
     #: option that a budget of bytes chooses layer by layer, by the errors that ``spectrum`` gives
     ranked: str | None = None
-    #: MiB that scores of whole utterances may take at once; see ``StreamingEncoder``
+    #: MB that scores of whole utterances may take at once; see ``StreamingEncoder``
     attention_memory_mb = 256
 
-    def __init__(self, n_head: int, n_feat: int, dropout_rate: float = 0.0):
+    def __init__(self, n_head: int, n_feat: int, dropout_rate: float = 0.0) -> None:
         nn.Module.__init__(self)
         check_at_least("attention_heads", n_head, 1)
         check_at_least("output_size", n_feat, 1)
@@ -96,9 +97,11 @@ class Attention(MultiHeadedAttention):
         self.n_feat = n_feat
         self.d_k = n_feat // n_head
         self.dropout_rate = dropout_rate
-        self.attn = None
+        self.attn: Tensor | None = None
 
-    def forward(self, query, key, value, pos_emb, mask):
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, pos_emb: Any, mask: Tensor | None
+    ) -> Tensor:
         """Self-attention over whole utterances.
 
         Args:
@@ -113,12 +116,14 @@ class Attention(MultiHeadedAttention):
         """
         raise NotImplementedError
 
-    def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
+    def init_cache(
+        self, batch_size: int, chunk_size: int, left_context: int, dtype: torch.dtype, device: Any
+    ) -> FrameCache | RunningSums:
         """Empty cache of a stream.
 
         Args:
             batch_size: Streams side by side.
-            chunk_size: Most frames per step.
+            chunk_size: Most frames per chunk.
             left_context: Frames seen before a chunk, -1 for all.
             dtype: What the cache is stored in.
             device: Where it lives.
@@ -128,7 +133,7 @@ class Attention(MultiHeadedAttention):
         """
         raise NotImplementedError
 
-    def forward_chunk(self, x, past):
+    def forward_chunk(self, x: Tensor, past: Any) -> Tensor:
         """Self-attention of one chunk that also sees the past.
 
         Args:
@@ -154,11 +159,11 @@ class Attention(MultiHeadedAttention):
         """Whether somebody listens for attention weights (ESPnet's plots hook the module)."""
         return bool(self._forward_hooks)
 
-    def split_heads(self, x):
+    def split_heads(self, x: Tensor) -> Tensor:
         """(B, T, heads * d_k) -> (B, heads, T, d_k)."""
         return x.unflatten(-1, (-1, self.d_k)).transpose(1, 2)
 
-    def merge_heads(self, x):
+    def merge_heads(self, x: Tensor) -> Tensor:
         """(B, H, T, d_k) -> (B, T, n_feat)."""
         return x.transpose(1, 2).flatten(2)
 
@@ -172,13 +177,13 @@ class SoftmaxAttention(Attention):
 
     has_decoder_form = True
 
-    def __init__(self, n_head: int, n_feat: int, dropout_rate: float = 0.0):
+    def __init__(self, n_head: int, n_feat: int, dropout_rate: float = 0.0) -> None:
         super().__init__(n_head, n_feat, dropout_rate)
-        self.linear_q = nn.Linear(n_feat, n_feat)
+        self.linear_q: nn.Module = nn.Linear(n_feat, n_feat)
         self.linear_out = nn.Linear(n_feat, n_feat)
-        self._add_positions()
+        self._add_relative_positions()
 
-    def _add_positions(self):
+    def _add_relative_positions(self) -> None:
         self.linear_pos = nn.Linear(self.n_feat, self.n_feat, bias=False)
         self.pos_bias_u = nn.Parameter(torch.empty(self.h, self.d_k))
         self.pos_bias_v = nn.Parameter(torch.empty(self.h, self.d_k))
@@ -187,7 +192,7 @@ class SoftmaxAttention(Attention):
 
     # what a variant defines
 
-    def record(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def record(self, x: Tensor) -> dict[str, Tensor]:
         """What frames leave in the cache: (B, T, n_feat) -> name to (B, ..., T, width)."""
         raise NotImplementedError
 
@@ -195,11 +200,11 @@ class SoftmaxAttention(Attention):
         """Name to the shape of one frame of ``record``, batch and time left out."""
         raise NotImplementedError
 
-    def key_value(self, record: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def key_value(self, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Keys and values (B, G, T, d_k) each, from what ``record`` returned."""
         raise NotImplementedError
 
-    def absorbed_weights(self):
+    def absorbed_weights(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Weights that let queries meet the cached vectors themselves, where that is possible.
 
         Returns:
@@ -210,14 +215,16 @@ class SoftmaxAttention(Attention):
 
     # what all share
 
-    def query(self, x):
+    def query(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries with content and with position bias: (B, T, n_feat) -> two of (B, H, T, d_k)."""
         q = self.linear_q(x).unflatten(-1, (self.h, self.d_k))  # (B, T, D) -> (B, T, H, d)
         q_u = (q + self.pos_bias_u.to(q.dtype)).transpose(1, 2)  # (B, T, H, d) -> (B, H, T, d)
         q_v = (q + self.pos_bias_v.to(q.dtype)).transpose(1, 2)
         return q_u, q_v
 
-    def forward(self, query, key, value, pos_emb, mask):
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, pos_emb: Any, mask: Tensor | None
+    ) -> Tensor:
         view = pos_emb if isinstance(pos_emb, ChunkView) else None
         pos_emb = view.pos_emb if view else pos_emb
         batch, length = query.shape[:2]
@@ -234,42 +241,42 @@ class SoftmaxAttention(Attention):
         # (1, R, D) -> (H, d, R), rows of distances in a row: how the products read them
         p = self.linear_pos(pos_emb)[0].T.contiguous().unflatten(0, (self.h, self.d_k))
         if self.plotting():
-            context = self._attend_and_plot(q_u, q_v, k, v, p, blocks, dropout)
-        else:
-            context = attend_in_blocks(q_u, q_v, k, v, p, blocks, dropout)
-        return self.linear_out(context)
+            self.attn = self._weights(q_u, q_v, k, p, blocks)
+        return self.linear_out(attend_in_blocks(q_u, q_v, k, v, p, blocks, dropout))
 
-    def _attend_and_plot(self, q_u, q_v, k, v, p, blocks, dropout):
-        """As ``attend_in_blocks``, and ``attn`` becomes the weights (B, H, T, T)."""
-        length, scale, contexts = q_u.size(2), 1 / math.sqrt(self.d_k), []
-        self.attn = q_u.new_zeros(*q_u.shape[:2], length, length)
+    @torch.no_grad()
+    def _weights(self, q_u: Tensor, q_v: Tensor, k: Tensor, p: Tensor, blocks: Blocks) -> Tensor:
+        """The weights of ``attend_in_blocks`` before dropout (B, H, T, T), for attention plots."""
+        length = q_u.size(2)
+        weights = q_u.new_zeros(*q_u.shape[:2], length, length)
         for span in blocks.spans:
             start, stop, lo, hi = span
             bias = blocks.position_scores(q_v, p, span)
-            q, key, value = q_u[:, :, start:stop], k[:, :, lo:hi], v[:, :, lo:hi]
-            context, weights = attend_with_weights(q, key, value, bias, scale, dropout)
-            self.attn[:, :, start:stop, lo:hi] = weights.detach()
-            contexts.append(context)
-        return self.merge_heads(torch.cat(contexts, dim=2))
+            weights[:, :, start:stop, lo:hi] = softmax_weights(
+                q_u[:, :, start:stop], k[:, :, lo:hi], bias
+            )
+        return weights
 
-    def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
+    def init_cache(
+        self, batch_size: int, chunk_size: int, left_context: int, dtype: torch.dtype, device: Any
+    ) -> FrameCache:
         shapes = {name: (batch_size, *shape) for name, shape in self.record_shapes().items()}
         return FrameCache.allocate(shapes, left_context, chunk_size, dtype, device)
 
-    def cache_values(self, frames):
+    def cache_values(self, frames: int) -> int:
         return frames * sum(math.prod(shape) for shape in self.record_shapes().values())
 
-    def forward_chunk(self, x, past):
+    def forward_chunk(self, x: Tensor, past: Any) -> Tensor:
         q_u, q_v = self.query(x)
         scores = position_scores(q_v, past.positions)
         context = past.attend(self.context, q_u, self.record(x), scores)
         return self.linear_out(self.merge_heads(context))
 
-    def attend(self, q, seen, bias):
+    def attend(self, q: Tensor, seen: dict[str, Tensor], bias: Tensor | None) -> Tensor:
         """Layer output (B, n, n_feat) of queries that meet what is cached; see ``context``."""
         return self.linear_out(self.merge_heads(self.context(q, seen, bias)))
 
-    def context(self, q, seen, bias):
+    def context(self, q: Tensor, seen: dict[str, Tensor], bias: Tensor | None) -> Tensor:
         """Context (B, H, n, d_k) of queries that meet what is cached.
 
         Args:
@@ -280,10 +287,11 @@ class SoftmaxAttention(Attention):
         """
         scale, weights = 1 / math.sqrt(self.d_k), self.absorbed_weights()
         if weights is not None and self._absorb(q.size(2), weights[0]):
-            return self._attend_absorbed(q, *seen.values(), *weights, bias, scale)
+            (cached,) = seen.values()
+            return self._attend_absorbed(q, cached, weights, bias, scale)
         return attend(q, *self.key_value(seen), bias, scale)
 
-    def _absorb(self, n, w_k):
+    def _absorb(self, n: int, w_k: Tensor) -> bool:
         """Whether n queries are cheaper against the cached vectors than against rebuilt keys.
 
         Multiplications per cached frame: the absorbed form meets a vector of width r in all H heads
@@ -292,8 +300,11 @@ class SoftmaxAttention(Attention):
         groups, _, width = w_k.shape
         return n * self.h * width < groups * self.d_k * width + n * self.h * self.d_k
 
-    def _attend_absorbed(self, q, cached, w_k, w_v, bias_v, bias, scale):
+    def _attend_absorbed(
+        self, q: Tensor, cached: Tensor, weights: tuple, bias: Tensor | None, scale: float
+    ) -> Tensor:
         """Attention of n queries to the cached vectors (B, K, r) as they are."""
+        w_k, w_v, bias_v = weights
         cached = cached.unsqueeze(1)  # (B, K, r) -> (B, 1, K, r): one key-value head for all
         context = attend(matmul_groups(q, w_k), cached, cached, bias, scale)  # (B, H, n, r)
         context = matmul_groups(context, w_v)  # (B, H, n, d)
@@ -301,7 +312,7 @@ class SoftmaxAttention(Attention):
             context = context + bias_v.repeat_interleave(self.h // bias_v.size(0), 0)
         return context
 
-    def project_positions(self, distances: torch.Tensor) -> torch.Tensor:
+    def project_positions(self, distances: Tensor) -> Tensor:
         """Positions of distances i - j (R,), scaled by 1 / sqrt(d_k) -> (H, d_k, R)."""
         weight = dense_weight(self.linear_pos)
         p = relative_positions(distances.to(weight.device), self.n_feat, weight.dtype)

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 
 from espnet_ext.cpu import by_head
 from espnet_ext.cpu.dropout import draw_kept, drop_factor
+from espnet_ext.files import MB
 
 # Most queries per block on a CPU: their scores stay in its cache.
-CPU_BLOCK = 256
+CPU_BLOCK_QUERIES = 256
 # Tensors of a block's queries times its keys that are alive at once, at most.
 SCORES_FORWARD, SCORES_BACKWARD = 2, 5
 
@@ -43,11 +44,11 @@ class ChunkView:
     left_context: int
 
     @staticmethod
-    def reach(length: int, chunk_size: int, left_context: int) -> int:
-        """Distances 0..reach-1 that blocks of queries may ask positions for."""
+    def needed_positions(length: int, chunk_size: int, left_context: int) -> int:
+        """How many distances, from zero on, blocks of queries may ask positions for."""
         if left_context < 0:
             return length
-        return min(length, 2 * (left_context + chunk_size) + CPU_BLOCK)
+        return min(length, 2 * (left_context + chunk_size) + CPU_BLOCK_QUERIES)
 
     def visible_range(self, start: int, stop: int, length: int) -> tuple[int, int]:
         """Keys lo..hi-1 that the queries start..stop-1 of ``length`` frames may see."""
@@ -67,11 +68,6 @@ class ChunkView:
         return visible
 
 
-def may_hide(mask) -> bool:
-    """Whether a mask may hide a frame; a GPU is not asked, for the answer would be waited for."""
-    return mask is not None and (mask.device.type != "cpu" or not mask.all())
-
-
 class Blocks:
     """Blocks of neighbouring queries and the keys that each of them sees.
 
@@ -88,7 +84,9 @@ class Blocks:
     """
 
     def __init__(self, length: int, size: int, mask=None, view: ChunkView | None = None):
-        self.mask, self.view = mask if may_hide(mask) else None, view
+        # a GPU is not asked whether a mask hides a frame: the answer would be waited for
+        hides_none = mask is None or (mask.device.type == "cpu" and mask.all())
+        self.mask, self.view = None if hides_none else mask, view
         self.spans = []
         for start in range(0, length, size):
             stop = min(start + size, length)
@@ -140,19 +138,19 @@ def block_size(
         length: Frames T.
         score_bytes: Bytes of all live scores of one query and one key, batch and heads included.
         view: What a frame may see, or None for all.
-        memory_mb: Bound on the scores of a block, MiB.
+        memory_mb: Bound on the scores of a block, MB.
         device_type: ``cpu``, ``cuda``, ...
     """
-    budget = memory_mb * 2**20 / score_bytes  # queries times keys
+    budget = memory_mb * MB / score_bytes  # queries times keys
     size = length
     if view is None or view.left_context < 0:
         size = min(size, int(budget // length))
     else:  # n queries see up to context + n keys
         context = view.left_context + view.chunk_size
         most = int(math.sqrt(context**2 / 4 + budget) - context / 2)
-        size = min(size, most, max(CPU_BLOCK, context))
+        size = min(size, most, max(CPU_BLOCK_QUERIES, context))
     if device_type == "cpu":
-        size = min(size, CPU_BLOCK)
+        size = min(size, CPU_BLOCK_QUERIES)
     if view is not None and size > view.chunk_size:
         size -= size % view.chunk_size  # whole chunks: the first one's past is everybody's
     return max(size, 1)
@@ -217,14 +215,6 @@ def attend(q, k, v, bias, scale):
     return context.reshape(context.size(0), n_head, n, -1)
 
 
-def attend_with_weights(q, k, v, bias, scale, dropout=0.0):
-    """As ``attend``, and also the weights before dropout (B, H, n, K), for attention plots."""
-    n_rep = q.size(1) // k.size(1)
-    k, v = k.repeat_interleave(n_rep, dim=1), v.repeat_interleave(n_rep, dim=1)
-    weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * scale + bias, dim=-1)
-    return torch.matmul(F.dropout(weights, dropout), v), weights
-
-
 def attend_in_blocks(q_u, q_v, k, v, p, blocks: Blocks, dropout: float = 0.0):
     """Attention of whole utterances, block by block.
 
@@ -284,7 +274,7 @@ class _BlockedAttention(torch.autograd.Function):
                 inner = (g.to(wide) * scale * context[:, :, start:stop]).sum(-1, keepdim=True)
                 if drop is not None:
                     g = g * ctx.dropping.factor
-                weights = _weights(q, key, blocks.position_scores(q_v, p, span))
+                weights = softmax_weights(q, key, blocks.position_scores(q_v, p, span))
                 grad_weights = matmul_groups(g * scale, value.transpose(-2, -1))  # (B, H, n, K)
                 if drop is None:
                     grad_v[:, :, lo:hi] += _sum_groups(weights, g, k.size(1))
@@ -319,7 +309,7 @@ def _attend_by_block(q_u, q_v, k, v, p, blocks, dropping, context):
         if drop is None:
             y = attend(q, key, value, bias, 1 / math.sqrt(q.size(-1)))
         else:
-            weights = _weights(q, key, bias)
+            weights = softmax_weights(q, key, bias)
             y = matmul_groups(weights.mul_(drop(weights.shape)), value)
             y *= dropping.factor
         context[:, start:stop] = y.transpose(1, 2)
@@ -330,8 +320,8 @@ def _sum_groups(x, y, groups):
     return torch.matmul(fold(x, groups).transpose(-2, -1), fold(y, groups))
 
 
-def _weights(q, k, bias):
-    """Softmax weights (B, H, n, K)."""
+def softmax_weights(q, k, bias):
+    """Weights (B, H, n, K) of queries (B, H, n, d) and keys (B, G, K, d) under scaled scores."""
     scale = 1 / math.sqrt(q.size(-1))
     scores = matmul_groups(q * scale, k.transpose(-2, -1)).add_(bias)
     wide = torch.promote_types(q.dtype, torch.float32)

@@ -39,7 +39,7 @@ class Keys(NamedTuple):
 class DecoderAttention(SoftmaxAttention):
     """Mixed into a variant before its class, see ``decoder_form``; ESPnet's options are kept."""
 
-    def _add_positions(self):
+    def _add_relative_positions(self):
         # none; what ESPnet's forward pass asks for instead
         self.dropout = torch.nn.Dropout(self.dropout_rate)
         self.q_norm, self.k_norm = torch.nn.Identity(), torch.nn.Identity()

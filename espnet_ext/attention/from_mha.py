@@ -11,22 +11,25 @@ softmax to drop and in values for the bias to correct.
 Letters in shapes: D n_feat, H heads, G key-value heads, d = d_k.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 KEY_VALUE = ("linear_k.", "linear_v.")
 
 
-def key_value_weights(attention) -> torch.Tensor:
+def key_value_weights(attention: Any) -> Tensor:
     """[W_K; W_V] (2D, D)."""
     weights = [attention.linear_k.weight, attention.linear_v.weight]
     return torch.cat(weights).detach().cpu().double()
 
 
-def on_inputs(weights, moments):
+def on_inputs(weights: Tensor, moments: Any) -> Tensor:
     """Weights (..., D) whose squares are the mean squares of what they make of inputs."""
     return weights if moments is None else weights @ moments.root()
 
 
-def share(part, whole):
+def share(part: Tensor, whole: Tensor) -> Tensor:
     """``part / whole`` of sums of squares; of weights that are all 0, nothing is lost."""
     return torch.where(whole == 0, torch.zeros_like(part), part / whole)

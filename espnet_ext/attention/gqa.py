@@ -1,6 +1,10 @@
 """Grouped-query attention (Ainslie et al. 2023); with one key-value head, multi-query attention
 (Shazeer 2019)."""
 
+from typing import Any
+
+from torch import Tensor
+
 from espnet_ext.attention.base import SoftmaxAttention
 from espnet_ext.attention.checks import check_at_least
 from espnet_ext.attention.from_mha import KEY_VALUE, key_value_weights, on_inputs, share
@@ -30,18 +34,20 @@ class GroupedQueryAttention(MultiHeadAttention):
         dropout_rate: float = 0.0,
         n_kv_head: int = 1,
         cache: str = "kv",
-    ):
+    ) -> None:
         SoftmaxAttention.__init__(self, n_head, n_feat, dropout_rate)
         check_at_least("n_kv_head", n_kv_head, 1)
         if n_head % n_kv_head:
             raise ValueError(f"n_kv_head: must divide attention_heads {n_head}, got {n_kv_head}")
         self._add_key_value(n_kv_head, cache)
 
-    def from_mha(self, mha, moments=None, similar=False):
+    def from_mha(
+        self, mha: Any, moments: Any = None, similar: bool = False
+    ) -> tuple[dict[str, Tensor], float | None]:
         """Keys and values are the means of a group's heads (Ainslie et al. 2023)."""
         order, lost = group_heads(mha, self.n_kv_head, similar, moments)
 
-        def reordered(x):  # (H * d, ...) -> (H, d, ...)
+        def reordered(x: Tensor) -> Tensor:  # (H * d, ...) -> (H, d, ...)
             return x.unflatten(0, (mha.h, -1))[order]
 
         state = {}
@@ -58,7 +64,9 @@ class GroupedQueryAttention(MultiHeadAttention):
         return state, lost
 
 
-def group_heads(attention, n_kv_head: int, similar: bool, moments=None):
+def group_heads(
+    attention: Any, n_kv_head: int, similar: bool, moments: Any = None
+) -> tuple[list[int], float]:
     """Which heads share keys and values.
 
     Args:
@@ -75,7 +83,7 @@ def group_heads(attention, n_kv_head: int, similar: bool, moments=None):
     weights = on_inputs(key_value_weights(attention), moments)  # (2 * H * d, D)
     heads = weights.view(2, attention.h, -1).transpose(0, 1).flatten(1)  # (H, 2 * d * D)
 
-    def lost(order):
+    def lost(order: list[int]) -> float:
         groups = heads[order].unflatten(0, (n_kv_head, -1))  # (G, H/G, 2 * d * D)
         return (groups - groups.mean(1, keepdim=True)).square().sum().item()
 

@@ -1,8 +1,10 @@
 """Linear attention (Katharopoulos et al. 2020): the past is two sums, whatever its length."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_ext.attention.base import Attention
 from espnet_ext.attention.blocked import ChunkView
@@ -10,14 +12,14 @@ from espnet_ext.attention.checks import check_choice
 from espnet_ext.state import RunningSums
 
 
-def elu_plus_one(x):
+def elu_plus_one(x: Tensor) -> Tensor:
     """elu(x) + 1, which is positive."""
     return F.elu(x) + 1
 
 
 FEATURE_MAPS = {"elu": elu_plus_one}
 EPS = 1e-6
-BLOCK = 64  # frames, d_k of common sizes: sums and weights of a block are then alike in size
+BLOCK_FRAMES = 64  # d_k of common sizes: sums and weights of a block are then alike in size
 
 
 class LinearAttention(Attention):
@@ -41,7 +43,7 @@ class LinearAttention(Attention):
 
     def __init__(
         self, n_head: int, n_feat: int, dropout_rate: float = 0.0, feature_map: str = "elu"
-    ):
+    ) -> None:
         super().__init__(n_head, n_feat, dropout_rate)
         check_choice("feature_map", feature_map, FEATURE_MAPS)
         self.phi = FEATURE_MAPS[feature_map]
@@ -50,7 +52,7 @@ class LinearAttention(Attention):
         self.linear_v = nn.Linear(n_feat, n_feat)
         self.linear_out = nn.Linear(n_feat, n_feat)
 
-    def features(self, x, mask=None):
+    def features(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """phi(q), phi(k), v, each (B, H, T, d_k); phi(k) is zero where ``mask`` (B, T) is False."""
         # sums over thousands of frames: float32 also under AMP
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -59,7 +61,9 @@ class LinearAttention(Attention):
         v = self.split_heads(self.linear_v(x)).to(dtype)
         return q, k if mask is None else k * mask[:, None, :, None], v
 
-    def forward(self, query, key, value, pos_emb, mask):
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, pos_emb: Any, mask: Tensor | None
+    ) -> Tensor:
         q, k, v = self.features(query, None if mask is None else mask[:, 0].ne(0))
         with torch.autocast(query.device.type, enabled=False):
             chunk = pos_emb.chunk_size if isinstance(pos_emb, ChunkView) else q.size(2)
@@ -69,7 +73,7 @@ class LinearAttention(Attention):
         return self.linear_out(self.merge_heads(context).to(query.dtype))
 
     @staticmethod
-    def _chunked(q, k, v, chunk):
+    def _chunked(q: Tensor, k: Tensor, v: Tensor, chunk: int) -> Tensor:
         """Context of frames that see all chunks up to their own (B, H, T, d_k).
 
         Sums of d_k * d_k values are kept once per block of whole chunks, not per chunk: memory
@@ -78,7 +82,7 @@ class LinearAttention(Attention):
         """
         length = q.size(2)
         chunk = min(chunk, length)
-        block = chunk * max(1, BLOCK // chunk)
+        block = chunk * max(1, BLOCK_FRAMES // chunk)
         # (B, H, T, d) -> (B, H, N, block, d), zeros after the end add nothing to a sum
         q, k, v = (
             F.pad(t, (0, 0, 0, -length % block)).unflatten(2, (-1, block)) for t in (q, k, v)
@@ -96,14 +100,16 @@ class LinearAttention(Attention):
         return (total / (norm + EPS)).flatten(2, 3)[:, :, :length]
 
     @staticmethod
-    def _weights(q, k, chunk):
+    def _weights(q: Tensor, k: Tensor, chunk: int) -> Tensor:
         """The weights that the sums stand for (B, H, T, T), for attention plots only."""
         weights = torch.matmul(q, k.transpose(-2, -1))
         frame = torch.arange(q.size(2), device=q.device) // chunk
         weights = weights * (frame[None, :] <= frame[:, None])
         return weights / (weights.sum(-1, keepdim=True) + EPS)
 
-    def init_cache(self, batch_size, chunk_size, left_context, dtype, device):
+    def init_cache(
+        self, batch_size: int, chunk_size: int, left_context: int, dtype: torch.dtype, device: Any
+    ) -> RunningSums:
         # an accumulator in half precision would stop growing, so the sums stay in float32
         weight = next(self.parameters(), None)  # none where layers are quantised
         double = weight is not None and weight.dtype == torch.float64
@@ -111,7 +117,7 @@ class LinearAttention(Attention):
         s = torch.zeros(batch_size, self.h, self.d_k, self.d_k, dtype=dtype, device=device)
         return RunningSums(s=s, z=s.new_zeros(batch_size, self.h, self.d_k))
 
-    def forward_chunk(self, x, past):
+    def forward_chunk(self, x: Tensor, past: Any) -> Tensor:
         q, k, v = self.features(x, past.real)
         with torch.autocast(x.device.type, enabled=False):
             sums = past.add(s=torch.matmul(k.transpose(-2, -1), v), z=k.sum(2))
@@ -120,14 +126,14 @@ class LinearAttention(Attention):
             context = total / (norm + EPS)
         return self.linear_out(self.merge_heads(context).to(x.dtype))
 
-    def cache_values(self, frames):
+    def cache_values(self, frames: int) -> int:
         return self.h * (self.d_k * self.d_k + self.d_k)
 
     @staticmethod
-    def cache_kind(conf):
+    def cache_kind(conf: dict) -> str:
         return "sums"
 
-    def from_mha(self, mha):
+    def from_mha(self, mha: Any) -> tuple[dict[str, Tensor], float | None]:
         """The same projections, to begin with."""
         names = tuple(f"{name}." for name, _ in self.named_children())
         return {k: v for k, v in mha.state_dict().items() if k.startswith(names)}, None

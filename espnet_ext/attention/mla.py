@@ -15,8 +15,10 @@ The best latent of rank r for a trained multi-head attention, of W = [W_K; W_V],
 keys and values U c, where U (2D, r) holds left singular vectors of W (``from_mha.py``).
 """
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_ext.attention.base import SoftmaxAttention, quantised
 from espnet_ext.attention.checks import check_at_least
@@ -52,7 +54,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         kv_lora_rank: int | None = None,
         q_lora_rank: int | None = None,
         kv_norm: bool = False,
-    ):
+    ) -> None:
         super().__init__(n_head, n_feat, dropout_rate)
         kv_lora_rank = n_feat // 2 if kv_lora_rank is None else kv_lora_rank
         check_at_least("kv_lora_rank", kv_lora_rank, 1)
@@ -73,18 +75,18 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         self.linear_k_up = nn.Linear(kv_lora_rank, n_feat, bias=False)
         self.linear_v_up = nn.Linear(kv_lora_rank, n_feat)
 
-    def record(self, x):
+    def record(self, x: Tensor) -> dict[str, Tensor]:
         return {"c": self.kv_norm(self.linear_kv_down(x))}  # (B, T, D) -> (B, T, r)
 
-    def record_shapes(self):
+    def record_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"c": (self.kv_lora_rank,)}
 
-    def key_value(self, record):
+    def key_value(self, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         c = record["c"]
         # (B, T, r) -> (B, H, T, d_k)
         return self.split_heads(self.linear_k_up(c)), self.split_heads(self.linear_v_up(c))
 
-    def absorbed_weights(self):
+    def absorbed_weights(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
         if quantised(self.linear_k_up, self.linear_v_up):
             return None
         w_k = self.linear_k_up.weight.unflatten(0, (self.h, self.d_k))  # (H*d, r) -> (H, d, r)
@@ -92,10 +94,10 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         return w_k, w_v, self.linear_v_up.bias.view(self.h, 1, self.d_k)
 
     @staticmethod
-    def cache_kind(conf):
+    def cache_kind(conf: dict) -> str:
         return "latent"
 
-    def from_mha(self, mha, moments=None):
+    def from_mha(self, mha: Any, moments: Any = None) -> tuple[dict[str, Tensor], float | None]:
         """The best latent of this rank; exact from ``n_feat`` on."""
         weights = key_value_weights(mha)
         u, squares = directions(mha, moments)
@@ -115,12 +117,12 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         return state, share(squares[self.kv_lora_rank :].sum(), squares.sum()).item()
 
     @staticmethod
-    def spectrum(mha, moments=None) -> torch.Tensor:
+    def spectrum(mha: Any, moments: Any = None) -> Tensor:
         """Error (2D,) that each next rank takes away, the largest first."""
         return directions(mha, moments)[1]
 
 
-def directions(attention, moments=None):
+def directions(attention: Any, moments: Any = None) -> tuple[Tensor, Tensor]:
     """What latent attention of each rank keeps.
 
     Args:

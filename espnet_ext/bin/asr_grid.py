@@ -10,7 +10,9 @@ from pathlib import Path
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, cli
+from espnet_ext.files import KB, write_atomic
 from espnet_ext.options import Parser, context, path, positive_int
+from espnet_ext.results import to_json
 
 
 def line(cell: dict) -> str:
@@ -23,7 +25,7 @@ def line(cell: dict) -> str:
     outside = "" if cell["in_trained_range"] else ", outside the trained range"
     return (
         f"  chunk {cell['chunk_size']}, left context {left}: WER {wers}; "
-        f"{cell['bytes'] / 1024:.1f} KB, {cell['latency_ms']:.0f} ms{outside}"
+        f"{cell['bytes'] / KB:.1f} KB, {cell['latency_ms']:.0f} ms{outside}"
     )
 
 
@@ -49,9 +51,7 @@ def main(argv=None):
     import torch
 
     from espnet_ext.evaluate.grid import grid
-    from espnet_ext.files import write_atomic
     from espnet_ext.report.kept import GRID
-    from espnet_ext.results import to_json
 
     torch.set_num_threads(args.threads)
     failed = 0

@@ -11,9 +11,9 @@ from pathlib import Path
 from espnet_ext import model_options as shared
 from espnet_ext.config import parse_with_file
 from espnet_ext.errors import UserError, cli
+from espnet_ext.files import KB, MB, write_atomic
 from espnet_ext.options import Parser, output, path
-
-MIB = 2**20
+from espnet_ext.results import to_json
 
 
 @cli
@@ -40,8 +40,6 @@ def main(argv=None):
     args = parse_with_file(parser, argv, "profile_config")
     models = find_models(args)
     from espnet_ext.evaluate.models import read_model_config
-    from espnet_ext.files import write_atomic
-    from espnet_ext.results import to_json
 
     for config, _ in models:
         read_model_config(config)
@@ -108,14 +106,14 @@ def print_table(rows: list[tuple[str, dict, dict]]) -> None:
                 name,
                 description["attention"],
                 str(cache["bytes_per_frame"]),
-                f"{cache['bytes'] / MIB:.10g} MiB",
-                f"{cache['formula_bytes'] / MIB:.10g} MiB",
+                f"{cache['bytes'] / MB:.10g} MB",
+                f"{cache['formula_bytes'] / MB:.10g} MB",
                 f"{cache['mha_bytes'] / cache['bytes']:.4g}x",
             ]
             kept = "all" if stream["left_context"] < 0 else stream["left_context"]
             parts = [*(stream["ledger"][kind] for kind in KINDS), stream["bytes"]]
-            kib = [f"{part / 1024:.10g} KiB" for part in parts]
-            table.append([*(figures if not number else [""] * 6), str(kept), *kib])
+            kb = [f"{part / KB:.10g} KB" for part in parts]
+            table.append([*(figures if not number else [""] * 6), str(kept), *kb])
     from espnet_ext.report.tables import text_table
 
     print(text_table(table[0], table[1:]), end="")
@@ -180,16 +178,16 @@ def print_cost(name: str, result: dict) -> None:
     )
     if decoder := result["decoder"]:
         print(
-            f"  decoder cache   self {decoder['self_attention'] / 1024:.0f} KiB, cross "
-            f"{decoder['src_attention'] / 1024:.0f} KiB ({decoder['hypotheses']} hypotheses, "
+            f"  decoder cache   self {decoder['self_attention'] / KB:.0f} KB, cross "
+            f"{decoder['src_attention'] / KB:.0f} KB ({decoder['hypotheses']} hypotheses, "
             f"{decoder['tokens']} tokens, {decoder['frames']} frames)"
         )
 
 
 def _memory(memory):
     peak = memory["peak_mb"]
-    cuda = "" if memory["cuda_peak_mb"] is None else f", CUDA {memory['cuda_peak_mb']:.0f} MiB"
-    return f"peak {'unknown' if peak is None else f'{peak:.0f} MiB'} over the weights{cuda}"
+    cuda = "" if memory["cuda_peak_mb"] is None else f", CUDA {memory['cuda_peak_mb']:.0f} MB"
+    return f"peak {'unknown' if peak is None else f'{peak:.0f} MB'} over the weights{cuda}"
 
 
 if __name__ == "__main__":

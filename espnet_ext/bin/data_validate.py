@@ -11,7 +11,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     from espnet_ext.data import kaldi
 
-    kaldi.refuse(kaldi.validate(args.directory))
+    kaldi.raise_if_any(kaldi.validate(args.directory))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from espnet_ext.errors import UserError, cli
 OPTION = re.compile(
     r"(?P<name>[a-z]\w*)=(?P<default>\"[^\"]*\"|\S*)\s+# (?P<kind>\S+): (?P<help>.+)"
 )
-BLOCK = re.compile(r"^# begin options$(.*?)^# end options$", re.MULTILINE | re.DOTALL)
+OPTION_LINES = re.compile(r"^# begin options$(.*?)^# end options$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def declared_options(script):
         ValueError: A line of the block is no option with a kind and a help text.
     """
     found = {}
-    for line in BLOCK.search(Path(script).read_text(encoding="utf-8"))[1].splitlines():
+    for line in OPTION_LINES.search(Path(script).read_text(encoding="utf-8"))[1].splitlines():
         if line and not line.startswith("#"):
             match = OPTION.fullmatch(line)
             if match is None:

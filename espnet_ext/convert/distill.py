@@ -45,8 +45,19 @@ class DistilledASRModel(ESPnetASRModel):
             from espnet_ext.convert.model import load, mha_config
 
             config = mha_config(self.teacher_file.with_name("config.yaml"))
-            self._teacher = [load(config, self.teacher_file).to(device)]
+            teacher = load(config, self.teacher_file).to(device)
+            self._check_teacher(teacher)
+            self._teacher = [teacher]
         return self._teacher[0]
+
+    def _check_teacher(self, teacher):
+        for what, ours, theirs in (
+            ("output_size", self.encoder.output_size(), teacher.encoder.output_size()),
+            ("input_size", self.encoder.input_size, teacher.encoder.input_size),
+            ("token_list", list(self.token_list), list(teacher.token_list)),
+        ):
+            if ours != theirs:
+                raise UserError(f"{self.teacher_file}: teacher: its {what} is not the student's")
 
     def forward(self, speech, speech_lengths, text, text_lengths, **kwargs):
         """Loss, statistics and weight of a batch; see ``ESPnetASRModel.forward``."""
@@ -62,8 +73,6 @@ class DistilledASRModel(ESPnetASRModel):
         """Differences of encoder outputs and of CTC posteriors in the last batch, two scalars."""
         (feats, lengths, *_), (y, frames, _) = self._encoded
         teacher = self.teacher(feats.device)
-        if teacher.encoder.output_size() != self.encoder.output_size():
-            raise UserError(f"{self.teacher_file}: teacher: its encoder has another output_size")
         teacher.encoder.chunk_size, left_context = self.encoder.used_view
         forgets = any(attention.has_left_context for attention in self.encoder.attentions)
         teacher.encoder.left_context = left_context if forgets else -1

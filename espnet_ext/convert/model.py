@@ -17,7 +17,7 @@ from espnet_ext.checkpoint import load_model
 from espnet_ext.convert.weights import Moments, allocate_ranks
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError
-from espnet_ext.files import whole
+from espnet_ext.files import KB, whole
 from espnet_ext.frontend import known_front_end
 from espnet_ext.register import ENCODERS
 from espnet_ext.relocate import read_training_config
@@ -147,10 +147,10 @@ def _convert_encoder(model, config, request):
         linears = [old.linear_k for old in olds]
         moments = layer_inputs(model, linears, request.calibration_scp, request.num_utts)
     if request.budget_kb is not None:
-        total = int(request.budget_kb * 1024 / FRAMES / 4)
+        total = int(request.budget_kb * KB / FRAMES / 4)
         if total < len(olds):
             raise UserError(
-                f"--budget_kb: must be at least {4 * FRAMES * len(olds) / 1024:g}, which is rank 1 "
+                f"--budget_kb: must be at least {4 * FRAMES * len(olds) / KB:g}, which is rank 1 "
                 f"in {len(olds)} layers, got {request.budget_kb:g}"
             )
         spectra = [news[0].spectrum(*pair) for pair in zip(olds, moments, strict=True)]
@@ -169,7 +169,7 @@ def _convert_encoder(model, config, request):
         "attention_conf": conf,
         "similar_heads": request.similar,
         "calibration": request.calibration_scp and str(request.calibration_scp),
-        "kb_per_1000_frames": 4 * sum(new.cache_values(FRAMES) for new in news) / 1024,
+        "kb_per_1000_frames": 4 * sum(new.cache_values(FRAMES) for new in news) / KB,
         "lost": lost,
     }
 

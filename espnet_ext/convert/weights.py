@@ -1,6 +1,7 @@
 """What a conversion measures and decides: moments of layer inputs, and the rank of each layer."""
 
 import torch
+from torch import Tensor
 
 from espnet_ext.attention.from_mha import share
 
@@ -11,12 +12,12 @@ RIDGE = 1e-6
 class Moments:
     """Mean and covariance of vectors that come in batches."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         self.count = 0
         self.total = torch.zeros(width, dtype=torch.float64)
         self.product = torch.zeros(width, width, dtype=torch.float64)
 
-    def add(self, x: torch.Tensor) -> None:
+    def add(self, x: Tensor) -> None:
         """Count vectors (..., width)."""
         x = x.detach().flatten(0, -2).to("cpu", torch.float64)
         self.count += len(x)
@@ -24,18 +25,18 @@ class Moments:
         self.product += x.T @ x
 
     @property
-    def mean(self) -> torch.Tensor:
+    def mean(self) -> Tensor:
         """(width,)."""
         return self.total / self.count
 
-    def root(self) -> torch.Tensor:
+    def root(self) -> Tensor:
         """L (width, width) with L L^T the covariance, which a ridge makes regular."""
         covariance = self.product / self.count - torch.outer(self.mean, self.mean)
         covariance.diagonal().add_(RIDGE * covariance.diagonal().mean())
         return torch.linalg.cholesky(covariance)
 
 
-def allocate_ranks(spectra: list[torch.Tensor], total: int) -> list[int]:
+def allocate_ranks(spectra: list[Tensor], total: int) -> list[int]:
     """Share ``total`` ranks among layers, each to the layer whose relative error it lowers most.
 
     Args:

@@ -75,17 +75,11 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _weight_gradient(grad, x, width, padding):
-    """Correlation of each channel's input with its gradient (channels, 1, width).
+    """Correlation of inputs (B, channels, T) with gradients (B, channels, T'): (channels, 1, k).
 
     ``result[c, 0, k]`` is the sum over i of ``grad[c, i] * x[c, i + k - padding]``. Pieces of SPAN
     gradients and the inputs that these meet are multiplied each with each; their products for one k
     lie on a diagonal.
-
-    Args:
-        grad: Gradient of the output (B, channels, T').
-        x: Input (B, channels, T).
-        width: Kernel size.
-        padding: Zeros before the input.
     """
     batch, channels, frames = grad.shape
     pieces = -(-frames // SPAN)

@@ -14,8 +14,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.positionwise_feed_forward i
     PositionwiseFeedForward,
 )
 
-#: frames per block
-BLOCK = 512
+BLOCK_FRAMES = 512
 
 
 class SiLU(Swish):
@@ -72,11 +71,11 @@ def in_blocks(function, x, around: int = 0):
         around: Frames before and after a frame that its output may depend on.
     """
     length = x.size(1)
-    if torch.is_grad_enabled() or length <= BLOCK:
+    if torch.is_grad_enabled() or length <= BLOCK_FRAMES:
         return function(slice(0, length))
     y = torch.empty_like(x)
-    for start in range(0, length, BLOCK):
-        stop = min(start + BLOCK, length)
+    for start in range(0, length, BLOCK_FRAMES):
+        stop = min(start + BLOCK_FRAMES, length)
         lo, hi = max(0, start - around), min(length, stop + around)
         y[:, start:stop] = function(slice(lo, hi))[:, start - lo : stop - lo]
     return y

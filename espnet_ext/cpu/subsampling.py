@@ -19,20 +19,19 @@ from torch.compiler import is_exporting
 
 from espnet_ext.cpu.conv import trains_on_cpu
 
-#: output frames per block
-BLOCK = 96
+BLOCK_FRAMES = 96  # of output
 #: patches of a weight gradient that are copied at once
 PATCHES = 304
 
 
-def step_and_sight(embed: nn.Module) -> tuple[int, int]:
+def stride_and_receptive_field(embed: nn.Module) -> tuple[int, int]:
     """Feature frames from one encoder frame to the next, and that one encoder frame sees."""
-    step, sees = 1, 1
+    stride, field = 1, 1
     for module in embed.modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d)):
-            sees += (module.kernel_size[0] - 1) * step
-            step *= module.stride[0]
-    return step, sees
+            field += (module.kernel_size[0] - 1) * stride
+            stride *= module.stride[0]
+    return stride, field
 
 
 class InBlocks:
@@ -42,28 +41,28 @@ class InBlocks:
         """As ESPnet's: features (B, T, n_mels) -> (B, T', n_feat) with positions, and the mask."""
         if prefix_embeds is not None:
             return super().forward(x, x_mask, prefix_embeds)
-        step, sees = step_and_sight(self.conv)
-        frames = (x.size(1) - sees) // step + 1
+        stride, field = stride_and_receptive_field(self.conv)
+        frames = (x.size(1) - field) // stride + 1
         parts = [x]
         # an exported graph takes any number of streams, and so may not divide them
         if x.device.type == "cpu" and not torch.is_grad_enabled() and not is_exporting():
-            parts = x.split(max(1, BLOCK // max(1, frames)))
-        y = torch.cat([self._in_blocks(part, frames, step, sees) for part in parts])
+            parts = x.split(max(1, BLOCK_FRAMES // max(1, frames)))
+        y = torch.cat([self._in_blocks(part, frames, stride, field) for part in parts])
         if x_mask is not None:
-            lengths = (x_mask.sum(-1) - sees) // step + 1  # (B, 1)
+            lengths = (x_mask.sum(-1) - field) // stride + 1  # (B, 1)
             positions = torch.arange(frames, device=x.device)
             x_mask = (positions < lengths[..., None]).to(x_mask.dtype)  # (B, 1, T')
         return self.pos_enc(y), x_mask
 
-    def _in_blocks(self, x, frames, step, sees):
+    def _in_blocks(self, x, frames, stride, field):
         """Features (B, T, n_mels) -> (B, T', n_feat)."""
         on_cpu = x.device.type == "cpu"
         # gradients keep what blocks would drop, so blocks are then of use to a CPU's cache alone
-        size = BLOCK if on_cpu or not torch.is_grad_enabled() else frames
+        size = BLOCK_FRAMES if on_cpu or not torch.is_grad_enabled() else frames
         blocks = []
         for start in range(0, frames, size):
             stop = min(start + size, frames)
-            y = x[:, start * step : (stop - 1) * step + sees].unsqueeze(1)  # (B, 1, t, mels)
+            y = x[:, start * stride : (stop - 1) * stride + field].unsqueeze(1)  # (B, 1, t, mels)
             if on_cpu:  # channels last are its faster layout
                 y = y.to(memory_format=torch.channels_last)
             if trains_on_cpu(y):
@@ -118,14 +117,7 @@ def _gradients(grad, x, weight, stride, needs):
 
 
 def _weight_gradient(grad, x, weight, stride):
-    """Weight gradient of a convolution, in the shape of the weight.
-
-    Args:
-        grad: Gradient of the output (B, out, t, m).
-        x: Input (B, in, T, M).
-        weight: (out, in, k, l).
-        stride: Its strides over T and M.
-    """
+    """Gradient of a weight (out, in, k, l) by inputs (B, in, T, M) and gradients (B, out, t, m)."""
     n_out, n_in, *kernel = weight.shape
     patches = x.permute(0, 2, 3, 1)  # (B, T, M, in)
     for axis in (0, 1):

@@ -167,7 +167,7 @@ def format_data_dir(source, out, rate, audio_format="flac", nj=1):
             "fits is used in place)"
         )
     tables = kaldi.read_data_dir(source)
-    kaldi.refuse(kaldi.find_problems(source, tables, on_disk=True))
+    kaldi.raise_if_any(kaldi.find_problems(source, tables, on_disk=True))
     refuse_channels(source, tables["wav.scp"])
     speeds = {
         speed: kaldi.parse_speed(speed) for speed in {"1.0", *tables.get("utt2speed", {}).values()}
@@ -183,7 +183,7 @@ def format_data_dir(source, out, rate, audio_format="flac", nj=1):
     done = {
         job.utt: result for job, result in zip(jobs, parallel_map(_format, jobs, nj), strict=True)
     }
-    kaldi.refuse([result.problem for result in done.values() if result.problem])
+    kaldi.raise_if_any([result.problem for result in done.values() if result.problem])
 
     kept = ("text", "utt2spk", "spk2gender", kaldi.WORD_ENDS)
     formatted = {name: tables[name] for name in kept if name in tables}

@@ -136,7 +136,7 @@ def read_values(path, names, what):
             )
         elif values.setdefault(min(utts), value) != value:
             problems.append(f"{path}: line {number}: {name} is there twice, with another value")
-    kaldi.refuse(problems)
+    kaldi.raise_if_any(problems)
     if not values:
         raise UserError(
             f"{path}: none of its {len(unknown)} lines begins with the name of a recording (such "
@@ -194,7 +194,7 @@ def _read_kaldi(path):
     """Return the tables of a Kaldi-style directory with absolute paths, and texts without audio."""
     path = Path(path).absolute()
     tables = kaldi.read_data_dir(path)
-    kaldi.refuse(kaldi.not_files(path, tables["wav.scp"]))
+    kaldi.raise_if_any(kaldi.not_files(path, tables["wav.scp"]))
     wavs = tables["wav.scp"]
     for base in (path, *path.parents):  # as seen from where its paths were written
         there = {reco: str(base / wav) for reco, wav in wavs.items() if os.path.isfile(base / wav)}
@@ -219,7 +219,7 @@ def _read_kaldi(path):
                 continue
             if reco in there:
                 kept[utt] = line
-        kaldi.refuse(problems)
+        kaldi.raise_if_any(problems)
         tables["segments"] = kept
     tables["wav.scp"] = there
     if "text" not in tables:
@@ -355,7 +355,7 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
     segments = {utt: kaldi.parse_segment(tables, utt) for utt in sorted(keep)}
     files = {reco: tables["wav.scp"][reco] for reco, _, _ in segments.values()}
     probed = dict(zip(files, parallel_map(_probe, list(files.values()), nj), strict=True))
-    kaldi.refuse([problem for problem in probed.values() if isinstance(problem, str)])
+    kaldi.raise_if_any([problem for problem in probed.values() if isinstance(problem, str)])
     seconds, problems = {}, []
     for utt, (reco, start, end) in segments.items():
         length = probed[reco][2]
@@ -364,7 +364,7 @@ def read(wavs=None, text=None, data=None, speakers=None, speaker_from=None, nj=1
             problems.append(
                 f"{source}: segments: {utt} ends at {end} s, {files[reco]} at {length:.2f} s"
             )
-    kaldi.refuse(problems)
+    kaldi.raise_if_any(problems)
     short = {utt for utt in keep if not seconds[utt] > SECONDS[0]}
     leave_out(short, f"shorter than {SECONDS[0]} s")
     long = {utt for utt in keep if not seconds[utt] < SECONDS[1]}

@@ -25,7 +25,7 @@ from espnet_ext.data import kaldi
 from espnet_ext.errors import UserError
 from espnet_ext.files import beside, locked, replace
 
-BLOCK = 1 << 20  # bytes
+BLOCK_BYTES = 1 << 20
 FAILURES = 3  # times that each mirror may fail without having sent anything new
 
 
@@ -70,7 +70,7 @@ def _bytes(path):
 def _md5(path):
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file, _progress(f"checking {path.name}", _bytes(path)) as bar:
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
             bar.update(len(block))
     return digest.hexdigest()
@@ -111,7 +111,7 @@ def _transfer(url, part, size, timeout):
             open(part, "ab" if start else "wb", buffering=0) as file,
             _progress(part.stem, size, start) as bar,
         ):
-            while block := response.read1(BLOCK):
+            while block := response.read1(BLOCK_BYTES):
                 _write(file, block)
                 bar.update(len(block))
     if _bytes(part) < size:
@@ -206,7 +206,7 @@ def extract(archive, path, corpus):
                 with tarfile.open(fileobj=stream, mode="r:") as tar:
                     for member in tar:
                         tar.extract(member, part, filter="data")
-                while stream.read(BLOCK):  # to the end, where gzip has its checksum
+                while stream.read(BLOCK_BYTES):  # to the end, where gzip has its checksum
                     pass
             root = part / "LibriSpeech"
             if not (root / archive.name).is_dir():

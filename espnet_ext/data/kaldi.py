@@ -23,7 +23,7 @@ REQUIRED = ("wav.scp", "text", "utt2spk")
 MAX_PROBLEMS = 20
 
 
-def refuse(problems):
+def raise_if_any(problems):
     """Raise what is wrong, if anything is.
 
     Args:
@@ -320,7 +320,8 @@ def write_data_dir(path, tables):
         UserError: The tables do not agree or cannot be written; the directory is as it was then.
     """
     path = Path(path)
-    refuse(find_problems(path, tables := tables | {"spk2utt": spk2utt(tables.get("utt2spk", {}))}))
+    tables = tables | {"spk2utt": spk2utt(tables.get("utt2spk", {}))}
+    raise_if_any(find_problems(path, tables))
     contents = {
         path / name: _scp(path / name, tables[name]) if name in tables else None for name in TABLES
     }

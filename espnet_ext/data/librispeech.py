@@ -169,7 +169,7 @@ def prepare(split, check_counts=True, decode=True, nj=1):
     if decode:
         results = parallel_map(check_audio, list(tables["wav.scp"].values()), nj)
         problems += [problem for problem in results if problem]
-    kaldi.refuse(problems)
+    kaldi.raise_if_any(problems)
 
     found, expected = len(tables["text"]), UTTERANCES.get(split.name, len(tables["text"]))
     if not found:
@@ -181,6 +181,6 @@ def prepare(split, check_counts=True, decode=True, nj=1):
             f"{split}: {found} utterances, not {expected}; get it again, "
             "or pass --check_counts false for a part of the corpus"
         )
-        kaldi.refuse([count, *(f"{split / path}: missing" for path in missing(split))])
-    kaldi.refuse(kaldi.find_problems(split, tables))
+        kaldi.raise_if_any([count, *(f"{split / path}: missing" for path in missing(split))])
+    kaldi.raise_if_any(kaldi.find_problems(split, tables))
     return tables

@@ -7,7 +7,7 @@ from collections import Counter
 
 import sentencepiece as spm
 
-from espnet_ext.data.kaldi import normal_space, read_lines, refuse
+from espnet_ext.data.kaldi import normal_space, raise_if_any, read_lines
 from espnet_ext.errors import UserError
 
 BLANK, UNKNOWN, SPACE, SENTENCE = "<blank>", "<unk>", "<space>", "<sos/eos>"
@@ -38,7 +38,7 @@ def read_transcripts(path):
             if symbol in text
         ]
         texts.append(text)
-    refuse(problems)
+    raise_if_any(problems)
     return [text for text in texts if text]
 
 
@@ -132,7 +132,7 @@ def train_bpe(texts, nbpe, mode="unigram", coverage=1.0, max_sentences=100_000_0
         UserError: ``nbpe`` does not fit the text; the message gives the limit. Or sentencepiece
             would leave a text out.
     """
-    refuse(
+    raise_if_any(
         [
             f"the text {text[:40]!r} has the character {SPM_UNKNOWN} (U+2585), which sentencepiece "
             "keeps for itself, and would be left out: take it out"

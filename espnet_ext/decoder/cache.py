@@ -20,14 +20,16 @@ class Handle(list):
     Args:
         owner: The shared state.
         row: The hypothesis's row in it.
-        mark: What else the owner wants back: the length when the handle was made, or a label.
+        length: Tokens in the owner when the handle was made, where it is a ``PrefixCache``.
+        label: What extends that row, where the owner is CTC's ``Prefixes``.
     """
 
-    def __init__(self, owner, row, mark):
+    def __init__(self, owner, row, length=0, label=None):
         super().__init__()
         self.owner = owner
         self.row = row
-        self.mark = mark
+        self.length = length
+        self.label = label
 
 
 class PrefixCache:
@@ -46,13 +48,9 @@ class PrefixCache:
     def __init__(self, attentions, like):
         self.length = 0
         self.n_hyp = 0
-        self._data = like.new_empty(0, len(attentions), *self._slots(attentions[0], self.TOKENS))
+        n, heads, width = attentions[0].cache_shape
+        self._data = like.new_empty(0, len(attentions), n, heads, self.TOKENS, width)
         self._spare = self._data
-
-    @staticmethod
-    def _slots(attention, capacity):
-        n, heads, width = attention.cache_shape
-        return n, heads, capacity, width
 
     @property
     def nbytes(self):
@@ -120,7 +118,7 @@ def resume(states):
         since (a search that goes back to earlier hypotheses), so it must be made anew.
     """
     cache = getattr(states[0], "owner", None)
-    if cache is None or any(s.owner is not cache or s.mark != cache.length for s in states):
+    if cache is None or any(s.owner is not cache or s.length != cache.length for s in states):
         return None, None
     return cache, [s.row for s in states]
 

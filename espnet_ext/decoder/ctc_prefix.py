@@ -241,7 +241,7 @@ class FastCTCPrefixScorer(CTCPrefixScorer):
         logp = self.ctc.log_softmax(x if x.dim() == 3 else x[None])
         if xs_lengths is None:
             xs_lengths = torch.full((len(logp),), logp.size(1), device=logp.device)
-        return Handle(Posteriors(logp, xs_lengths.long(), self.window_margin), 0, None)
+        return Handle(Posteriors(logp, xs_lengths.long(), self.window_margin), 0)
 
     @torch.no_grad()
     def batch_score_partial(self, y, ids, state, x):
@@ -260,12 +260,12 @@ class FastCTCPrefixScorer(CTCPrefixScorer):
         if isinstance(owner, Posteriors):
             prefixes = Prefixes.start(owner, y[:, -1])
         else:
-            prefixes = owner.extend([s.row for s in state], [s.mark for s in state])
+            prefixes = owner.extend([s.row for s in state], [s.label for s in state])
         return prefixes.score(ids, self.eos), prefixes
 
     def select_state(self, state, i, new_id=None):
         """Select hypothesis ``i`` of a list of states, or its extension by ``new_id``."""
-        return Handle(state, i, new_id) if isinstance(state, Prefixes) else state[i]
+        return Handle(state, i, label=new_id) if isinstance(state, Prefixes) else state[i]
 
     def batch_select_state(self, state, best_ids):
         """Select extensions ``(U, beam)``, given as row within the utterance * V + label."""
@@ -274,6 +274,6 @@ class FastCTCPrefixScorer(CTCPrefixScorer):
         offset = torch.arange(len(best_ids), device=best_ids.device)[:, None] * per_utt
         rows = (best_ids // n_label + offset).flatten().tolist()
         return [
-            Handle(state, i, t)
+            Handle(state, i, label=t)
             for i, t in zip(rows, (best_ids % n_label).flatten().tolist(), strict=True)
         ]

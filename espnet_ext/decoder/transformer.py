@@ -99,7 +99,7 @@ class TransformerDecoder(StockDecoder):
         """
         if not self.kv_cache:
             return None
-        return Handle(DecoderCache(self, x if x.dim() == 3 else x[None], xs_lengths), 0, 0)
+        return Handle(DecoderCache(self, x if x.dim() == 3 else x[None], xs_lengths), 0)
 
     @torch.no_grad()
     def batch_score(self, ys, states, xs, return_hs=False, xs_mask=None):

@@ -1,5 +1,7 @@
 """ESPnet's Branchformer (Peng et al. 2022) with a choice of attention, offline and streaming."""
 
+from typing import Any
+
 import torch
 from espnet2.asr.encoder.branchformer_encoder import (
     BranchformerEncoder as ESPnetBranchformerEncoder,
@@ -8,6 +10,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     TooShortUttError,
     check_short_utt,
 )
+from torch import Tensor
 
 from espnet_ext.encoder.conv import gating_chunk
 from espnet_ext.encoder.streaming import StreamingEncoder, padded_frames
@@ -29,10 +32,12 @@ class BranchformerEncoder(StreamingEncoder, ESPnetBranchformerEncoder):
     required_streaming_conf = {"merge_method": "concat"}
 
     @staticmethod
-    def convolutions(layer):
+    def convolutions(layer: Any) -> dict[str, tuple[Any, str]]:
         return {"cgmlp": (layer.cgmlp.csgu, "conv")}
 
-    def forward(self, xs_pad, ilens, prev_states=None):
+    def forward(  # type: ignore[override]
+        self, xs_pad: Tensor, ilens: Tensor, prev_states: Any = None
+    ) -> tuple[Tensor, Tensor, None]:
         """As ESPnet's, whose padding mask costs the square of the length.
 
         Args:
@@ -62,7 +67,7 @@ class BranchformerEncoder(StreamingEncoder, ESPnetBranchformerEncoder):
         return self.after_norm(x), mask.squeeze(1).sum(1), None
 
     @staticmethod
-    def layer_chunk(layer, x, past):
+    def layer_chunk(layer: Any, x: Tensor, past: Any) -> Tensor:
         attended = layer.attn.forward_chunk(layer.norm_mha(x), past.attention)
         gated = gating_chunk(layer.cgmlp, layer.norm_mlp(x), past.convolution["cgmlp"])
         x = x + layer.merge_proj(torch.cat([attended, gated], dim=-1))

@@ -1,7 +1,10 @@
 """ESPnet's Conformer (Gulati et al. 2020) with a choice of attention, offline and streaming."""
 
+from typing import Any
+
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as ESPnetConformerEncoder
+from torch import Tensor
 
 from espnet_ext.encoder.conv import convolution_chunk
 from espnet_ext.encoder.streaming import StreamingEncoder
@@ -21,13 +24,13 @@ class ConformerEncoder(StreamingEncoder, ESPnetConformerEncoder):
     }
 
     @staticmethod
-    def convolutions(layer):
+    def convolutions(layer: Any) -> dict[str, tuple[Any, str]]:
         if layer.conv_module is None:
             return {}
         return {"conv_module": (layer.conv_module, "depthwise_conv")}
 
     @staticmethod
-    def layer_chunk(layer, x, past):
+    def layer_chunk(layer: Any, x: Tensor, past: Any) -> Tensor:
         if layer.feed_forward_macaron is not None:
             y = layer.feed_forward_macaron(layer.norm_ff_macaron(x))
             x = torch.add(x, y, alpha=layer.ff_scale)

@@ -1,9 +1,12 @@
 """ESPnet's E-Branchformer (Kim et al. 2023) with a choice of attention, offline and streaming."""
 
+from typing import Any
+
 import torch
 from espnet2.asr.encoder.e_branchformer_encoder import (
     EBranchformerEncoder as ESPnetEBranchformerEncoder,
 )
+from torch import Tensor
 
 from espnet_ext.encoder.conv import gating_chunk
 from espnet_ext.encoder.streaming import StreamingEncoder
@@ -20,11 +23,11 @@ class EBranchformerEncoder(StreamingEncoder, ESPnetEBranchformerEncoder):
     }
 
     @staticmethod
-    def convolutions(layer):
+    def convolutions(layer: Any) -> dict[str, tuple[Any, str]]:
         return {"cgmlp": (layer.cgmlp.csgu, "conv"), "merge": (layer, "depthwise_conv_fusion")}
 
     @staticmethod
-    def layer_chunk(layer, x, past):
+    def layer_chunk(layer: Any, x: Tensor, past: Any) -> Tensor:
         if layer.feed_forward_macaron is not None:
             y = layer.feed_forward_macaron(layer.norm_ff_macaron(x))
             x = torch.add(x, y, alpha=layer.ff_scale)

@@ -2,17 +2,19 @@
 
 import warnings
 import zlib
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositionalEncoding
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_ext.attention import build_attention, layer_attentions
 from espnet_ext.attention.blocked import ChunkView
 from espnet_ext.attention.checks import check_at_least, check_choice
 from espnet_ext.cpu import replace
-from espnet_ext.cpu.subsampling import step_and_sight
+from espnet_ext.cpu.subsampling import stride_and_receptive_field
 from espnet_ext.encoder.conv import CausalConv1d, like
 from espnet_ext.positions import PositionTable, plain_tensors
 from espnet_ext.state import (
@@ -46,7 +48,7 @@ class ChunkedPositionalEncoding(RelPositionalEncoding):
     dynamic_chunk: bool = False
     used: tuple[int | None, int] = None, -1
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         """Scale the input: (B, T, n_feat) -> the same, and positions or a ``ChunkView``."""
         chunk_size, left_context = self.chunk_size, self.left_context
         if self.dynamic_chunk and self.training:
@@ -54,8 +56,8 @@ class ChunkedPositionalEncoding(RelPositionalEncoding):
         self.used = chunk_size, left_context
         if chunk_size is None:
             return super().forward(x)
-        reach = ChunkView.reach(x.size(1), chunk_size, left_context)
-        _, pos_emb = super().forward(x[:, :reach])
+        needed = ChunkView.needed_positions(x.size(1), chunk_size, left_context)
+        _, pos_emb = super().forward(x[:, :needed])
         return self.dropout(x * self.xscale), ChunkView(pos_emb, chunk_size, left_context)
 
     @staticmethod
@@ -69,16 +71,20 @@ class ChunkedPositionalEncoding(RelPositionalEncoding):
         return chunk_size, -1 if unlimited < 0.5 else left_chunks * chunk_size
 
 
-def check_chunk(chunk_size, left_context):
+def check_chunk(chunk_size: int | None, left_context: int) -> None:
     """Refuse an impossible chunk size or left context, naming the key, the rule and the value."""
     if chunk_size is not None:
         check_at_least("chunk_size", chunk_size, 1)
     check_at_least("left_context", left_context, -1)
 
 
-def padded_frames(lengths: torch.Tensor, device) -> torch.Tensor:
+def padded_frames(lengths: Tensor, device: torch.device | str | None) -> Tensor:
     """True on padded frames (B, T), T the longest of ``lengths`` (B,)."""
     return torch.arange(int(lengths.max()), device=device) >= lengths.to(device)[:, None]
+
+
+def _real_rows(y: Tensor, counts: list[int]) -> list[Tensor]:
+    return [row[:n] for row, n in zip(y, counts, strict=True)]
 
 
 class StreamingEncoder(nn.Module):
@@ -102,7 +108,7 @@ class StreamingEncoder(nn.Module):
         left_context: Encoder frames that a chunk sees before itself; -1 is unlimited.
         dynamic_chunk: Draw chunk size and left context anew for every training batch, full context
             included, so that one model serves every latency.
-        attention_memory_mb: What the attention scores of whole utterances may take at once, MiB.
+        attention_memory_mb: What the attention scores of whole utterances may take at once, MB.
             Longer utterances and larger batches are attended to in smaller blocks of queries; the
             result is the same.
         espnet_conf: Everything else goes to ESPnet's encoder.
@@ -112,6 +118,11 @@ class StreamingEncoder(nn.Module):
     """
 
     attention_name: str
+    #: ESPnet's
+    embed: Any
+    encoders: Any
+    after_norm: Any
+    output_size: Any
 
     def __init__(
         self,
@@ -127,8 +138,8 @@ class StreamingEncoder(nn.Module):
         left_context: int = -1,
         dynamic_chunk: bool = False,
         attention_memory_mb: int = 256,
-        **espnet_conf,
-    ):
+        **espnet_conf: Any,
+    ) -> None:
         check_chunk(chunk_size, left_context)
         check_choice("causal", causal, (True, False))
         check_choice("dynamic_chunk", dynamic_chunk, (True, False))
@@ -139,7 +150,7 @@ class StreamingEncoder(nn.Module):
 
         check_at_least("attention_memory_mb", attention_memory_mb, 1)
 
-        def make(layer):
+        def make(layer: tuple[str, dict]) -> nn.Module:
             name, conf = layer
             made = build_attention(name, attention_heads, output_size, attention_dropout_rate, conf)
             made.attention_memory_mb = attention_memory_mb
@@ -166,12 +177,12 @@ class StreamingEncoder(nn.Module):
                     module.reset_parameters()
         for name, module in self.embed.named_children():
             if isinstance(module, RelPositionalEncoding):
-                self._positions = ChunkedPositionalEncoding(
+                self._positional_encoding = ChunkedPositionalEncoding(
                     module.d_model, module.dropout.p, (module.pe.size(1) + 1) // 2
                 )
-                setattr(self.embed, name, self._positions)
+                setattr(self.embed, name, self._positional_encoding)
         replace.replace(self)
-        self._positions.dynamic_chunk = dynamic_chunk
+        self._positional_encoding.dynamic_chunk = dynamic_chunk
         self.input_size = input_size
         self.causal = causal
         self.chunk_size = chunk_size
@@ -180,12 +191,12 @@ class StreamingEncoder(nn.Module):
     # what a subclass defines
 
     @staticmethod
-    def convolutions(layer) -> dict[str, tuple[nn.Module, str]]:
+    def convolutions(layer: Any) -> dict[str, tuple[Any, str]]:
         """Name of each convolution over time -> the module that holds it and its attribute."""
         raise NotImplementedError
 
     @staticmethod
-    def layer_chunk(layer, x, past: PastOfLayer):
+    def layer_chunk(layer: Any, x: Tensor, past: PastOfLayer) -> Tensor:
         """One layer on one chunk (B, n, n_feat) -> (B, n, n_feat)."""
         raise NotImplementedError
 
@@ -198,7 +209,7 @@ class StreamingEncoder(nn.Module):
     }
     required_streaming_conf: dict = {}
 
-    def _check_espnet_conf(self, conf, streams):
+    def _check_espnet_conf(self, conf: dict, streams: bool) -> None:
         required = self.required_conf | (self.required_streaming_conf if streams else {})
         for key, value in required.items():
             if key in conf and conf[key] != value:
@@ -210,29 +221,29 @@ class StreamingEncoder(nn.Module):
     @property
     def chunk_size(self) -> int | None:
         """Encoder frames per chunk of the offline pass, None for full context. May be set."""
-        return self._positions.chunk_size
+        return self._positional_encoding.chunk_size
 
     @chunk_size.setter
-    def chunk_size(self, value):
+    def chunk_size(self, value: int | None) -> None:
         check_chunk(value, self.left_context)
-        self._positions.chunk_size = value
+        self._positional_encoding.chunk_size = value
 
     @property
     def left_context(self) -> int:
         """Encoder frames that a chunk sees before itself, -1 for all. May be set."""
-        return self._positions.left_context
+        return self._positional_encoding.left_context
 
     @left_context.setter
-    def left_context(self, value):
+    def left_context(self, value: int) -> None:
         check_chunk(self.chunk_size, value)
-        self._positions.left_context = self._effective_left_context(value)
+        self._positional_encoding.left_context = self._effective_left_context(value)
 
     @property
     def used_view(self) -> tuple[int | None, int]:
         """Chunk size and left context of the last offline pass, drawn where they are dynamic."""
-        return self._positions.used
+        return self._positional_encoding.used
 
-    def _effective_left_context(self, left_context):
+    def _effective_left_context(self, left_context: int) -> int:
         if left_context >= 0 and not any(layer.has_left_context for layer in self.attentions):
             name = type(self.attentions[0]).__name__
             warnings.warn(
@@ -246,16 +257,23 @@ class StreamingEncoder(nn.Module):
     @cached_property
     def subsampling(self) -> tuple[int, int]:
         """Feature frames from one encoder frame to the next, and that one encoder frame sees."""
-        return step_and_sight(self.embed)
+        return stride_and_receptive_field(self.embed)
 
     def output_length(self, frames: int) -> int:
         """Encoder frames that ``frames`` feature frames give."""
-        step, sees = self.subsampling
-        return max(0, (frames - sees) // step + 1)
+        stride, field = self.subsampling
+        return max(0, (frames - field) // stride + 1)
 
     # whole utterances
 
-    def forward(self, xs_pad, ilens, prev_states=None, masks=None, **options):
+    def forward(
+        self,
+        xs_pad: Tensor,
+        ilens: Tensor,
+        prev_states: Any = None,
+        masks: Any = None,
+        **options: Any,
+    ) -> Any:
         """ESPnet's forward pass, with a padding mask that costs no square of the length.
 
         Args:
@@ -277,13 +295,18 @@ class StreamingEncoder(nn.Module):
 
     @plain_tensors()
     def init_state(
-        self, batch_size=1, chunk_size=None, left_context=None, device=None, dtype=None
+        self,
+        batch_size: int = 1,
+        chunk_size: int | None = None,
+        left_context: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> StreamState:
         """State of streams that have not begun.
 
         Args:
             batch_size: Streams side by side.
-            chunk_size: Encoder frames per step; the encoder's own by default.
+            chunk_size: Encoder frames per chunk; the encoder's own by default.
             left_context: Encoder frames seen before a chunk; the encoder's own by default.
             device: Where the state lives; with the weights by default.
             dtype: What the attention caches are stored in: float32, bfloat16, float16 or int8; the
@@ -336,7 +359,7 @@ class StreamingEncoder(nn.Module):
         replace.lay_out_weights(self)
 
     @property
-    def attentions(self) -> list[nn.Module]:
+    def attentions(self) -> list[Any]:
         """The attention of each layer."""
         return [getattr(layer, self.attention_name) for layer in self.encoders]
 
@@ -348,7 +371,9 @@ class StreamingEncoder(nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def forward_chunk(self, feats, state: StreamState, is_final=False, lengths=None):
+    def forward_chunk(
+        self, feats: Tensor, state: StreamState, is_final: bool = False, lengths: Any = None
+    ) -> tuple[Tensor, StreamState]:
         """Encode what one packet of features completes.
 
         Streams of the batch may be of any age and phase (``StreamState.stack``): each gives a chunk
@@ -359,7 +384,7 @@ class StreamingEncoder(nn.Module):
 
         Args:
             feats: Features (B, n, input_size) of any length n, also 0.
-            state: From ``init_state`` or the step before. It is updated in place.
+            state: From ``init_state`` or the packet before. It is updated in place.
             is_final: No packet follows: encode what is left, in a last chunk that may be shorter.
             lengths: Frames of this packet that are speech, B integers of 0..n. A stream that has
                 fewer than n has ended, and has 0 from then on; its last frames are encoded when the
@@ -383,9 +408,11 @@ class StreamingEncoder(nn.Module):
             torch.cat([old, new[:n].to(old.dtype)])
             for old, new, n in zip(state.pending, feats, lengths, strict=True)
         ]
-        step, sees = self.subsampling
-        full = (state.chunk_size - 1) * step + sees  # feature frames that one chunk looks at
-        layers, produced, outputs, counts = state.layers, state.produced, [], []
+        stride, field = self.subsampling
+        full = (state.chunk_size - 1) * stride + field  # feature frames that one chunk looks at
+        layers, produced = state.layers, state.produced
+        outputs: list[Tensor] = []
+        counts: list[list[int]] = []
         while True:
             parts = [row[:full] for row in rows]
             ready = [len(part) == full for part in parts]
@@ -406,7 +433,7 @@ class StreamingEncoder(nn.Module):
             counts.append(real)
             produced = tuple(a + b for a, b in zip(produced, real, strict=True))
             rows = [
-                row[state.chunk_size * step :] if whole else row[:0] if m else row
+                row[state.chunk_size * stride :] if whole else row[:0] if m else row
                 for row, whole, m in zip(rows, ready, real, strict=True)
             ]
         changes = {
@@ -420,14 +447,17 @@ class StreamingEncoder(nn.Module):
         }
         if len(outputs) == 1:
             y = outputs[0]
-        elif outputs:
-            y = self._put_together(outputs, counts)
+        elif outputs:  # each stream's in a row, without a gap
+            each = zip(*map(_real_rows, outputs, counts), strict=True)
+            y = nn.utils.rnn.pad_sequence([torch.cat(own) for own in each], True)
         else:
             y = rows[0].new_zeros(len(rows), 0, self.output_size())
         vars(state).update(changes)  # at once: an interrupt comes before or after it
         return y, state
 
-    def _encode_chunk(self, feats, layers, real, ended, state):
+    def _encode_chunk(
+        self, feats: Tensor, layers: list, real: list[int], ended: tuple, state: StreamState
+    ) -> tuple[Tensor, list[LayerState]]:
         """One chunk of every stream.
 
         Args:
@@ -443,11 +473,13 @@ class StreamingEncoder(nn.Module):
         n = self.output_length(feats.size(1))
         layers = [layer.with_room(n) for layer in layers]
         heads, lengths, capacity = _counters(layers, n)
+        window: Any
         if len(set(heads)) == 1:
             window = Window(heads[0], lengths, real, n, capacity, feats.device)
         else:
-            counters = (torch.tensor(x, device=feats.device) for x in (heads, lengths, real))
-            window = RaggedWindow(*counters, n, capacity)
+            tensor = partial(torch.tensor, device=feats.device)
+            window = RaggedWindow(tensor(heads), tensor(lengths), tensor(real), n, capacity)
+        assert state.positions is not None  # _check_packet has seen to it
         positions = state.positions.rows(window.keys, n)
         y, pasts = self.step(feats, layers, window, positions)
         if not torch.isfinite(y).all():
@@ -460,7 +492,7 @@ class StreamingEncoder(nn.Module):
 
     # streams with states of their own, stepped together
 
-    def take(self, feats, state: StreamState, is_final: bool = False) -> None:
+    def take(self, feats: Tensor, state: StreamState, is_final: bool = False) -> None:
         """Keep a packet of features for ``step_together``, and encode nothing.
 
         Args:
@@ -497,9 +529,14 @@ class StreamingEncoder(nn.Module):
         Returns:
             For each its encoder output (1, m, output_size), or None where that would not be finite:
             then its state is as it was.
+
+        Raises:
+            ValueError: A state is not ready, or they differ in chunk size.
         """
-        step, sees = self.subsampling
-        full = (states[0].chunk_size - 1) * step + sees
+        if len({state.chunk_size for state in states}) != 1 or not all(map(self.ready, states)):
+            raise ValueError("states: must be one or more of one chunk size, each with a chunk")
+        stride, field = self.subsampling
+        full = (states[0].chunk_size - 1) * stride + field
         parts = [state.pending[0][:full] for state in states]
         feats = nn.utils.rnn.pad_sequence(parts, True)
         real = [self.output_length(len(part)) for part in parts]
@@ -510,27 +547,32 @@ class StreamingEncoder(nn.Module):
             Window(heads[0], lengths, (m,), n, capacity, feats.device)
             for (heads, lengths, capacity), m in zip(counters, real, strict=True)
         ]
-        positions = states[0].positions.rows(max(window.keys for window in windows), n)
+        table = states[0].positions
+        assert table is not None  # take has seen to it
+        positions = table.rows(max(window.keys for window in windows), n)
         pasts = [
             [PastOfLayer(layer, rows, window) for layer, window in zip(same, windows, strict=True)]
             for same, rows in zip(zip(*layers, strict=True), positions, strict=True)
         ]
         y = self.encode_chunk(feats, list(map(PastOfStreams, pasts, positions)))
-        outputs = []
+        outputs: list[Tensor | None] = []
         for i, (state, m) in enumerate(zip(states, real, strict=True)):
             output = y[i : i + 1, :m]
-            outputs.append(output if torch.isfinite(output).all() else None)
-            if outputs[-1] is None:
+            if not torch.isfinite(output).all():
+                outputs.append(None)
                 continue
+            outputs.append(output)
             heads, lengths, capacity = counters[i]
             own = [past[i] for past in pasts]
             state.layers = _after(own, heads, lengths, (m,), (m,), state.left_context, capacity)
-            state.pending = (state.pending[0][m * step :].clone(),)
+            state.pending = (state.pending[0][m * stride :].clone(),)
             state.produced = (state.produced[0] + m,)
             state.closed = (state.ended[0] and not self.ready(state),)
         return outputs
 
-    def step(self, feats, layers, window, positions):
+    def step(
+        self, feats: Tensor, layers: list[LayerState], window: Any, positions: list
+    ) -> tuple[Tensor, list[PastOfLayer]]:
         """The tensors of a step: one chunk through all layers, and nothing of a state changed.
 
         Args:
@@ -546,7 +588,7 @@ class StreamingEncoder(nn.Module):
         pasts = [PastOfLayer(*args, window) for args in zip(layers, positions, strict=True)]
         return self.encode_chunk(feats, pasts), pasts
 
-    def encode_chunk(self, feats, pasts):
+    def encode_chunk(self, feats: Tensor, pasts: list) -> Tensor:
         """One chunk of features (B, T, input_size) through all layers -> (B, n, output_size).
 
         Args:
@@ -559,24 +601,7 @@ class StreamingEncoder(nn.Module):
             x = self.layer_chunk(layer, x, past)
         return self.after_norm(x)
 
-    @staticmethod
-    def _put_together(outputs, counts):
-        """Outputs of several steps (B, n, output_size) in a row, each stream's without a gap.
-
-        Args:
-            outputs: One tensor per step.
-            counts: For each step, how many of its frames are a stream's, per stream.
-        """
-        y = torch.cat(outputs, dim=1)
-        step_of = [i for i, part in enumerate(outputs) for _ in range(part.size(1))]
-        place = [j for part in outputs for j in range(part.size(1))]
-        rows = []
-        for b, row in enumerate(y):
-            own = [j < counts[i][b] for i, j in zip(step_of, place, strict=True)]
-            rows.append(row if sorted(own, reverse=True) == own else row[torch.tensor(own)])
-        return nn.utils.rnn.pad_sequence(rows, True)
-
-    def _check_packet(self, feats, state, lengths):
+    def _check_packet(self, feats: Tensor, state: StreamState, lengths: Any) -> list[int]:
         """Refuse what cannot be right before anything changes; the packet's lengths as a list."""
         if self.training:
             raise ValueError("training: forward_chunk needs eval() first")
@@ -586,7 +611,7 @@ class StreamingEncoder(nn.Module):
             raise ValueError("state: a packet failed half-way, so it is lost; go back to a clone()")
         if state.finished:
             raise ValueError("state: the stream has ended; init_state() begins another")
-        if not isinstance(feats, torch.Tensor):
+        if not isinstance(feats, Tensor):
             raise ValueError(f"feats: must be a tensor, got {type(feats).__name__}")
         batch_size = len(state.produced)
         if feats.dim() != 3 or feats.shape[::2] != (batch_size, self.input_size):
@@ -610,7 +635,7 @@ class StreamingEncoder(nn.Module):
         check_finite("feats", feats, lengths)
         return lengths
 
-    def _adopt(self, state):
+    def _adopt(self, state: StreamState) -> None:
         """Give a state that was loaded, or made by a copy of this encoder, its positions."""
         dtypes = [
             next(iter(layer.attention.buffers.values())).dtype
@@ -624,7 +649,7 @@ class StreamingEncoder(nn.Module):
         state.positions = own.positions
 
 
-def _counters(layers, n):
+def _counters(layers: list[LayerState], n: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Next slots, lengths and capacity of the rings of layers; one speaks for all."""
     for layer in layers:
         if isinstance(layer.attention, FrameCache):
@@ -633,7 +658,15 @@ def _counters(layers, n):
     return (0,) * batch_size, (0,) * batch_size, n  # where no layer has a ring
 
 
-def _after(pasts, heads, lengths, moved, real, left_context, capacity):
+def _after(
+    pasts: list[PastOfLayer],
+    heads: tuple[int, ...],
+    lengths: tuple[int, ...],
+    moved: Sequence[int],
+    real: Sequence[int],
+    left_context: int,
+    capacity: int,
+) -> list[LayerState]:
     """The layers' states after a step in which slots moved on and ``real`` frames were speech."""
     heads = tuple(head + m for head, m in zip(heads, moved, strict=True))
     lengths = tuple(length + m for length, m in zip(lengths, real, strict=True))

@@ -8,7 +8,7 @@ from espnet_ext.convert.model import load, mha_config, recordings
 from espnet_ext.errors import UserError, about, check_number
 from espnet_ext.evaluate.cache import measure_cache
 from espnet_ext.evaluate.models import read_model_config
-from espnet_ext.files import write_atomic
+from espnet_ext.files import KB, write_atomic
 from espnet_ext.jobs.markers import BESIDE
 from espnet_ext.report.columns import DRAWN
 from espnet_ext.report.page import page
@@ -90,7 +90,7 @@ def curve(
             row = {
                 "model": expdir.name,
                 **_method(config["encoder_conf"], origin),
-                "kb": rounded(cache["bytes"] / 1024, 4),
+                "kb": rounded(cache["bytes"] / KB, 4),
                 "test_set": name,
                 "wer": rounded(found["err"], 2),
                 "drawn": found["drawn"],

@@ -29,6 +29,7 @@ from espnet_ext.evaluate.process import PeakMemory, commit, device_name
 from espnet_ext.evaluate.products import ProductCounter
 from espnet_ext.evaluate.training import sampling_rate
 from espnet_ext.frontend import FrontEnd, known_front_end
+from espnet_ext.relocate import check_files
 
 #: seconds of noise that stand in for recordings where none are given
 NOISE_SECONDS = (2.0, 4.0, 8.0)
@@ -78,6 +79,7 @@ def profile(
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     config = read_model_config(path)
+    check_files(config, path)
     full = complete(config, vocab_size)
     recordings = _recordings(wav_scp, sampling_rate(full), num_utts)
     decoding = read_config(inference_config) if inference_config else {}

@@ -9,16 +9,14 @@ from espnet_ext.evaluate import models
 from espnet_ext.evaluate.models import read_model_config
 from espnet_ext.evaluate.process import commit, workers
 from espnet_ext.evaluate.training import read_training
-from espnet_ext.files import write_atomic
+from espnet_ext.files import KB, write_atomic
 from espnet_ext.jobs.markers import BESIDE
 from espnet_ext.model_options import add_costs, add_decoding, read_values, stream_options
 from espnet_ext.options import writable
 from espnet_ext.packing import CHECKPOINT
 from espnet_ext.report.schema import NAME, VERSION, rounded
-from espnet_ext.results import EQUIVALENCE, PROFILE, WORDS, read_json, to_json
+from espnet_ext.results import CERTIFICATE, PROFILE, WORDS, read_json, to_json
 from espnet_ext.scoring import read_numbers, score_files
-
-KIB = 1024
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ class Evaluation:
             and {k: rounded(v, 2) for k, v in training.items() if k != "seconds"},
             "decoder_cache": profile["decoder"],
             "input_cache": profile.get("input_cache") and _costs(profile["input_cache"]),
-            "equivalence": self._equivalence(),
+            "equivalence": self._certificate(),
             "inference": self.settings.inference_tag,
             "config": str(self.config.get("config") or self.config_path),
             "commit": commit(),
@@ -262,11 +260,11 @@ class Evaluation:
             for tag, stream in self.streams().items()
         ]
 
-    def _equivalence(self):
+    def _certificate(self):
         path = self.expdir / "equivalence.json"
         if not self.causal or not path.is_file():
             return None
-        return read_json(path, EQUIVALENCE)
+        return read_json(path, CERTIFICATE)
 
 
 def _costs(profile):
@@ -276,20 +274,20 @@ def _costs(profile):
         {
             "chunk_size": s["chunk_size"],
             "left_context": s["left_context"],
-            "kb": {kind: rounded(n / KIB, 4) for kind, n in s["ledger"].items()},
-            "total_kb": rounded(s["bytes"] / KIB, 4),
-            "allocated_kb": rounded(s["capacity_bytes"] / KIB, 4),
+            "kb": {kind: rounded(n / KB, 4) for kind, n in s["ledger"].items()},
+            "total_kb": rounded(s["bytes"] / KB, 4),
+            "allocated_kb": rounded(s["capacity_bytes"] / KB, 4),
         }
         for s in cache["streams"]
     ]
     costs = {
-        "kv_cache_kb": rounded(cache["bytes"] / KIB, 4),
+        "kv_cache_kb": rounded(cache["bytes"] / KB, 4),
         "compression_ratio": rounded(cache["mha_bytes"] / cache["bytes"], 4),
         "cache": {
             "frames": cache["frames"],
             "dtype": cache["dtype"],
             "bytes_per_frame": cache["bytes_per_frame"],
-            "formula_kb": rounded(cache["formula_bytes"] / KIB, 4),
+            "formula_kb": rounded(cache["formula_bytes"] / KB, 4),
             "matches_formula": not cache["differences"],
             "rebuilt_causal": cache["rebuilt_causal"],
             "streams": streams,

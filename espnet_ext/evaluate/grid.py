@@ -1,7 +1,7 @@
 """Word error rates of a trained model at many chunk sizes and left contexts.
 
 Each cell is decoded by the chunk-masked offline pass and greedy CTC search, whose text is that of a
-live stream (``asr_certify`` proves it of a model), in a small part of a stream's time.
+live stream (``certify`` shows it of a model), in a small part of a stream's time.
 """
 
 from pathlib import Path

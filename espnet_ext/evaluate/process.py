@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from espnet_ext import __version__
+from espnet_ext.files import KB, MB
 from espnet_ext.processes import pool
 
 STATUS = Path("/proc/self/status")
@@ -15,7 +16,7 @@ STATUS = Path("/proc/self/status")
 def _status_mb(key):
     for line in STATUS.read_text().splitlines():
         if line.startswith(f"{key}:"):
-            return int(line.split()[1]) / 1024
+            return int(line.split()[1]) * KB / MB
     raise KeyError(key)
 
 
@@ -61,14 +62,14 @@ class PeakMemory:
             self.held_mb = None
 
     def read(self) -> dict:
-        """``held_mb`` at the beginning, ``peak_mb`` above it, and ``cuda_peak_mb``; MiB or None."""
+        """``held_mb`` at the beginning, ``peak_mb`` above it, and ``cuda_peak_mb``; MB or None."""
         peak = cuda = None
         if self.held_mb is not None:
             peak = max(0.0, _status_mb("VmHWM") - self.held_mb)
         if self.device != "cpu":
             import torch
 
-            cuda = (torch.cuda.max_memory_allocated() - self.held_cuda) / 2**20
+            cuda = (torch.cuda.max_memory_allocated() - self.held_cuda) / MB
         return {"held_mb": self.held_mb, "peak_mb": peak, "cuda_peak_mb": cuda}
 
 

@@ -11,7 +11,7 @@ from espnet2.fileio.datadir_writer import DatadirWriter
 from espnet_ext.audio import read_audio, read_packets
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError, about
-from espnet_ext.streaming.equivalence import TOLERANCE, compare, to_float64
+from espnet_ext.streaming.equivalence import TOLERANCE, compare
 from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text, packet_samples
 
 
@@ -126,7 +126,8 @@ def certify(
     cache_dtype = model.get("cache_dtype", "float32")
     if cache_dtype == verdict:
         verdict = "float64"
-        to_float64(speech2text)
+        speech2text.model.double()
+        speech2text.options["dtype"] = torch.float64
         found[verdict] = errors()
     return {
         "version": 2,

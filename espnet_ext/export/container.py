@@ -55,9 +55,7 @@ class Container:
             (["convolution"] if past else [], half),
             (["convolution"] if past else [], half),
         ]
-        names = [
-            "_".join(names) or f"unused{i}" for i, (names, _) in enumerate(slots)
-        ]
+        names = ["_".join(names) or f"unused{i}" for i, (names, _) in enumerate(slots)]
         if past:
             names[4:] = ["convolution.first", "convolution.second"]
         return [(name, names_, size) for name, (names_, size) in zip(names, slots, strict=True)]

@@ -74,9 +74,7 @@ def to_onnx(step, container, metadata):
             input_names=["feats", *container.names],
             output_names=["log_probs", *(f"next.{name}" for name in container.names)],
             dynamic_shapes=({0: dim}, dynamic),
-            custom_translation_table={
-                torch.ops.aten.scaled_dot_product_attention.default: attend
-            },
+            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: attend},
             verbose=False,
         ).model_proto
     return _finished(made, metadata)

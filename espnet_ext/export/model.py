@@ -46,9 +46,7 @@ def export(output, model, quantize="none", client="sherpa-onnx", recordings=(), 
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"{error.name}: not installed; pip install 'espnet-ext[export]'"
-        ) from None
+        raise UserError(f"{error.name}: not installed; pip install 'espnet-ext[export]'") from None
     if Path(output).exists():
         raise UserError(f"{output}: is there already; give a directory that is not")
     speech2text = EagerSpeech2Text(**model)

@@ -13,7 +13,7 @@ from espnet_ext.frontend.base import FrontEnd
 
 PREEMPHASIS = 0.97
 LOWEST, BELOW_NYQUIST = 20, 400  # Hz, the ends of the bands
-BLOCK = {"cpu": 512, "cuda": 16384}  # frames calculated at once, as many as a cache holds
+BLOCK_FRAMES = {"cpu": 512, "cuda": 16384}  # calculated at once, as many as a cache holds
 FLOOR = torch.finfo(torch.float32).eps  # of an energy
 
 
@@ -153,7 +153,7 @@ class KaldiFbank(AbsFrontend, FrontEnd):
     def features(self, samples: torch.Tensor) -> torch.Tensor:
         """See ``FrontEnd``."""
         frames = samples.unfold(-1, self.window, self.hop)  # (B, t, window)
-        block = BLOCK["cpu" if samples.device.type == "cpu" else "cuda"]
+        block = BLOCK_FRAMES["cpu" if samples.device.type == "cpu" else "cuda"]
         blocks = frames.split(max(1, block // len(samples)), dim=1)
         return torch.cat([self._log_energies(frames.double()) for frames in blocks], dim=1)
 

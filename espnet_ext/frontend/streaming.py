@@ -104,7 +104,7 @@ class StreamingFrontend:
 
         Args:
             samples: Waveforms (B, n) of any length n, also 0.
-            state: From ``init_state`` or the step before. It is left as it was.
+            state: From ``init_state`` or the packet before. It is left as it was.
             is_final: No packet follows.
             lengths: Samples of this packet that are speech, B integers of 0..n. A stream that has
                 fewer than n has ended, and has 0 from then on. What follows is taken as in padded
@@ -131,11 +131,13 @@ class StreamingFrontend:
         taken = received if front.ends_alone else tuple(a + n for a in state.taken)
         # nothing follows these, not even zeros
         whole = ended if front.ends_alone else (bool(is_final),) * len(ended)
-        ready = [
-            self._all_frames(total) if is_whole else front.frames_ready(total)
-            for total, is_whole in zip(taken, whole, strict=True)
-        ]
-        ready = [max(0, r - f) for r, f in zip(ready, state.frames, strict=True)]
+        ready = []
+        for total, is_whole, made in zip(taken, whole, state.frames, strict=True):
+            if is_whole:
+                ends = front.num_frames(total) if front.has_features(total) else 0
+            else:
+                ends = front.frames_ready(total)
+            ready.append(max(0, ends - made))
         waiting = [r for r, is_whole in zip(ready, whole, strict=True) if not is_whole]
         t = min(waiting) if waiting else max(ready)
         given = [min(r, t) for r in ready]
@@ -172,10 +174,6 @@ class StreamingFrontend:
         lengths = checked_lengths(lengths, samples.size(1), state.ended)
         check_finite("samples", samples, lengths)
         return lengths
-
-    def _all_frames(self, samples: int) -> int:
-        """Feature frames of a stream that has ended with so many samples."""
-        return self.front.num_frames(samples) if self.front.has_features(samples) else 0
 
     def _features(
         self,

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+from espnet_ext.files import KB
 from espnet_ext.report.compare import BUDGETS, Comparison, Row, row_name
 from espnet_ext.report.schema import KINDS, text
 from espnet_ext.scoring.resampling import FEWEST_SPEAKERS
@@ -132,8 +133,8 @@ def _millions(count: Any) -> str:
     return text(count and round(count / 1e6, 2))
 
 
-def _kib(count: Any) -> str:
-    return text(count and round(count / 1024, 4))
+def _kb(count: Any) -> str:
+    return text(count and round(count / KB, 4))
 
 
 def _or_nothing(value: Any) -> str:
@@ -316,8 +317,8 @@ TABLES = [
         [
             MODEL,
             *(Column(key, f"decoder_cache.{key}") for key in ("hypotheses", "tokens", "frames")),
-            Column("self-attention KB", "decoder_cache.self_attention", show=_kib),
-            Column("cross-attention KB", "decoder_cache.src_attention", show=_kib),
+            Column("self-attention KB", "decoder_cache.self_attention", show=_kb),
+            Column("cross-attention KB", "decoder_cache.src_attention", show=_kb),
         ],
         lambda comparison: (row for row in comparison.own if row.get("decoder_cache")),
     ),

@@ -7,6 +7,7 @@ from typing import Any
 from espnet_ext.attention.registry import cache_kind
 from espnet_ext.config import read_config
 from espnet_ext.errors import UserError
+from espnet_ext.files import KB
 from espnet_ext.report.schema import NAME, read, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
 
@@ -207,7 +208,7 @@ class Comparison:
         """
         cache = row["cache"]
         stream = cache["streams"][-1]
-        room = round(1024 * (budget - stream["total_kb"]))  # bytes: the file has 4 decimals of a KB
+        room = round(KB * (budget - stream["total_kb"]))  # bytes: the file has 4 decimals of a KB
         if not cache["bytes_per_frame"]:
             return -1 if room >= 0 else None
         kept = stream["left_context"] if stream["left_context"] >= 0 else cache["frames"]

@@ -20,7 +20,7 @@ import numpy as np
 
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError
-from espnet_ext.files import write_atomic
+from espnet_ext.files import KB, write_atomic
 from espnet_ext.report import schema
 from espnet_ext.report.statistics import paired_bootstrap
 from espnet_ext.results import read_json
@@ -199,7 +199,7 @@ def table_models(models: dict[str, Kept], dataset: str) -> str:
 def _costs(own, whole):
     ratio = whole / own["cache"]
     shown = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.3g}"
-    return [f"{own['cache'] / 1024:.0f}", shown, f"{own['state'] / 1024:.1f}"]
+    return [f"{own['cache'] / KB:.0f}", shown, f"{own['state'] / KB:.1f}"]
 
 
 def table_grid(models: dict[str, Kept], dataset: str) -> str:
@@ -220,7 +220,7 @@ def table_grid(models: dict[str, Kept], dataset: str) -> str:
 
 def _cell(cell, dataset):
     mark = "" if cell["in_trained_range"] else "*"
-    return f"{cell['wer'][dataset]['wer']:.2f}{mark} ({cell['bytes'] / 1024:.0f})"
+    return f"{cell['wer'][dataset]['wer']:.2f}{mark} ({cell['bytes'] / KB:.0f})"
 
 
 def table_seeds(kept: dict[int, dict[str, Kept]], dataset: str) -> str:

@@ -1,4 +1,4 @@
-"""Live recordings: text from packets, long recordings, proof that a stream equals offline."""
+"""Live recordings: text from packets, long recordings, their equivalence to offline."""
 
 from importlib import import_module
 from typing import Any

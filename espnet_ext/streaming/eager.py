@@ -105,7 +105,7 @@ class EagerSpeech2Text(StreamingSpeech2Text):
             raise UserError(f"{asr_train_config}: ctc_weight: streaming text needs a CTC output")
         if rescore and self.model.decoder is None:
             raise UserError(f"{asr_train_config}: rescore: the model has no attention decoder")
-        self.options = {
+        self.options: dict[str, Any] = {
             "chunk_size": chunk_size,
             "left_context": left_context,
             "dtype": getattr(torch, cache_dtype, cache_dtype),
@@ -124,6 +124,7 @@ class EagerSpeech2Text(StreamingSpeech2Text):
         self.token_type = args.token_type
         with building(asr_train_config):
             self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
+            self.tokenizer.tokens2text([])  # a token model is read when it is first asked for
         self.converter = TokenIDConverter(token_list=self.model.token_list)
 
     def start(self) -> Stream:

@@ -1,4 +1,4 @@
-"""Proof on a trained model and real audio that streaming equals the chunk-masked offline pass."""
+"""What a certificate measures: on real audio, streaming beside the chunk-masked offline pass."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -53,12 +53,6 @@ def _error(chunks: Sequence[torch.Tensor], whole: Sequence[torch.Tensor]) -> flo
         return math.inf
     error = (streamed - offline).abs().max().item() if offline.numel() else 0.0
     return error if math.isfinite(error) else math.inf
-
-
-def to_float64(speech2text: EagerSpeech2Text) -> None:
-    """Turn a model, and what its streams will keep, into float64."""
-    speech2text.model.double()
-    speech2text.options["dtype"] = torch.float64
 
 
 @torch.no_grad()

@@ -19,9 +19,9 @@ from espnet_ext.utterance import check_finite
 
 #: longest recording, in seconds, for a model whose memory grows with the square of the length
 MAX_WHOLE = 600
-PACKET = 30  # seconds of features made at once
-CTC_BLOCK = 1000  # encoder frames whose log probabilities are held at once
-PAUSE = 10  # encoder frames of a pause that a cut looks for
+PACKET_SECONDS = 30  # whose features are made at once
+CTC_BLOCK_FRAMES = 1000  # whose log probabilities are held at once
+PAUSE_FRAMES = 10  # of a pause that a cut looks for
 
 
 def cut_points(blank: torch.Tensor, longest: int) -> list[tuple[int, int]]:
@@ -36,9 +36,9 @@ def cut_points(blank: torch.Tensor, longest: int) -> list[tuple[int, int]]:
         ``longest / 2`` to ``longest`` frames, and all but the last end in the middle of the
         likeliest pause that leaves enough for the rest.
     """
-    kernel = torch.ones(1, 1, PAUSE, dtype=blank.dtype, device=blank.device) / PAUSE
-    around = torch.nn.functional.pad(blank[None, None], (PAUSE // 2, (PAUSE - 1) // 2))
-    pause = torch.nn.functional.conv1d(around, kernel)[0, 0]  # (T,), mean of frames around
+    ends = PAUSE_FRAMES // 2, (PAUSE_FRAMES - 1) // 2
+    around = torch.nn.functional.pad(blank[None], ends)
+    pause = torch.nn.functional.avg_pool1d(around, PAUSE_FRAMES, 1)[0]  # (T,), mean around
     pieces, start, length, half = [], 0, blank.numel(), (longest + 1) // 2
     while length - start > longest:
         first, last = start + half, min(start + longest, length - half)
@@ -120,7 +120,7 @@ class LongAudio:
         blank = torch.cat(
             [
                 self.model.ctc.softmax(block[None])[0, :, self.model.blank_id].float()
-                for block in encoded.split(CTC_BLOCK)
+                for block in encoded.split(CTC_BLOCK_FRAMES)
             ]
         )
         per_second = encoded.size(0) * self.fs / samples.numel()
@@ -148,7 +148,7 @@ class LongAudio:
         """Encoder output (T, n_feat) of a whole recording (n,)."""
         assert self.frontend is not None, self.obstacle
         state, parts = self.frontend.init_state(), []
-        packets = samples.split(PACKET * self.fs)
+        packets = samples.split(PACKET_SECONDS * self.fs)
         for i, packet in enumerate(packets):
             final = i == len(packets) - 1
             try:

@@ -54,6 +54,8 @@ class Speech2Text(ESPnetSpeech2Text):
             raise UserError(f"{kwargs['lm_file']}: lm_file: needs lm_train_config beside it")
         with building(args[0] if args else kwargs.get("asr_train_config")):
             super().__init__(*args, **kwargs)
+            if self.tokenizer is not None:
+                self.tokenizer.tokens2text([])  # a token model is read when it is first asked for
         self._check_options()
         use_kv_cache(self, self.kv_cache)
         scorers = getattr(self.beam_search, "scorers", {}).values()

@@ -82,7 +82,7 @@ class PrefixBeamSearch:
     """CTC prefix beam search (Hannun et al. 2014) that goes on from frame to frame.
 
     What all hypotheses of the beam agree on is committed, and what is ``MAX_OPEN`` tokens back as
-    well, so a step costs the same after an hour.
+    well, so a frame costs the same after an hour.
 
     Args:
         beam_size: Hypotheses kept after every frame.

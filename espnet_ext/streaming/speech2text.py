@@ -75,7 +75,7 @@ class StreamingSpeech2Text:
     Args:
         asr_train_config: ``config.yaml`` of the training run; an exported model has none.
         asr_model_file: Checkpoint, such as ``valid.acc.ave.pth``, or ``model.onnx`` of an export.
-        chunk_size: Encoder frames per step; the model's own by default, and an export's only one.
+        chunk_size: Encoder frames per chunk; the model's own by default, and an export's only one.
         left_context: Encoder frames seen before a chunk; the same.
         cache_dtype: What the attention caches are stored in: float32, bfloat16, float16, int8.
         search: ``greedy`` or ``beam``, the CTC search that runs with the packets.

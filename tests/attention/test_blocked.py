@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from espnet_ext.attention import build_attention
-from espnet_ext.attention.blocked import CPU_BLOCK, ChunkView, block_size
+from espnet_ext.attention.blocked import CPU_BLOCK_QUERIES, ChunkView, block_size
 from espnet_ext.cpu import by_head
 from tiny import N_FEAT, N_HEAD, VARIANTS, max_error, positions
 from tiny import build_tiny_attention as make
@@ -66,7 +66,7 @@ def test_blocks_of_any_size_equal_stock_in_values_and_gradients(way, length, bat
         assert max_error(ours[name], want[name]) < 1e-9 * scale, name
 
 
-@pytest.mark.parametrize("length", [CPU_BLOCK + 1, 3000])
+@pytest.mark.parametrize("length", [CPU_BLOCK_QUERIES + 1, 3000])
 def test_long_utterances_equal_stock_in_float32(length):
     att = make("mha")
     stock = RelPositionMultiHeadedAttention(N_HEAD, N_FEAT, 0.0, use_sdpa=True).eval()
@@ -92,7 +92,7 @@ def test_small_blocks_equal_one_block_in_every_gradient(way, variant, chunk, lef
         assert max_error(grad, whole[name]) < 1e-9, name
 
 
-@pytest.mark.parametrize("length", [60, CPU_BLOCK + 40])
+@pytest.mark.parametrize("length", [60, CPU_BLOCK_QUERIES + 40])
 def test_bfloat16_is_as_close_as_stock(length):
     att = make("mha")
     stock = RelPositionMultiHeadedAttention(N_HEAD, N_FEAT, 0.0).eval()
@@ -129,8 +129,8 @@ def sizes(att, length, chunk, left):
     x = torch.randn(1, length, N_FEAT)
     pos = positions(length)
     if chunk is not None:
-        reach = ChunkView.reach(length, chunk, left)
-        pos = ChunkView(pos[:, length - reach : length + reach - 1], chunk, left)
+        needed = ChunkView.needed_positions(length, chunk, left)
+        pos = ChunkView(pos[:, length - needed : length + needed - 1], chunk, left)
     with Sizes() as seen:
         att(x, x, x, pos, None).sum().backward()
     return seen
@@ -170,8 +170,8 @@ def test_a_block_keeps_to_its_memory(length, score_bytes, chunk, left, memory, d
         slack = chunk * size if chunk and size < chunk else 0
         assert (size * keys - slack) * score_bytes <= memory * 2**20 * 1.001
         if view and left >= 0:  # positions are at hand for every distance that it asks for
-            reach = ChunkView.reach(length, chunk, left)
-            assert stop - lo <= reach and hi - start <= reach
+            needed = ChunkView.needed_positions(length, chunk, left)
+            assert stop - lo <= needed and hi - start <= needed
 
 
 def test_dropout_drops_the_share_it_is_asked_to():
@@ -199,9 +199,9 @@ def test_linear_attention_in_blocks_equals_its_weights(chunk):
 
 def test_weights_for_plots_need_no_more_positions_than_blocks_do():
     length, chunk, left = 400, 4, 8
-    reach = ChunkView.reach(length, chunk, left)
-    assert reach < length
-    view = ChunkView(positions(length)[:, length - reach : length + reach - 1], chunk, left)
+    needed = ChunkView.needed_positions(length, chunk, left)
+    assert needed < length
+    view = ChunkView(positions(length)[:, length - needed : length + needed - 1], chunk, left)
     att = make("gqa")
     x = torch.randn(1, length, N_FEAT)
     with torch.no_grad():

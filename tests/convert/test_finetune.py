@@ -1,5 +1,7 @@
 """Fine-tuning starts from the converted weights, and a teacher pulls towards itself."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -8,6 +10,7 @@ from convert.models import CHECKPOINT, TOKENS, write_model
 from espnet_ext.bin import asr_convert, asr_init_from
 from espnet_ext.convert.distill import DistilledASRModel
 from espnet_ext.convert.model import load
+from espnet_ext.errors import UserError
 from tiny import max_error
 
 
@@ -110,6 +113,20 @@ def test_teacher_sees_what_its_student_sees(exp, tmp_path, name):
 def test_impossible_distill_weight_is_refused(exp, weight):
     with pytest.raises(ValueError, match="distill_weight: must be"):
         DistilledASRModel(teacher="x.pth", distill_weight=weight)
+
+
+def test_teacher_of_other_tokens_is_refused(exp, tmp_path):
+    """Of as many as well, in another order: their posteriors would be compared all the same."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(exp / "asr_mha", teacher)
+    config = yaml.safe_load((teacher / "config.yaml").read_text())
+    config["token_list"][1:3] = reversed(config["token_list"][1:3])
+    (teacher / "config.yaml").write_text(yaml.safe_dump(config))
+    student = distilled(exp, "asr_rank4", tmp_path).train()
+    student.teacher_file = teacher / CHECKPOINT
+    for _ in range(2):
+        with pytest.raises(UserError, match="teacher: its token_list is not the student's"):
+            student(*batch())
 
 
 def test_teacher_pulls_and_leaves_no_trace_in_the_checkpoint(exp, tmp_path):

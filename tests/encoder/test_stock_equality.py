@@ -64,7 +64,7 @@ def test_wide_layers_in_blocks_equal_one_piece(encoder, causal, monkeypatch):
     ours = build_encoder(encoder, causal=causal).eval()
     feats, lengths = torch.randn(2, 400, INPUT_SIZE), torch.tensor([400, 211])
     whole = ours(feats, lengths)[0]
-    monkeypatch.setattr(layers, "BLOCK", 32)
+    monkeypatch.setattr(layers, "BLOCK_FRAMES", 32)
     assert max_error(ours(feats, lengths)[0], whole) < 1e-5
 
 

@@ -267,7 +267,7 @@ def test_positions_follow_the_weights():
 def test_dynamic_chunk_trains_for_every_view():
     """In training the view is drawn anew, full context included; in evaluation it is as set."""
     model = build_encoder("conformer", "mha", causal=True, dynamic_chunk=True)
-    draws = [model._positions.draw() for _ in range(400)]
+    draws = [model._positional_encoding.draw() for _ in range(400)]
     chunks = {chunk for chunk, _ in draws}
     assert None in chunks and min(chunks - {None}) == 1 and max(chunks - {None}) == 25
     assert 0.4 < sum(chunk is None for chunk, _ in draws) / 400 < 0.6

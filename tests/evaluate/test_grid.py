@@ -154,7 +154,7 @@ def test_command_writes_every_cell_with_what_paired_differences_need(
         wer = cell["wer"]["pieces"]
         assert sum(wer["errors"]) == wer["substituted"] + wer["deleted"] + wer["inserted"]
         assert wer["errors"][:2] == [5, 5] and wer["wer"] == 100 * sum(wer["errors"]) / 40
-    # 8 frames of 40 ms, of which the last ends 17.5 ms after it begins, and the subsampling's sight
+    # 8 frames of 40 ms, the last ends 17.5 ms after it begins, and what the subsampling sees ahead
     assert found["cells"][0]["latency_ms"] == 340 + 17.5
     assert "outside the trained range" in capsys.readouterr().out.splitlines()[1]
     (recordings / "text").rename(recordings / "text.away")

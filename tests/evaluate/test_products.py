@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from espnet_ext.attention.blocked import CPU_BLOCK
+from espnet_ext.attention.blocked import CPU_BLOCK_QUERIES as BLOCK
 from espnet_ext.errors import UserError
 from espnet_ext.evaluate.products import ProductCounter
 from tiny import INPUT_SIZE, N_FEAT, VARIANTS, build_encoder
@@ -72,7 +72,7 @@ def test_attention_is_counted_by_its_formula_at_any_length(variant, length):
     inputs, positions = torch.ones(1, length, N_FEAT), torch.ones(1, 2 * length - 1, N_FEAT)
     projections = [m for m in attention.modules() if isinstance(m, torch.nn.Linear)]
     weights = sum(m.weight.numel() for m in projections if m is not attention.linear_pos)
-    sizes = [min(CPU_BLOCK, length - start) for start in range(0, length, CPU_BLOCK)]
+    sizes = [min(BLOCK, length - start) for start in range(0, length, BLOCK)]
     expected = length * weights + (2 * length - 1) * N_FEAT**2
     # content, values, and positions from the last query's first key to the first query's last
     expected += sum(n * (2 * length + length + n - 1) * N_FEAT for n in sizes)

@@ -129,7 +129,7 @@ def test_command_line_prints_and_writes_every_model(tmp_path, capsys):
     assert main(arguments) == 0
     _, _, *lines = capsys.readouterr().out.splitlines()  # titles, a line
     assert lines[0].split()[:3] == ["gqa", "gqa", "128"] and "2x" in lines[0].split()
-    assert lines[1].split()[3:7] == ["0.015625", "MiB", "0.015625", "MiB"]  # 64 frames of 256 B
+    assert lines[1].split()[3:7] == ["0.015625", "MB", "0.015625", "MB"]  # 64 frames of 256 B
     written = [json.loads(line) for line in (tmp_path / "out.json").read_text().splitlines()]
     assert [result["cache"]["bytes"] for result in written] == [64 * 128, 64 * 256]
 

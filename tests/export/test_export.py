@@ -81,9 +81,7 @@ def streamed(step, feats, ages):
     """Log probabilities of streams (B, T, n_mels) in one batch; stream i joins at step ages[i]."""
     past = [step.zeros() for _ in feats]
     found, last = [[] for _ in feats], max(ages) + (feats.shape[1] - step.frames) // step.shift
-    axes = [
-        next(i for i, n in enumerate(shape) if isinstance(n, str)) for shape, _ in step._forms
-    ]
+    axes = [next(i for i, n in enumerate(shape) if isinstance(n, str)) for shape, _ in step._forms]
     for now in range(last + 1):
         there = [
             i

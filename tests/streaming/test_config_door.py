@@ -53,7 +53,7 @@ def run(capsys, main, *argv):
         ("a: " + "[" * 100000, "nested deeper"),
         ("a: &a [*a]\n", "refers to itself"),
         ("a: *b\n", "refers to itself or to nothing"),
-        ("x: " + "y" * 2**24, "larger than 16 MiB"),
+        ("x: " + "y" * 2**24, "larger than 16 MB"),
         ("a: [\n", "is not YAML"),
         ("a: !!python/object/apply:os.system ['touch pwned']\n", "is not YAML"),
         ("a: 2024-13-45\n", "is not YAML"),
@@ -86,7 +86,7 @@ def test_configuration_with_aliases_and_a_byte_order_mark_is_read(tmp_path):
     assert config.read_config(path) == want
     with pytest.raises(UserError, match="cannot be read"):
         config.read_config(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="larger than 16 MiB"):
+    with pytest.raises(UserError, match="larger than 16 MB"):
         config.read_config("/dev/zero")
 
 

@@ -51,7 +51,7 @@ def test_stream_is_certified_equal(kaldi_model_dir, tmp_path):
 
 
 def test_long_audio_is_encoded_in_packets_as_whole(kaldi_model_dir, monkeypatch):
-    monkeypatch.setattr(long_audio, "PACKET", 1)
+    monkeypatch.setattr(long_audio, "PACKET_SECONDS", 1)
     decode = type("Decode", (Speech2Text,), {"max_segment": 2.0})
     decode = decode(*files(kaldi_model_dir), beam_size=2, maxlenratio=-12)
     samples = torch.from_numpy(speech(5.3))

@@ -40,7 +40,7 @@ def test_pieces_end_in_pauses():
 
 
 def test_long_recordings_decode_as_their_pieces_of_the_whole_encoder_output(model_dir, monkeypatch):
-    monkeypatch.setattr(long_audio, "PACKET", 1)
+    monkeypatch.setattr(long_audio, "PACKET_SECONDS", 1)
     samples = torch.from_numpy(speech(7.3))
     decode = load(model_dir, 2)
     whole = decode.asr_model.encode(samples[None], torch.tensor([len(samples)]))[0][0]

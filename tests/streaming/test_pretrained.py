@@ -41,7 +41,7 @@ def test_command_of_the_readme_prints_the_reference(capsys, monkeypatch, tmp_pat
     stream.main(shlex.split(arguments))
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == REFERENCE and len(lines) > 4
-    assert all(re.fullmatch(r" +[\d.]+ s +[\d.]+ KiB .*", line) for line in lines[:-1])
+    assert all(re.fullmatch(r" +[\d.]+ s +[\d.]+ KB .*", line) for line in lines[:-1])
 
 
 def test_python_of_the_readme_prints_the_reference(capsys, monkeypatch, tmp_path):
@@ -49,6 +49,29 @@ def test_python_of_the_readme_prints_the_reference(capsys, monkeypatch, tmp_path
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.splitlines()[-1] == REFERENCE
+
+
+@pytest.mark.parametrize(
+    "lost, message",
+    [
+        ({}, "stats_file: exp/asr_stats/train/feats_stats.npz: no such file here; go to the"),
+        ({"token_type": "bpe", "bpemodel": "data/bpe.model"}, "bpemodel: data/bpe.model: no such"),
+        ({"token_type": "bpe", "bpemodel": "README.md"}, "the model cannot be built"),
+    ],
+    ids=["statistics", "token model", "damaged"],
+)
+def test_model_whose_files_are_lost_is_refused_in_one_line(moved, lost, message, capsys):
+    """In its own words before anything is decoded, for live streams and whole recordings."""
+    config = yaml.safe_load((moved / "config.yaml").read_text()) | lost
+    (moved / "config.yaml").write_text(yaml.safe_dump(config))
+    if not lost:
+        (moved / "feats_stats.npz").unlink()
+    with pytest.raises(SystemExit):
+        stream.main(["moved", str(RECORDING)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "moved/config.yaml" in line and message in line
+    with pytest.raises(UserError, match=message):
+        asr_inference.Speech2Text(**model_files(moved))
 
 
 def test_moved_model_streams_decodes_and_is_converted(moved):

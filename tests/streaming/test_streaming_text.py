@@ -149,7 +149,7 @@ def test_stream_command_prints_partial_and_final_text(model_dir, tmp_path, capsy
     status, out, _ = run(capsys, stream.main, path, *model_args(model_dir))
     lines = out.splitlines()
     assert status == 0 and len(lines) > 3
-    assert all(" KiB " in line for line in lines[:-1])
+    assert all(" KB " in line for line in lines[:-1])
     samples, _ = soundfile.read(path, dtype="int16")
     assert lines[-1] == load(model_dir).offline(samples.astype(np.float32) / 32768).text
     pcm = io.TextIOWrapper(io.BytesIO(samples.tobytes()))
