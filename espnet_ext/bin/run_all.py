@@ -47,7 +47,24 @@ def main(argv=None):
     failures = [model.failure for model in models if model.failure]
     for failure in failures:
         say(f"FAILED: {failure}")
+    print(live(models))
     return 1 if failures else 0
+
+
+def live(models):
+    """How to hear models that stream: the first four, side by side."""
+    from espnet_ext.config import read_config
+
+    streaming = [
+        str(model.expdir)
+        for model in models
+        if not model.failure
+        and read_config(model.expdir / "config.yaml").get("encoder_conf", {}).get("causal")
+    ]
+    if not streaming:
+        return "None of them streams."
+    command = f"espnet-ext serve {' '.join(streaming[:4])} --chunk_size 16 --left_context 64"
+    return f"Look at them live: cd {Path.cwd()} && {command}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, cli
+from espnet_ext.files import MB
 from espnet_ext.options import Parser, listed, maybe, path, port, positive, positive_int, text
 from espnet_ext.packing import find_model
 from espnet_ext.pretrained import PRETRAINED, RECORDING
@@ -78,7 +79,7 @@ def main(argv=None):
     models = load_models(
         list(zip(names, files, strict=True)),
         shared.stream_options(args),
-        int(args.budget_mb * 2**20),
+        int(args.budget_mb * MB),
         args.max_seconds,
         args.max_batch,
     )

@@ -95,7 +95,7 @@ class Column {
   measure() {
     this.part('bytes').textContent = kilobytes(this.total);
     const last = this.chunks.slice(-20);
-    this.part('ms').textContent = `${last.at(-1).ms.toFixed(1)} ms`;
+    this.part('ms').textContent = `${median(last.map(chunk => chunk.ms)).toFixed(1)} ms`;
     const delay = median(this.delays);
     this.part('delay').textContent = delay === null ? '–' : `${delay.toFixed(2)} s`;
     const most = Math.max(...last.map(chunk => chunk.ms));
@@ -405,7 +405,9 @@ addEventListener('drop', async event => {
   const [file] = event.dataTransfer.files;
   if (file && !$('choose').disabled) read(file.name, await file.arrayBuffer());
 });
-addEventListener('resize', () => paint(session?.levels ?? []));
+const repaint = () => paint(session?.levels ?? []);
+addEventListener('resize', repaint);
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', repaint);
 for (const kind of ['attention', 'convolution', 'subsampling', 'frontend']) {
   const item = document.createElement('li');
   item.append(Object.assign(document.createElement('i'), {className: kind}), KINDS[kind]);
