@@ -41,6 +41,8 @@ def beside(path):
         UserError: The system refused something in the block.
     """
     path, new = Path(path), temporary(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: cannot be written (it is a device or a pipe, no file)")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _discard(new)

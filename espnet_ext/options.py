@@ -86,6 +86,8 @@ def writable(path):
     """Refuse a file or directory to write where nothing can be written, before any work."""
     made = Path(path)
     try:
+        if made.exists() and not made.is_file() and not made.is_dir():
+            raise UserError(f"{path}: cannot be written: it is a device or a pipe, no file")
         while not made.is_dir():
             if made.exists() and made != Path(path):
                 raise UserError(f"{path}: cannot be written: {made} is no directory")

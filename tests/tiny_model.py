@@ -11,7 +11,23 @@ from tiny import FS, randomize, speech
 TOKENS = ["<blank>", "<unk>", "ONE", "TWO", "THREE", "FOUR", "<sos/eos>"]
 
 
-def write_model(path, encoder_conf=None, **options):
+ENCODER_CONF = {
+    "output_size": 32,
+    "attention_heads": 4,
+    "num_blocks": 2,
+    "linear_units": 32,
+    "cnn_module_kernel": 7,
+    "macaron_style": True,
+    "attention": "mla",
+    "attention_conf": {"kv_lora_rank": 12},
+    "causal": True,
+    "dynamic_chunk": True,
+    "chunk_size": 8,
+    "left_context": 16,
+}
+
+
+def write_model(path, **options):
     """The model's directory, its config changed by options."""
     rng = np.random.default_rng(0)
     np.savez(
@@ -33,21 +49,7 @@ def write_model(path, encoder_conf=None, **options):
         "normalize": "global_mvn",
         "normalize_conf": {"stats_file": str(path / "feats_stats.npz")},
         "encoder": "kv_conformer",
-        "encoder_conf": {
-            "output_size": 32,
-            "attention_heads": 4,
-            "num_blocks": 2,
-            "linear_units": 32,
-            "cnn_module_kernel": 7,
-            "macaron_style": True,
-            "attention": "mla",
-            "attention_conf": {"kv_lora_rank": 12},
-            "causal": True,
-            "dynamic_chunk": True,
-            "chunk_size": 8,
-            "left_context": 16,
-        }
-        | (encoder_conf or {}),
+        "encoder_conf": ENCODER_CONF,
         "decoder": "transformer",
         "decoder_conf": {"attention_heads": 2, "linear_units": 16, "num_blocks": 1},
         "model_conf": {"ctc_weight": 0.3},

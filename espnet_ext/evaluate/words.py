@@ -33,7 +33,8 @@ def word_figures(
     aligned = score(dict(references), texts, str.split)
     confidences, right, delays = [], [], []
     for utt, chunks in zip(aligned.ids, aligned.alignments, strict=True):
-        found = list(words[utt])
+        # an unknown token is a word of its own in the text, also within a word
+        found = [word for word in words[utt] for _ in word.text.split()]
         ref = hyp = 0
         for kind, wanted, got in chunks:
             for i in range(len(got)):

@@ -18,7 +18,7 @@ import yaml
 
 from bad_inputs.outcome import run
 from tiny import FS, speech
-from tiny_model import write_lm, write_model
+from tiny_model import ENCODER_CONF, write_lm, write_model
 
 MLA, MHA = "exp/asr_train_asr_conformer_mla", "exp/asr_train_asr_conformer_mha"
 SCP = "dump/raw/test/wav.scp"
@@ -28,7 +28,7 @@ DECODED += " --profile_config conf/profile.yaml --dumpdir dump --expdir exp"
 #: name of a command -> its good lines, to be split at blanks; new... is what they write
 COMMANDS = {
     "stream": [
-        f"{MLA} audio/a.wav",
+        f"{MLA} audio/a.wav --picture new.html",
         f"--asr_train_config {MLA}/config.yaml --asr_model_file {MLA}/valid.acc.ave.pth a.flac",
     ],
     "decode": [
@@ -61,6 +61,9 @@ COMMANDS = {
         f"--encoders conformer --attentions mla --conf_dir conf --comparison new {DECODED}"
     ],
     "evaluate": [f"{MLA} {DECODED}"],
+    "export": [f"{MLA} --client onnxruntime --wav_scp {SCP} --num_utts 1 --output new"],
+    # nobody has this address, so it ends
+    "serve": [f"{MLA} --host 203.0.113.7 --token word"],
     "compare": ["--expdir exp --encoders conformer --output new --published published.yaml"],
     "grid": [f"{MLA} --data_dir dump/raw/test --chunk_sizes 16 --left_contexts 16 -1"],
     "keep": [
@@ -168,12 +171,12 @@ def _models():
     for name, attention in ((MLA, "mla"), (MHA, "mha")):
         Path(name).mkdir(parents=True)
         options = {"kv_lora_rank": 12} if attention == "mla" else {}
-        conf = {"attention": attention, "attention_conf": options}
+        conf = ENCODER_CONF | {"attention": attention, "attention_conf": options}
         own = {"seed": 1, "valid_data_path_and_name_and_type": [[SCP, "speech", "sound"]]}
         if attention == "mla":
             shutil.copy("bpe.model", name)
             own |= {"token_type": "bpe", "bpemodel": f"{name}/bpe.model"}
-        write_model(Path(name), conf, **own)
+        write_model(Path(name), encoder_conf=conf, **own)
         Path(name, "model.pth").rename(f"{name}/valid.acc.ave.pth")
         Path(name, "train.yaml").unlink()
     Path("lm").mkdir()

@@ -54,6 +54,8 @@ class Outcome:
         if self.errors:
             (line,) = self.errors
             assert len(line) < LONGEST, line[:LONGEST]
+        elif self.words[0] in ("run-all", "evaluate", "curve"):  # a model failed, others went on
+            assert self.status == 1 and "FAILED: " in self.out, self
         else:  # what was measured is not as it should be, and the result says that
             assert self.status == 1 and self.words[0] in ("certify", "profile", "check"), self
 

@@ -85,7 +85,7 @@ def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
     options = ["--encoders", "conformer", "--attentions", "mha gqa nope mla", "--jobs", "2"]
     done = run(recipe, "run_all_baselines.sh", *options, "--run_args", ARGS)
     assert done.returncode == 1, done.stdout + done.stderr
-    ends = done.stdout.splitlines()[-2:]
+    ends = [line for line in done.stdout.splitlines() if "FAILED" in line][-2:]
     assert "FAILED: conformer gqa: no luck" in ends[0]
     assert str(recipe / "exp/run_all/conformer_gqa.log") in ends[0]
     assert "FAILED: conformer nope: no such file" in ends[1]

@@ -56,7 +56,7 @@ def test_python_of_the_readme_prints_the_reference(capsys, monkeypatch, tmp_path
     [
         ({}, "stats_file: exp/asr_stats/train/feats_stats.npz: no such file here; go to the"),
         ({"token_type": "bpe", "bpemodel": "data/bpe.model"}, "bpemodel: data/bpe.model: no such"),
-        ({"token_type": "bpe", "bpemodel": "README.md"}, "the model cannot be built"),
+        ({"token_type": "bpe", "bpemodel": "README.md"}, "README.md: is no sentencepiece model"),
     ],
     ids=["statistics", "token model", "damaged"],
 )
@@ -69,7 +69,7 @@ def test_model_whose_files_are_lost_is_refused_in_one_line(moved, lost, message,
     with pytest.raises(SystemExit):
         stream.main(["moved", str(RECORDING)])
     (line,) = capsys.readouterr().err.splitlines()
-    assert "moved/config.yaml" in line and message in line
+    assert "moved/" in line and message in line
     with pytest.raises(UserError, match=message):
         asr_inference.Speech2Text(**model_files(moved))
 
