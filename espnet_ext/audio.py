@@ -82,11 +82,7 @@ MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 120
 
 
 def parse_rate(rate):
-    """Turn a sampling rate such as ``"16k"``, ``"44.1k"`` or ``"8000"`` into Hz.
-
-    Raises:
-        UserError: It is not such a number.
-    """
+    """Hz of a rate such as ``"16k"``, ``"44.1k"`` or ``"8000"``; others are a ``UserError``."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(k?)", rate)
     hertz = Fraction(match[1]) * (1000 if match[2] else 1) if match else 0
     if hertz < 1 or hertz != int(hertz):
@@ -157,13 +153,10 @@ class Audio:
         return sum(map(len, self.blocks())) if self.frames is None else self.frames
 
     def check(self) -> None:
-        """Find what is wrong with a file that is used as it is, in bounded memory.
+        """Find what is wrong with a file that is used as it is, in bounded memory; see ``blocks``.
 
         One that ends early is found by its last sample; integers are numbers, so only other kinds
         of samples (floats, compressed ones) are all looked at.
-
-        Raises:
-            UserError: See ``blocks``.
         """
         pcm = self.subtype.startswith("PCM_") and self.frames
         for _ in self.blocks(start=self.frames - 1 if pcm else 0):
@@ -273,11 +266,7 @@ def _decoder(path, kind=None):
 def check_samples(samples, name, start: int, rate: int) -> None:
     """Refuse samples (n, channels) that are infinite, not numbers or beyond any scale.
 
-    Args:
-        samples: The samples.
-        name: Of the file, for the message.
-        start: Place of the first in the recording.
-        rate: Hz.
+    ``start`` is the place of the first in the recording ``name``, for the message.
     """
     fine = np.abs(samples) <= LOUDEST  # not-a-number is not
     if not fine.all():
@@ -357,11 +346,7 @@ def read_audio(path, rate: int) -> np.ndarray:
 
 
 def standard_input():
-    """Standard input as bytes.
-
-    Raises:
-        UserError: It is closed.
-    """
+    """Standard input as bytes; ``UserError`` where it is closed."""
     if sys.stdin is None:
         raise UserError(f"{STANDARD_INPUT}: is closed; give a file or pipe samples to -")
     return sys.stdin.buffer
@@ -439,12 +424,7 @@ def _wav_header(stream, head, rate):
 
 
 def read_channels(path, rate: int | None = None) -> np.ndarray:
-    """A whole recording (n,) or, of several channels, (n, channels).
-
-    Args:
-        path: The file.
-        rate: Hz that it must have; None takes any.
-    """
+    """A whole recording (n,) or, of several channels, (n, channels); of ``rate``, if given."""
     audio = open_audio(path, empty=True)
     _require(path, audio.rate, 1, rate or audio.rate)
     samples = audio.read()
@@ -510,14 +490,9 @@ def _resampler(source, target):
 
 
 def resample(samples, ratio: Fraction):
-    """Change the number of samples.
+    """Change the number of float32 samples (num,) to ceil(num / ratio).
 
-    Args:
-        samples: float32 array (num,).
-        ratio: Old to new samples: speed factor times old rate over new rate.
-
-    Returns:
-        float32 array (ceil(num / ratio),).
+    ``ratio`` is old to new samples: speed factor times old rate over new rate.
     """
     if ratio == 1:
         return samples
@@ -533,16 +508,7 @@ def resample(samples, ratio: Fraction):
 
 
 def encode(samples, rate, audio_format):
-    """Encode samples with 16 bits; what exceeds the range is clipped.
-
-    Args:
-        samples: float32 array (num,), full scale is 1.
-        rate: Sampling rate in Hz.
-        audio_format: ``"flac"`` or ``"wav"``.
-
-    Returns:
-        Bytes of the file.
-    """
+    """A FLAC or WAV file of 16 bits of samples (num,), full scale 1; what exceeds is clipped."""
     pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
     content = io.BytesIO()
     sf.write(content, pcm, rate, format=audio_format.upper(), subtype="PCM_16")

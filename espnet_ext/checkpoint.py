@@ -24,13 +24,9 @@ INSIDE = ("module", "state_dict")
 
 
 def damage(path):
-    """Say what is wrong with a file that ``torch.save`` wrote.
+    """What is wrong with a file that ``torch.save`` wrote.
 
-    Args:
-        path: The file.
-
-    Returns:
-        str: Empty if its checksums are right, or if it is of PyTorch's old kind, without any.
+    ``""`` if its checksums are right, or if it is of PyTorch's old kind, without any.
     """
     try:
         with open(path, "rb") as file:
@@ -91,11 +87,7 @@ def _check_tensors(state):
 
 
 def refuse_mismatch(model, state, *_):
-    """Compare a checkpoint with the model that is about to load it.
-
-    Args:
-        model: The model.
-        state: Tensors of the checkpoint by name.
+    """Compare the tensors of a checkpoint with the model that is about to load it.
 
     Raises:
         UserError: If a name is in one of the two only, a shape or kind of number differs, or a
@@ -124,7 +116,7 @@ def refuse_mismatch(model, state, *_):
 
 
 def load_model(config: dict, config_file, model_file=None, device="cpu", task=None):
-    """The model of a training, in training mode as ESPnet gives it.
+    """The model of a training, in training mode, and its options, as ESPnet gives them.
 
     Args:
         config: What ``config_file`` says; see ``read_config``.
@@ -132,9 +124,6 @@ def load_model(config: dict, config_file, model_file=None, device="cpu", task=No
         model_file: Checkpoint; random weights without one.
         device: ``cpu`` or ``cuda``.
         task: Of ESPnet; ``StrictASRTask`` by default.
-
-    Returns:
-        The model and its options, as a namespace.
 
     Raises:
         UserError: The config is impossible, or the checkpoint is not its model's.
@@ -194,11 +183,8 @@ class StrictLMTask(_Strict, LMTask):
 def load_pretrained(init_param, model, ignore_init_mismatch, map_location="cpu"):
     """Start a model from another one's tensors; see ESPnet's ``load_pretrained_model``.
 
-    Args:
-        init_param: ``FILE:SOURCE:TARGET:EXCLUDED``, the last three optional.
-        model: The model.
-        ignore_init_mismatch: Take what fits, and leave the rest as it is.
-        map_location: Device of the tensors read.
+    ``init_param`` is ``FILE:SOURCE:TARGET:EXCLUDED``, the last three optional; with
+    ``ignore_init_mismatch`` what fits is taken, and the rest left as it is.
 
     Raises:
         UserError: See ``read_state``; or what is asked for does not fit; the message names it.

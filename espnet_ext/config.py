@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import yaml
 from typeguard import TypeCheckError, check_type
 
-from espnet_ext.errors import UserError, about
-from espnet_ext.files import MB
+from espnet_ext.errors import UserError, about, floats, short
+from espnet_ext.files import MB, read_bytes
 from espnet_ext.options import checked, did_you_mean, take_defaults, usage_error
 
 MOST_BYTES = 16 * MB
@@ -43,11 +43,7 @@ def read_config(path) -> dict:
             any configuration, no mapping of options, a ``*_conf`` in it is none, or a number is
             not-a-number; the message names the file and the key.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    content = read_bytes(path, MOST_BYTES + 1)
     with about(path):
         config = _load(content)
         if not isinstance(config, dict):
@@ -64,29 +60,16 @@ def read_config(path) -> dict:
 
 
 def parse_with_file(parser, args, option):
-    """Parse a command line, with the values of the YAML that one of its options names as defaults.
-
-    Args:
-        parser: ``espnet_ext.options.Parser``.
-        args: Words, or None for those of the process.
-        option: Name of the option.
-
-    Raises:
-        UserError: A word, the file or a value in it is wrong.
-    """
+    """Parse ``args``, with the values of the YAML that an option names as defaults."""
     found = parser.parse_args(args)
     if file := getattr(found, option):
-        parser.take_defaults(read_config(file), file)
+        take_defaults(parser, read_config(file), file)
         found = parser.parse_args(args)
     return found
 
 
 def parse_value(word: str):
-    """The value of a word in YAML, such as ``64``, ``true`` or ``[64, 32]``.
-
-    Raises:
-        UserError: It is none.
-    """
+    """The value of a word in YAML, such as ``64``, ``true`` or ``[64, 32]``."""
     return _load(word.encode("utf-8", "surrogatepass"))
 
 
@@ -101,7 +84,9 @@ def _load(content):
         if isinstance(error, UserError):
             raise
         raise UserError(f"is not YAML: {' '.join(str(error).split())}") from None
-    _refuse_nan(config)
+    for keys, number in floats(config):
+        if math.isnan(number):
+            raise UserError(f"{'.'.join(keys)}: is not a number")
     return config
 
 
@@ -128,14 +113,6 @@ def _measure(events):
             raise UserError(f"is nested deeper than {DEEPEST}, so it is no configuration")
 
 
-def _refuse_nan(value, keys=()):
-    if isinstance(value, (dict, list)):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _refuse_nan(inner, (*keys, str(key)))
-    elif isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{'.'.join(keys)}: is not a number")
-
-
 def _check_names(options, where=""):
     for key in options:
         if not isinstance(key, str):
@@ -143,10 +120,9 @@ def _check_names(options, where=""):
 
 
 def _show(value):
-    """A value as YAML writes it, cut where it is long."""
+    """A value as YAML writes it."""
     words = {None: "nothing", True: "true", False: "false"}
-    shown = words[value] if value is None or isinstance(value, bool) else repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return short(words[value] if value is None or isinstance(value, bool) else repr(value))
 
 
 def check_model(config: dict, task) -> None:
@@ -237,14 +213,7 @@ def _check_type(key, value, parameter):
 
 @contextmanager
 def building(path):
-    """Name the file whose options cannot be built from, in one line.
-
-    Args:
-        path: Of the configuration.
-
-    Raises:
-        UserError: In place of whatever else was raised inside.
-    """
+    """Say in one ``UserError``, naming the configuration, why nothing can be built from it."""
     try:
         yield
     except UserError:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def disk_full(error: BaseException | None) -> bool:
 
 
 def refuse_not_finite(arrays: Mapping[str, Any], what: object, advice: str) -> None:
-    """Look for values that are infinite or not a number.
+    """Refuse values that are infinite or not a number.
 
     Statistics of features and a BatchNorm's running mean that hold such a value spoil every later
     result, while the loss of the training may look sound.
@@ -67,7 +67,7 @@ def refuse_not_finite(arrays: Mapping[str, Any], what: object, advice: str) -> N
         advice: What to do about it.
 
     Raises:
-        UserError: If there are any; the message names the first array.
+        UserError: There are any; the message names the first array.
     """
     limit = float("inf")
     bad = [
@@ -113,6 +113,20 @@ def _message(error: UserError) -> str:
     return text
 
 
+def floats(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Every float in nested mappings and lists, with the keys to it."""
+    if isinstance(value, float):
+        yield keys, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from floats(inner, (*keys, str(key)))
+
+
+def short(text: str) -> str:
+    """What a message says of a value, cut where it is long."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def printable(text: str) -> str:
     """Escape the characters of a text that a terminal or a table would obey; line ends stay."""
     return "".join(
@@ -153,6 +167,22 @@ def _environment(error: Exception) -> str:
     return ""
 
 
+def _show(message: str) -> None:
+    print(printable(f"{Path(sys.argv[0]).stem}: error: {message}"), file=sys.stderr)
+
+
+def each(things: Iterable[Any], function: Callable[[Any], object]) -> int:
+    """Call a function for each; a user's mistake is printed and stops no other; the exit status."""
+    status = 0
+    for thing in things:
+        try:
+            function(thing)
+        except UserError as error:
+            _show(str(error))
+            status = 1
+    return status
+
+
 def cli(main: Callable[..., Any]) -> Callable[..., Any]:
     """Turn ``main`` into a command line that ends a user's mistake in one line on stderr.
 
@@ -184,7 +214,7 @@ def cli(main: Callable[..., Any]) -> Callable[..., Any]:
                 raise
         except KeyboardInterrupt:
             sys.exit(130)
-        print(printable(f"{Path(sys.argv[0]).stem}: error: {message}"), file=sys.stderr)
+        _show(message)
         sys.exit(1)
 
     return wrapped

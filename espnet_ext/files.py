@@ -21,15 +21,20 @@ MISSING = "missing"  # the version of what is not there
 PATIENCE = 5.0  # seconds in which the processes of a run that was killed give their lock back
 
 
+def read_bytes(path, most=-1):
+    """The first ``most`` bytes of a file, or all; one that cannot be read is a ``UserError``."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 @contextlib.contextmanager
 def beside(path):
     """Lend a name beside a path for what is not whole yet; what is there at the end is removed.
 
-    Args:
-        path: File or directory that is to be; missing directories above it are made.
-
-    Yields:
-        Path: ``temporary(path)``. Nothing is there yet, also after a kill.
+    Missing directories above it are made. Nothing is there yet, also after a kill.
 
     Raises:
         DiskFull: There is no space left.
@@ -57,14 +62,10 @@ def beside(path):
 
 @contextlib.contextmanager
 def whole(path, sync=False):
-    """Write a file or a directory that is either whole or not there.
+    """Write a file or a directory that is either whole or not there, at the name that is yielded.
 
-    Args:
-        path: What to write. A file may be there; a directory must not.
-        sync: Have the file reach the disk before it takes its place.
-
-    Yields:
-        Path: Where to write; see ``beside``. It takes its place at the end of the block.
+    It takes its place at the end of the block. A file may be there; a directory must not. With
+    ``sync``, a file reaches the disk before.
     """
     with beside(path) as new:
         yield new
@@ -83,8 +84,7 @@ def write_together(contents, seal=None):
     """Write files; none is replaced before all the new ones are on the disk.
 
     Args:
-        contents: Dict ``{path: bytes}``, or ``{path: None}`` for a file to remove; they are
-            replaced and removed in this order.
+        contents: Dict ``{path: bytes}``, or ``{path: None}`` for a file to remove, in this order.
         seal: The last of them, which says that the others belong together; it is removed before
             the first is replaced.
 
@@ -120,10 +120,6 @@ def replace(new, path):
 
     One system call exchanges two directories. Where the file system cannot do that, the old one is
     moved aside first; ``settle`` puts it back after a kill between the two halves.
-
-    Args:
-        new: What is whole, on the same file system.
-        path: Where it goes.
 
     Raises:
         UserError: It cannot be moved; the old one stays.
@@ -214,8 +210,7 @@ def lock(file, folder, what, owner):
         owner: Number of the process that will have the lock, for the message to others.
 
     Raises:
-        UserError: Another process has it, or it cannot be taken. That a file system has no locks at
-            all is a warning.
+        UserError: Another process has it, or it cannot be taken. No locks at all are a warning.
     """
     end = time.monotonic() + PATIENCE
     while True:

@@ -18,6 +18,7 @@ from espnet_ext.options import (
     positive,
     positive_int,
     probability,
+    take_defaults,
     text,
 )
 from espnet_ext.packing import CHECKPOINT, find_model
@@ -158,5 +159,5 @@ def read_values(add, file=None) -> Namespace:
     parser = Parser()
     add(parser)
     if file:
-        parser.take_defaults(read_config(file), file)
+        take_defaults(parser, read_config(file), file)
     return parser.parse_args([])

@@ -83,11 +83,7 @@ def path(word):
 
 
 def writable(path):
-    """Refuse a file or directory to write where nothing can be written, before there is any work.
-
-    Raises:
-        UserError: It cannot be; the message says why.
-    """
+    """Refuse a file or directory to write where nothing can be written, before any work."""
     made = Path(path)
     while not made.is_dir():
         if made.exists() and made != Path(path):
@@ -203,16 +199,7 @@ def usage_error(message):
 
 
 def take_defaults(parser, values, source):
-    """Make the values of a file the defaults, after the same checks as on the command line.
-
-    Args:
-        parser: An ``ArgumentParser``, of this module or of another package.
-        values: Mapping of option names to values.
-        source: Name of the file, for errors.
-
-    Raises:
-        UserError: An option is unknown or has an impossible value.
-    """
+    """Make the values of a file (``source``) the defaults, after the checks of a command line."""
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
     with about(source):
         for key in values:
@@ -361,10 +348,6 @@ class Parser(argparse.ArgumentParser):
                     word = f"{option}={words.pop(0)}"
             spelled.append(word)
         return spelled
-
-    def take_defaults(self, values, source):
-        """Make the values of a file the defaults; see the function of this name."""
-        take_defaults(self, values, source)
 
     def error(self, message):
         """Raise ``UserError``, which ends a command line in one line."""

@@ -156,14 +156,11 @@ def _extract(archive, temporary, folder):
 
 
 def find_model(directory, checkpoint=CHECKPOINT):
-    """Where a model's config and checkpoint are.
+    """(config, checkpoint) of a model's directory, of a training run or unpacked.
 
     Args:
-        directory: Of a training run, or that ``unpack`` made.
+        directory: The directory.
         checkpoint: File name of the checkpoint in a training run's; an archive has one.
-
-    Returns:
-        (config, checkpoint): their paths.
 
     Raises:
         UserError: The directory is neither, or lacks one of them.
@@ -181,7 +178,8 @@ def find_model(directory, checkpoint=CHECKPOINT):
             raise UserError(f"{directory}/meta.yaml: names no ASR model; unpack it again") from None
     else:
         raise UserError(
-            f"{directory}: has no config.yaml of a training, and no meta.yaml of an unpacked model"
+            f"{directory}: has no config.yaml of a training, nor meta.yaml of an unpacked model; "
+            "give the directory of one"
         )
     if not found.is_file():
         raise no_checkpoint(found)

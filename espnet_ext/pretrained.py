@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.errors import UserError
+from espnet_ext.packing import find_model
 
 PRETRAINED = "fsdd_conformer_mla"
 #: what it is shown on; the words are in the file of text beside it
@@ -11,23 +11,6 @@ RECORDING = Path(__file__).parent / "resources" / PRETRAINED / "recording.flac"
 
 
 def model_files(model: str | Path = PRETRAINED) -> dict[str, Any]:
-    """Config and weights of a trained model as arguments of ``StreamingSpeech2Text``.
-
-    Args:
-        model: Directory with ``config.yaml`` and ``valid.acc.ave.pth``, or ``PRETRAINED``.
-
-    Raises:
-        UserError: It lacks one of them.
-    """
-    folder = RECORDING.parent if str(model) == PRETRAINED else Path(model)
-    files = {
-        "asr_train_config": folder / "config.yaml",
-        "asr_model_file": folder / "valid.acc.ave.pth",
-    }
-    for path in files.values():
-        if not path.is_file():
-            raise UserError(
-                f"{path}: no such file; give the directory of a trained model, or {PRETRAINED}, "
-                "which is in the package"
-            )
-    return files
+    """Config and weights of a trained or unpacked model, as ``StreamingSpeech2Text`` takes them."""
+    config, checkpoint = find_model(RECORDING.parent if str(model) == PRETRAINED else model)
+    return {"asr_train_config": config, "asr_model_file": checkpoint}

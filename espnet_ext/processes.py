@@ -25,9 +25,7 @@ CHUNK = 32  # items handed to a worker at a time
 def die_with_parent(parent=None, signum=signal.SIGKILL):
     """Have the kernel send a signal to this process when the thread that started it ends.
 
-    Args:
-        parent: Process that started it, if it is known: should it be gone, the signal comes now.
-        signum: The signal.
+    It comes now where ``parent``, the process that started it, is known and gone.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
@@ -37,12 +35,9 @@ def die_with_parent(parent=None, signum=signal.SIGKILL):
 
 @contextmanager
 def pool(n, begin=None, *args, **more):
-    """Run fresh worker processes, which end with this one and when an error leaves the block.
+    """Run ``n`` fresh worker processes, which end with this one and when an error leaves the block.
 
-    Args:
-        n: How many.
-        begin: Function that each calls first, of ``args``.
-        more: Other options of the ``ProcessPoolExecutor`` that is yielded.
+    Each first calls ``begin`` of ``args``; ``more`` are options of the ``ProcessPoolExecutor``.
 
     Raises:
         UserError: A worker died.
@@ -74,12 +69,7 @@ def _one_thread():
 
 
 def parallel_map(function, items, nj):
-    """Apply a picklable function in worker processes, never more than there are processors.
-
-    Args:
-        function: Function of one item.
-        items: List.
-        nj: Worker processes wanted; 1 means this process.
+    """Apply a picklable function to items in processes, at most one per core; 1 means this process.
 
     Yields:
         Results in the order of ``items``.

@@ -39,7 +39,6 @@ CHOICES = {
     }
     for task in ("espnet2.tasks.asr", "espnet3.systems.esp2_asr.task")
 }
-ENCODERS = CHOICES["espnet2.tasks.asr"]["encoder_choices"]
 
 # ESPnet modules that mark functions as not to be compiled
 UNCOMPILED = (
@@ -81,11 +80,7 @@ def _uncompiled_later():
 
 
 def extend_choices(task):
-    """Add our classes to an imported ESPnet task module.
-
-    Args:
-        task: The module object of one of the keys of ``CHOICES``.
-    """
+    """Add our classes to an imported task, a module that is a key of ``CHOICES``."""
     for attribute, classes in CHOICES[task.__name__].items():
         getattr(task, attribute).classes.update(classes)
 

@@ -27,11 +27,7 @@ def beside(config: dict, folder) -> dict:
 
 
 def read_training_config(path) -> dict:
-    """A training run's ``config.yaml`` with its files where they are; see ``beside``.
-
-    Raises:
-        UserError: See ``read_config``.
-    """
+    """A training run's ``config.yaml`` with its files where they are; see ``beside``."""
     return beside(read_config(path), Path(path).parent)
 
 

@@ -1,8 +1,8 @@
 """The one door for result files: JSON in which every number is one, and its schemas.
 
 A schema is a type, a tuple of types, ``{key: schema}``, ``{...: schema}`` for any keys,
-``[schema]`` for a list of any length, ``[schema, schema]`` for one of two, or ``Maybe(schema)`` for
-what may be null or missing. Keys that a schema does not name may hold anything.
+``[schema]`` for a list, ``[schema, ...]`` for one that is not empty, ``[schema, schema]`` for one
+of two, or ``Maybe(schema)`` for what may be null or missing. Other keys may hold anything.
 """
 
 import json
@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from espnet_ext.errors import UserError, about
-from espnet_ext.files import MB
+from espnet_ext.errors import UserError, about, floats, short
+from espnet_ext.files import MB, read_bytes
 
 MOST_BYTES = 64 * MB
 
@@ -68,6 +68,7 @@ _MEASURED = {
         "rebuilt_causal": bool,
         "streams": [
             {**_VIEW, "ledger": {...: NUMBER}, "bytes": NUMBER, "capacity_bytes": NUMBER},
+            ...,
         ],
     },
     "streaming": Maybe({**_STREAMING, "memory": {"peak_mb": Maybe(NUMBER)}}),
@@ -104,7 +105,8 @@ _COSTS = {
                 "kb": dict.fromkeys(KINDS, NUMBER),
                 "total_kb": NUMBER,
                 "allocated_kb": NUMBER,
-            }
+            },
+            ...,
         ],
     },
     "multiply_adds_per_second": _ADDS,
@@ -125,26 +127,33 @@ EVALUATION = {
     "input_cache": Maybe(_COSTS),
     "equivalence": Maybe(CERTIFICATE),
 }
+#: of grid.json
+CELLS = {
+    **dict.fromkeys(("encoder", "attention"), str),
+    "attention_conf": dict,
+    "cells": [
+        {
+            **_VIEW,
+            "frames": int,
+            **dict.fromkeys(("bytes", "latency_ms"), NUMBER),
+            "ledger": {...: NUMBER},
+            "in_trained_range": bool,
+            "wer": {...: {"wer": NUMBER, "interval_95": [NUMBER, NUMBER]}},
+        }
+    ],
+}
 
 
 def to_json(value, indent=None) -> str:
-    """A result as a line, or lines, of JSON.
-
-    Raises:
-        UserError: A number in it is not finite; the message names its keys.
-    """
-    for keys, number in _numbers(value):
+    """A result as JSON; a number that is not finite is a ``UserError`` that names its keys."""
+    for keys, number in floats(value):
         if not math.isfinite(number):
             raise UserError(f"{'.'.join(keys)}: the measurement is not a number ({number})")
     return f"{json.dumps(value, indent=indent)}\n"
 
 
 def read_json(path, schema=None):
-    """What a result file holds.
-
-    Args:
-        path: The file.
-        schema: What must be in it, see the module; None takes anything.
+    """What a result file holds; without a schema, see the module, it may be anything.
 
     Raises:
         UserError: It is unreadable, not JSON, larger or deeper than any result, not of the schema,
@@ -160,18 +169,13 @@ def read_json(path, schema=None):
     def whole(written):
         return int(number(written)) if len(written) > 15 else int(written)
 
+    content = read_bytes(path, MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: is larger than {MOST_BYTES // MB} MB, so it is no result")
     try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise UserError(f"{path}: is larger than {MOST_BYTES // MB} MB, so it is no result")
         value = json.loads(
             content.decode("utf-8"), parse_constant=number, parse_float=number, parse_int=whole
         )
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UserError:
-        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON of numbers ({error}); make it again") from None
     with about(path):
@@ -188,7 +192,7 @@ def check(value, schema, key=""):
     where = f"{key[1:]}: " if key else ""
     if isinstance(schema, dict):
         if not isinstance(value, dict):
-            raise UserError(f"{where}is {_short(value)}, not a mapping; make it again")
+            raise UserError(f"{where}is {short(repr(value))}, not a mapping; make it again")
         for name, inner in schema.items():
             if name is ...:
                 for own, entry in value.items():
@@ -198,24 +202,11 @@ def check(value, schema, key=""):
                     raise UserError(f"{where}has no {name}; make it again")
                 check(value[name], inner, f"{key}.{name}")
     elif isinstance(schema, list):
-        if not isinstance(value, list) or len(value) != len(schema) > 1:
-            raise UserError(f"{where}is {_short(value)}, not a list of so many; make it again")
+        pair = len(schema) > 1 and schema[1] is not ...
+        many = len(value) if isinstance(value, list) else -1
+        if many < 0 or (pair and many != len(schema)) or (many == 0 and schema[1:] == [...]):
+            raise UserError(f"{where}is {short(repr(value))}, not a list of so many; make it again")
         for n, entry in enumerate(value):
-            check(entry, schema[n if len(schema) > 1 else 0], f"{key}.{n}")
+            check(entry, schema[n if pair else 0], f"{key}.{n}")
     elif not isinstance(value, schema) or (isinstance(value, bool) and schema is not bool):
-        raise UserError(f"{where}is {_short(value)}; make it again")
-
-
-def _short(value):
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
-
-
-def _numbers(value, keys=()):
-    """(keys, number) of every float in nested dictionaries and lists."""
-    if isinstance(value, float):
-        yield keys, value
-    elif isinstance(value, (dict, list, tuple)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from _numbers(inner, (*keys, str(key)))
+        raise UserError(f"{where}is {short(repr(value))}; make it again")

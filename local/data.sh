@@ -19,8 +19,10 @@ nj=32               # positive_int: worker processes, at most one per core
 
 . ./path.sh
 assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
-eval "${assignments}"
-[ $# -eq 0 ] || die "'$1' is not an option"
+[ "${assignments}" != exit ] || exit 0 # after the help
+while IFS= read -r line; do
+    [ -z "${line}" ] || printf -v "${line%%=*}" '%s' "${line#*=}"
+done <<< "${assignments}"
 . ./db.sh
 
 splits=(train-clean-100 dev-clean dev-other test-clean test-other)

@@ -2,13 +2,13 @@
 
 from espnet_ext.data.mini_librispeech import make
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser, positive_int
+from espnet_ext.options import Parser, output, positive_int
 
 
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("out", help="directory that receives LibriSpeech/")
+    parser.add_argument("out", type=output, help="directory that receives LibriSpeech/")
     parser.option("nj", positive_int, 2, "worker processes")
     args = parser.parse_args(argv)
     print(f"{args.out}/LibriSpeech: {make(args.out, args.nj)}")

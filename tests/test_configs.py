@@ -12,10 +12,16 @@ import yaml
 import espnet_ext  # noqa: F401  (adds the encoders to ESPnet's choices)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+NAME = re.compile(r"train_asr_(e_branchformer|branchformer|conformer)_([a-z]+)(_[a-z]+)?\.yaml")
 CONFIGS = sorted((CONF / "tuning").glob("train_asr_*.yaml"))
+OF_RECIPES = [
+    path
+    for recipe in ("fsdd", "read_english")
+    for path in sorted(CONF.parent.glob(f"egs2/{recipe}/asr1/conf/train_asr_*.yaml"))
+    if NAME.fullmatch(path.name)
+]
 STREAMING = [path for path in CONFIGS if path.stem.endswith("_streaming")]
 TOKENS = ["<blank>", "<unk>", *(f"token{i}" for i in range(4997)), "<sos/eos>"]
-NAME = re.compile(r"train_asr_(e_branchformer|branchformer|conformer)_([a-z]+)(_[a-z]+)?\.yaml")
 
 
 def load(path):
@@ -50,7 +56,9 @@ def test_config_is_what_its_name_says(path):
     assert f"./run.sh --asr_config conf/tuning/{path.name}" in path.read_text()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", CONFIGS + OF_RECIPES, ids=lambda path: f"{path.parents[2].name} {path.stem}"
+)
 def test_config_differs_from_its_mha_sibling_only_in_attention(path):
     def rest(path):
         config = load(path)

@@ -34,6 +34,7 @@ ORDER = (
     "jobs",
     "data",
     "model_options",
+    "pretrained",
     "packing",
     "checkpoint",
     "relocate",
@@ -43,7 +44,6 @@ ORDER = (
     "files processes",
     "register",
     "registry",
-    "pretrained",
     "errors",
     "resources",
 )

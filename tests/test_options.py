@@ -116,7 +116,7 @@ def test_defaults_of_a_file_are_checked_as_words_are():
     parser = options.Parser()
     parser.add_argument("--seconds", type=options.positive, nargs="+")
     parser.add_argument("--fast", type=options.boolean)
-    parser.take_defaults({"seconds": [1, 2.5], "fast": True}, "x.yaml")
+    options.take_defaults(parser, {"seconds": [1, 2.5], "fast": True}, "x.yaml")
     args = parser.parse_args([])
     assert args.seconds == [1, 2.5] and args.fast is True
     for values, said in [
@@ -125,7 +125,7 @@ def test_defaults_of_a_file_are_checked_as_words_are():
         ({"secnds": 1}, r"x.yaml: unknown option secnds: did you mean seconds\?"),
     ]:
         with pytest.raises(UserError, match=said):
-            parser.take_defaults(values, "x.yaml")
+            options.take_defaults(parser, values, "x.yaml")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

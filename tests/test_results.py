@@ -7,7 +7,7 @@ import pytest
 
 from espnet_ext.errors import UserError
 from espnet_ext.report.schema import text
-from espnet_ext.results import SCORE, read_json, to_json
+from espnet_ext.results import SCORE, check, read_json, to_json
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -81,3 +81,10 @@ def test_json_of_another_kind_is_one_line(tmp_path, content):
     with pytest.raises(UserError) as error:
         read_json(path, SCORE)
     assert str(error.value).startswith(f"{path}: ") and len(str(error.value)) < 300
+
+
+def test_list_that_must_hold_something_is_not_empty():
+    check({"streams": [1, 2]}, {"streams": [int, ...]})
+    for value in ([], None, {}, [None]):
+        with pytest.raises(UserError, match="^streams"):
+            check({"streams": value}, {"streams": [int, ...]})

@@ -26,7 +26,7 @@ def add_expected(parser):
 def compare(expdir, output, encoders, attentions, published=PUBLISHED_BASELINES):
     """Write a comparison and print its tables; see the module."""
     from espnet_ext.report.compare import Comparison
-    from espnet_ext.report.write import write_comparison
+    from espnet_ext.report.page import write_comparison
 
     if attentions is None:
         from espnet_ext.attention import ATTENTIONS as attentions
@@ -43,7 +43,6 @@ def compare(expdir, output, encoders, attentions, published=PUBLISHED_BASELINES)
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.option("expdir", default="exp", help="directory of the models")
     parser.option("output", output_path, "comparison")

@@ -85,7 +85,6 @@ def _line(name, lost):
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     args = get_parser().parse_args(argv)
     if bool(args.expdir) == bool(args.source):
         raise UserError("give EXPDIR, or --from, the model to convert")

@@ -1,15 +1,13 @@
 """Measure trained models and write EXPDIR/evaluation_results.json of each.
 
-Run it in the directory of the recipe, after stages 12 and 13. What is there already and younger
-than the checkpoint is kept: profile.json (costs), equivalence.json (streaming equals offline) and,
-for causal models, the streaming decodings streaming_C<chunk>_L<left context>/. Exit status 1 if a
-model could not be evaluated.
+Run it in the directory of the recipe, after stages 12 and 13. What is there already of the same
+model, settings and data is kept: profile.json (costs), equivalence.json (streaming equals offline)
+and, for causal models, the streaming decodings streaming_C<chunk>_L<left context>/. Exit status 1
+if a model could not be evaluated.
 """
 
-import sys
-
 from espnet_ext import model_options as shared
-from espnet_ext.errors import UserError, cli
+from espnet_ext.errors import cli, each
 from espnet_ext.options import Parser, positive_int
 
 
@@ -33,7 +31,6 @@ def announce(results: dict) -> None:
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("expdir", nargs="+", help="model directories")
     parser.option(
@@ -51,14 +48,8 @@ def main(argv=None):
     args = vars(parser.parse_args(argv))
     from espnet_ext.evaluate.evaluation import Settings, evaluate
 
-    expdirs, failed = args.pop("expdir"), 0
-    for expdir in expdirs:
-        try:
-            evaluate(expdir, Settings(**args), announce)
-        except UserError as error:
-            print(f"asr_evaluate: error: {error}", file=sys.stderr)
-            failed = 1
-    return failed
+    expdirs = args.pop("expdir")
+    return each(expdirs, lambda expdir: evaluate(expdir, Settings(**args), announce))
 
 
 if __name__ == "__main__":

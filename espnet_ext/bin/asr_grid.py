@@ -5,33 +5,32 @@ search, whose text is a live stream's. Run it in the directory of the recipe. Ex
 model could not be decoded.
 """
 
-import sys
 from pathlib import Path
 
 from espnet_ext import model_options as shared
-from espnet_ext.errors import UserError, cli
+from espnet_ext.errors import cli, each
 from espnet_ext.files import KB, write_atomic
 from espnet_ext.options import Parser, context, path, positive_int
 from espnet_ext.results import to_json
 
 
-def line(cell: dict) -> str:
-    """One line about a cell."""
+def announce(cell: dict) -> None:
+    """Print a line about a cell."""
     left = "all" if cell["left_context"] < 0 else cell["left_context"]
     wers = ", ".join(
         f"{name} {wer['wer']:.2f} [{wer['interval_95'][0]:.2f}, {wer['interval_95'][1]:.2f}]"
         for name, wer in cell["wer"].items()
     )
     outside = "" if cell["in_trained_range"] else ", outside the trained range"
-    return (
+    print(
         f"  chunk {cell['chunk_size']}, left context {left}: WER {wers}; "
-        f"{cell['bytes'] / KB:.1f} KB, {cell['latency_ms']:.0f} ms{outside}"
+        f"{cell['bytes'] / KB:.1f} KB, {cell['latency_ms']:.0f} ms{outside}",
+        flush=True,
     )
 
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("expdir", nargs="+", type=path, metavar="EXPDIR", help="models")
     parser.option(
@@ -54,24 +53,15 @@ def main(argv=None):
     from espnet_ext.report.kept import GRID
 
     torch.set_num_threads(args.threads)
-    failed = 0
-    for expdir in args.expdir:
+
+    def measure(expdir):
         print(expdir, flush=True)
-        try:
-            result = grid(
-                expdir,
-                args.data_dir,
-                args.chunk_sizes,
-                args.left_contexts,
-                args.inference_asr_model,
-                args.device,
-                lambda cell: print(line(cell), flush=True),
-            )
-            write_atomic(Path(expdir) / GRID, to_json(result).encode())
-        except UserError as error:
-            print(f"asr_grid: error: {error}", file=sys.stderr)
-            failed = 1
-    return failed
+        sizes = args.chunk_sizes, args.left_contexts
+        where = args.inference_asr_model, args.device
+        found = grid(expdir, args.data_dir, *sizes, *where, announce)
+        write_atomic(Path(expdir) / GRID, to_json(found).encode())
+
+    return each(args.expdir, measure)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from espnet_ext.options import Parser, count, output
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     shared.add_model(parser)
     shared.add_device(parser)

@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml
 
 from espnet_ext.config import read_config
-from espnet_ext.errors import UserError, cli, no_checkpoint
+from espnet_ext.errors import UserError, cli
 from espnet_ext.files import write_atomic
 from espnet_ext.options import Parser, output, path
+from espnet_ext.packing import find_model
 from espnet_ext.results import CONVERSION, read_json
 
 #: what makes the parameters, and so cannot change
@@ -31,9 +32,8 @@ TRAINING = (
 
 def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
     """The YAML's content; see the module."""
-    source = read_config(expdir / "config.yaml")
-    if not (expdir / checkpoint).is_file():
-        raise no_checkpoint(expdir / checkpoint)
+    config_file, _ = find_model(expdir, checkpoint)
+    source = read_config(config_file)
     changes = read_config(schedule)
     for key in MODEL:
         if key in changes:
@@ -59,7 +59,6 @@ def merged(expdir: Path, schedule: Path, checkpoint: str) -> dict:
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.option("init_from", path, help="directory of the model", required=True)
     parser.option("inference_asr_model", default="valid.acc.ave.pth")

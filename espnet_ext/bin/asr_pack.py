@@ -11,7 +11,6 @@ from espnet_ext.relocate import read_training_config
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     shared.add_model(parser)
     parser.option("lm_train_config", help="config.yaml of the language model")

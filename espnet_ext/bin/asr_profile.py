@@ -18,7 +18,6 @@ from espnet_ext.results import to_json
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "models",

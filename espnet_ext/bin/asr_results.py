@@ -14,7 +14,6 @@ from espnet_ext.options import Parser, boolean, count, name, output, path
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("expdir", nargs="*", type=path, metavar="EXPDIR", help="models to keep")
     parser.option("results", path, "results", "the kept results")

@@ -5,14 +5,14 @@ import sys
 
 from espnet_ext import packing
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser
+from espnet_ext.options import Parser, output
 
 
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("archive", help=".zip of stage 14")
-    parser.add_argument("folder", help="directory to make")
+    parser.add_argument("folder", type=output, help="directory to make")
     args = parser.parse_args(argv)
     arguments, versions = packing.unpack(args.archive, args.folder)
     made = ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -24,15 +24,8 @@ LIBRISPEECH_100_GB = 32
 def check_versions(constraints=ROOT / "constraints.txt"):
     """Compare the installed packages with the pinned ones, or with what the package asks for.
 
-    Args:
-        constraints: File of ``name==version`` lines, markers and comments allowed; without it, as
-            where no clone is, the ranges of the installed package count.
-
-    Returns:
-        A line that says what was found.
-
-    Raises:
-        UserError: A package is missing or has another version.
+    ``constraints`` has lines ``name==version``, markers and comments allowed; without it, as where
+    no clone is, the ranges of the installed package count.
     """
     pinned = constraints.is_file()
     if pinned:

@@ -1,22 +1,21 @@
 """Convert a model to a sweep of ranks and groups, and lay WER against bytes of the cache.
 
 Each conversion is decoded as it is and, where asked for, after fine-tuning. Writes, into --output,
-curve.csv, a plot curve_<test set>.png per test set, and report.html. Run it again after a stop:
-what is done is kept.
+curve.csv, a plot curve_<test set>.png per test set, and report.html. Run it again after a stop or
+a failure: what is done is kept. One model's failure does not stop the others.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 from espnet_ext import model_options as shared
-from espnet_ext.bin.evaluate_all import in_recipe, say, settings
+from espnet_ext.bin.evaluate_all import in_recipe, report_failures, say, settings
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser, listed, maybe, name, output, path, positive, positive_int
 
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("model", nargs="?", type=path, metavar="EXPDIR", help="model to convert")
     parser.option("model", path, help="in place of EXPDIR: the same", dest="source")
@@ -52,7 +51,7 @@ def main(argv=None):
         raise UserError("give EXPDIR, the model to convert")
     in_recipe(args)
     from espnet_ext.config import read_config
-    from espnet_ext.evaluate.conversion import write_curve
+    from espnet_ext.evaluate.conversion import Curve, write_curve
     from espnet_ext.evaluate.driver import Driver
     from espnet_ext.evaluate.sweep import calibration_recordings, requests, sweep
 
@@ -68,10 +67,14 @@ def main(argv=None):
     chosen = replace(settings(args), inference_tag=tag)
     driver = Driver(chosen, source.parent, tuple(args.run_args), say=say)
     models = sweep(driver, source, expdir, requested, args.finetune, options)
-    checkpoint = chosen.inference_asr_model
-    print(write_curve(args.output, source, models, tag, checkpoint, args.dumpdir), end="")
+    found = Curve(source, tag, chosen.inference_asr_model, args.dumpdir)
+    rows = found.rows(source)
+    for model in models:
+        driver.attempt(model, lambda model: rows.extend(found.rows(model.expdir)))
+    print(write_curve(args.output, source, rows), end="")
     print(f"All of it with plots: {Path(args.output) / 'report.html'}")
+    return report_failures(models)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,7 +1,7 @@
 """Download LibriSpeech's splits, check them and extract them to DIR/LibriSpeech."""
 
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, positive
+from espnet_ext.options import Parser, output, positive
 
 
 @cli
@@ -19,7 +19,7 @@ def main(argv=None):
     parser.option(
         "timeout", positive, 60, "seconds without a byte until a connection counts as broken"
     )
-    parser.add_argument("output", metavar="DIR")
+    parser.add_argument("output", type=output, metavar="DIR")
     parser.add_argument("splits", metavar="SPLIT", nargs="+", help="such as dev-clean")
     args = parser.parse_args(argv)
     from espnet_ext.data import download, librispeech

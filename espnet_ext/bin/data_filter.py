@@ -3,7 +3,7 @@
 import sys
 
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, non_negative, positive, rate
+from espnet_ext.options import Parser, non_negative, output, positive, rate
 
 
 @cli
@@ -13,7 +13,7 @@ def main(argv=None):
     parser.option("min_wav_duration", non_negative, 0.1, "seconds, excluded")
     parser.option("max_wav_duration", positive, 20, "seconds, excluded")
     parser.add_argument("input", metavar="IN")
-    parser.add_argument("output", metavar="OUT")
+    parser.add_argument("output", type=output, metavar="OUT")
     args = parser.parse_args(argv)
     from espnet_ext.audio import parse_rate
     from espnet_ext.data import kaldi

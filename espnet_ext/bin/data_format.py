@@ -3,7 +3,7 @@
 import sys
 
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser, positive_int, rate
+from espnet_ext.options import Parser, output, positive_int, rate
 
 
 @cli
@@ -13,7 +13,7 @@ def main(argv=None):
     parser.option("audio_format", default="flac", help="flac or wav, for what is converted")
     parser.option("nj", positive_int, 1, "worker processes")
     parser.add_argument("input", metavar="IN")
-    parser.add_argument("output", metavar="OUT")
+    parser.add_argument("output", type=output, metavar="OUT")
     args = parser.parse_args(argv)
     from espnet_ext.audio import parse_rate
     from espnet_ext.data import audio

@@ -1,7 +1,7 @@
 """Describe a data directory at another speed (utt2speed); data_format writes the audio."""
 
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser
+from espnet_ext.options import Parser, output
 
 
 @cli
@@ -9,7 +9,7 @@ def main(argv=None):
     parser = Parser(description=__doc__)
     parser.option("factor", help="such as 0.9; above 1 is faster", required=True)
     parser.add_argument("input", metavar="IN")
-    parser.add_argument("output", metavar="OUT")
+    parser.add_argument("output", type=output, metavar="OUT")
     args = parser.parse_args(argv)
     from espnet_ext.data import kaldi
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from espnet_ext.errors import UserError, cli, printable
-from espnet_ext.options import Parser, one_of, path, positive_int
+from espnet_ext.options import Parser, one_of, output, path, positive_int
 
 SOURCE = ("wavs", "text", "data", "speakers", "speaker_from")
 
@@ -50,11 +50,7 @@ def add_source(parser):
 
 
 def source(args):
-    """Return the options of ``add_source`` that have a value, their paths absolute.
-
-    Raises:
-        UserError: They do not go together.
-    """
+    """Options of ``add_source`` that have a value and go together; paths are absolute."""
     if bool(args.wavs) == bool(args.data):
         raise UserError("give --wavs DIR with --text FILE, or --data DIR")
     if args.data and args.text:
@@ -69,7 +65,7 @@ def source(args):
 def main(argv=None):
     parser = Parser(description=__doc__)
     add_source(parser)
-    parser.add_argument("out", metavar="OUT", help="directory that receives train, dev and test")
+    parser.add_argument("out", type=output, metavar="OUT", help="receives train, dev and test")
     args = parser.parse_args(argv)
     from espnet_ext.data import corpus
 

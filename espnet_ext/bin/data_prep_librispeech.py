@@ -3,7 +3,7 @@
 import sys
 
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser, boolean, positive_int
+from espnet_ext.options import Parser, boolean, output, positive_int
 
 
 @cli
@@ -20,7 +20,7 @@ def main(argv=None):
     )
     parser.option("nj", positive_int, 1, "worker processes")
     parser.add_argument("split", metavar="SPLIT", help="directory; SPEAKERS.TXT is beside it")
-    parser.add_argument("output", metavar="OUT")
+    parser.add_argument("output", type=output, metavar="OUT")
     args = parser.parse_args(argv)
     from espnet_ext.data import kaldi, librispeech
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from espnet_ext.errors import cli
-from espnet_ext.options import Parser, positive_int, probability
+from espnet_ext.options import Parser, output, positive_int, probability
 
 
 @cli
@@ -20,7 +20,7 @@ def main(argv=None):
     parser.option(
         "transcripts", default=[], help="more files, only checked", nargs="*", metavar="FILE"
     )
-    parser.option("output", help="where tokens.txt goes", required=True, metavar="DIR")
+    parser.option("output", output, help="where tokens.txt goes", required=True, metavar="DIR")
     parser.option(
         "nlsyms_txt", help="symbols that count as one character, one per line", metavar="FILE"
     )

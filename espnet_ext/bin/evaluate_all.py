@@ -1,7 +1,7 @@
 """Decode, score and measure trained models, offline and as streams.
 
 Writes evaluation_results.json into the directory of each; docs/report.md says what is in it. What
-is there and younger than the model is kept.
+is there of the same model, settings and data is kept.
 """
 
 import os
@@ -57,9 +57,16 @@ def say(message):
     print(time.strftime("%Y-%m-%dT%H:%M:%S"), message, flush=True)
 
 
+def report_failures(models):
+    """Name the models that failed; returns the exit status."""
+    failures = [model.failure for model in models if model.failure]
+    for failure in failures:
+        say(f"FAILED: {failure}")
+    return 1 if failures else 0
+
+
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "expdirs", nargs="*", type=path, metavar="EXPDIR", help="models [all that are trained]"
@@ -80,9 +87,8 @@ def main(argv=None):
     models = [Model(expdir.name, expdir=expdir) for expdir in expdirs]
     paths = Path(args.expdir), tuple(args.run_args)
     Driver(settings(args), *paths, announce=announce, say=say).evaluate(models)
-    if failed := [str(model.expdir) for model in models if model.failure]:
-        raise UserError(f"not evaluated: {' '.join(failed)}")
+    return report_failures(models)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

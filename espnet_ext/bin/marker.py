@@ -42,7 +42,6 @@ def check(words):
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     command, *words = (sys.argv[1:] if argv is None else argv) or [""]
     if command == "check" and "--" in words:
         check(words)

@@ -1,19 +1,17 @@
-"""Read a bash script's options and print the assignments for it to ``eval``.
-
-    options=$(python -m espnet_ext.bin.parse_options SCRIPT "$@") && eval "$options"
+"""Read a bash script's options and print what they are, a line each, for ``printf -v``.
 
 The options of SCRIPT are its lines ``name=default  # kind: help`` between ``# begin options`` and
 ``# end options``. A kind is a type of ``espnet_ext.options``, the values there are, as in
 ``bpe|char``, or one of these with a star: a list, whose words may be quoted as in a shell. An
 option whose default is empty may be empty. ``--some-name`` and ``--some_name`` are the same.
 
-What is printed is data, quoted for bash: ``name=value`` for the options given, an array
-``name_list=(...)`` for every list, and the other words as positional arguments.
+What is printed is data, and no value has a line end in it: ``name=value`` of the options given; of
+every list ``name_list``, to be emptied, then ``name_list[0]=word`` and so on; or, after the help,
+``exit``.
 """
 
 import argparse
 import re
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +49,7 @@ class Option:
         return [str(self._item(word)) for word in options.split(value)]
 
     def value(self, word):
-        """The value as the script gets it.
-
-        Raises:
-            argparse.ArgumentTypeError: If it is of another kind.
-        """
+        """The value as the script gets it; ``ArgumentTypeError`` if it is of another kind."""
         if not word and not self.default:
             return word
         if self.is_list:
@@ -77,11 +71,7 @@ class Option:
 
 
 def declared_options(script):
-    """Return ``{name: Option}`` in the order of the script's option block.
-
-    Raises:
-        ValueError: A line of the block is no option with a kind and a help text.
-    """
+    """Return ``{name: Option}`` in the order of the script's option block."""
     found = {}
     for line in OPTION_LINES.search(Path(script).read_text(encoding="utf-8"))[1].splitlines():
         if line and not line.startswith("#"):
@@ -93,26 +83,14 @@ def declared_options(script):
 
 
 def parse(known, argv):
-    """Sort the words of a command line.
-
-    Args:
-        known: Result of ``declared_options``.
-        argv: The words.
-
-    Returns:
-        tuple[dict[str, str], list[str]]: Values of the options given, and the other words.
-
-    Raises:
-        UserError: If an option is unknown, or its value is missing or of another kind.
-    """
-    values, others, words = {}, [], list(argv)
+    """Values of the options in ``argv``, of those ``known``; what is wrong is a ``UserError``."""
+    values, words = {}, list(argv)
     while words:
         word = words.pop(0)
-        if not word.startswith("--"):
-            others.append(word)
-            continue
         option, equals, value = word.partition("=")
-        name = option[2:].replace("-", "_")
+        name = option.removeprefix("--").replace("-", "_")
+        if not word.startswith("--"):
+            raise UserError(f"{word!r} is not an option")
         if name not in known:
             near = options.did_you_mean(name, known, "--") or ", --help lists them"
             raise UserError(f"unknown option {option}{near}")
@@ -124,7 +102,7 @@ def parse(known, argv):
             values[name] = known[name].value(value)
         except argparse.ArgumentTypeError as error:
             raise UserError(f"option {option} {error}") from None
-    return values, others
+    return values
 
 
 @cli
@@ -136,20 +114,21 @@ def main(argv=None):
     if {"-h", "--help"} & set(words):
         print(f"usage: {Path(script).name} [--option value]...", file=sys.stderr)
         # a recipe's run.sh hands its own options on before those of the user: its defaults
-        given, _ = parse(known, [word for word in words if word not in ("-h", "--help")])
+        given = parse(known, [word for word in words if word not in ("-h", "--help")])
         for name, option in known.items():
             default = given.get(name, option.default)
             text = option.help + (f" (default: {default})" if default else "")
             print(f"  --{name:24} {text}", file=sys.stderr)
-        print("exit 0")
+        print("exit")
         return
-    values, others = parse(known, words)
+    values = parse(known, words)
     for name, option in known.items():
         if name in values:
-            print(f"{name}={shlex.quote(values[name])}")
+            print(f"{name}={values[name]}")
         if option.is_list:
-            print(f"{name}_list=({shlex.join(option.words(values.get(name, option.default)))})")
-    print(shlex.join(["set", "--", *others]))
+            print(f"{name}_list")
+            for number, word in enumerate(option.words(values.get(name, option.default))):
+                print(f"{name}_list[{number}]={word}")
 
 
 if __name__ == "__main__":

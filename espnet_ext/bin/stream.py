@@ -173,7 +173,6 @@ def _through_model(args, source):
 
 @cli
 def main(argv=None):
-    """Run the command line."""
     parser = Parser(description=__doc__)
     shared.add_model(parser)
     shared.add_device(parser)

@@ -232,14 +232,7 @@ def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
 
 
 def layer_inputs(model, linears, wav_scp, num_utts: int) -> list[Moments]:
-    """Moments of what goes into some layers while the encoder reads recordings.
-
-    Args:
-        model: The model, in eval mode.
-        linears: The layers.
-        wav_scp: The recordings.
-        num_utts: How many of them, taken at even distances.
-    """
+    """Moments of what goes into ``linears`` while the encoder reads recordings."""
     moments = [Moments(linear.in_features) for linear in linears]
     hooks = [
         linear.register_forward_pre_hook(lambda _, args, m=m: m.add(args[0]))

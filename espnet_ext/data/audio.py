@@ -20,13 +20,7 @@ OVERRUN = 0.1  # seconds that a segment may end after its recording, from rounde
 def refuse_channels(path, wavs, several=()):
     """Refuse recordings that are one channel of a file: channels are averaged here.
 
-    Args:
-        path: Data directory, which may have ``reco2file_and_channel``.
-        wavs: Its ``wav.scp``.
-        several: Recordings that may be one channel of a file, whatever the table says.
-
-    Raises:
-        UserError: A file has several channels; the message says how to split it.
+    They are those that ``reco2file_and_channel`` of the directory names, and ``several``.
     """
     table = path / "reco2file_and_channel"
     named = kaldi.read_scp(table).keys() & wavs.keys() if os.path.exists(table) else set()
@@ -102,13 +96,9 @@ def _signature(job):
 def _keep_outdated(record, jobs):
     """Have files whose source or settings have changed converted beside those that are there.
 
-    Args:
-        record: File with the signatures of what is there; those of files to come are added.
-        jobs: List of jobs.
-
     Returns:
-        (jobs, signatures): the jobs with the place that each writes to, and what the record holds
-        when these have taken theirs.
+        (jobs, signatures): the jobs with the place that each writes to, and what ``record`` holds
+        when these have taken theirs; those of files to come are in it already.
     """
     new = {job.target.name: _signature(job) for job in jobs}
     old = kaldi.read_scp(record) if record.exists() else {}
@@ -141,15 +131,8 @@ def format_data_dir(source, out, rate, audio_format="flac", nj=1):
     """Bring the audio of a data directory to one rate, one channel and one utterance per file.
 
     FLAC and WAV files that are so already are referenced where they are. Others are converted once,
-    into ``<out>/data``: cut as ``segments`` says, channels averaged, resampled, and sped up as
-    ``utt2speed`` says.
-
-    Args:
-        source: Data directory to read.
-        out: Data directory to write.
-        rate: Sampling rate in Hz.
-        audio_format: ``"flac"`` or ``"wav"``, for what is converted.
-        nj: Worker processes.
+    into ``<out>/data``, as ``"flac"`` or ``"wav"``: cut as ``segments`` says, channels averaged,
+    resampled, and sped up as ``utt2speed`` says.
 
     Returns:
         Dict ``{"in place": n, "converted": n, "mixed to mono": n}``.

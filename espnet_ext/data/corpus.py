@@ -67,11 +67,7 @@ def bare(name):
 
 
 class Names:
-    """Finds the utterance that a user's id, file name or path means.
-
-    Args:
-        names: Dict ``{utterance: its path below the corpus, or its id}``.
-    """
+    """Finds the utterance that an id, file name or path means, of ``{utterance: path or id}``."""
 
     def __init__(self, names):
         self._whole, self._ends = defaultdict(set), defaultdict(set)
@@ -116,8 +112,7 @@ def read_values(path, names, what):
         (values, unknown): ``{utterance: value}``, white space normal; names that mean none.
 
     Raises:
-        UserError: It cannot be read, no name is one, a name means several utterances, or an
-            utterance has two values.
+        UserError: No name is one, one means several utterances, or an utterance has two values.
     """
     lines = kaldi.read_lines(path)
     numbered = [(n, line.removeprefix("\ufeff")) for n, line in enumerate(lines, 1) if line.strip()]
@@ -237,15 +232,7 @@ def _probe(path):
 
 
 def _speakers(paths, how):
-    """Name the speaker of each utterance by a rule.
-
-    Args:
-        paths: Dict ``{utterance: path below the corpus, or id}``.
-        how: ``"one"``, ``"directory"`` or ``"field<n>"``.
-
-    Returns:
-        Dict ``{utterance: speaker}``; utterances to which the rule does not apply are not in it.
-    """
+    """Utterance -> speaker by one of ``RULES``, where it applies."""
     if how == "one":
         return dict.fromkeys(paths, "speaker")
     if how == "directory":
@@ -402,7 +389,7 @@ def prompt(text):
 
 
 def assign(seconds, names=("test", "dev")):
-    """Divide groups into sets so that each but train gets a tenth, the same ones every time.
+    """Divide groups into train and other sets so that those get a tenth each, always the same.
 
     Args:
         seconds: Dict ``{group: seconds}`` of more groups than there are names.
@@ -432,9 +419,7 @@ def assign(seconds, names=("test", "dev")):
 def split(corpus):
     """Divide a corpus: by speaker, or by text where there are fewer than three speakers.
 
-    Args:
-        corpus: ``Corpus``; if it came divided, it stays so, and gives to dev, if that is not
-            there, of train alone.
+    One that came divided stays so, and gives to dev, if that is not there, of train alone.
 
     Returns:
         (sets, notes): ``{"train": utterances, "dev": ..., "test": ...}``, sorted; lines for a
@@ -499,18 +484,7 @@ def split(corpus):
 
 
 def prepare(corpus, out):
-    """Divide a corpus and write its data directories.
-
-    Args:
-        corpus: ``Corpus``.
-        out: Directory that receives ``train``, ``dev`` and ``test``.
-
-    Returns:
-        See ``split``; the notes of the corpus come first.
-
-    Raises:
-        UserError: See ``split`` and ``kaldi.write_data_dir``.
-    """
+    """Divide a corpus and write its sets below ``out``; returns what ``split`` does."""
     sets, notes = split(corpus)
     for name, utts in sets.items():
         kaldi.write_data_dir(Path(out) / name, kaldi.select(corpus.tables, set(utts)))

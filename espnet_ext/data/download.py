@@ -26,6 +26,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import beside, locked, replace
 
 BLOCK_BYTES = 1 << 20
+QUIET = {"disable": None, "leave": False}  # a bar on a terminal alone
 FAILURES = 3  # times that each mirror may fail without having sent anything new
 
 
@@ -38,17 +39,7 @@ class Archive(NamedTuple):
 
 
 def read_checksums(path):
-    """Read what the archives should be, from lines ``md5 bytes name``.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Dict ``{name: Archive}``.
-
-    Raises:
-        UserError: The file is not readable or a line is of another form.
-    """
+    """``{name: Archive}`` of a file of lines ``md5 bytes name``."""
     archives = {}
     for number, line in enumerate(kaldi.read_lines(path), 1):
         match = re.fullmatch(r"([0-9a-f]{32})\s+([0-9]+)\s+([\w-]+)", line.strip())
@@ -59,8 +50,7 @@ def read_checksums(path):
 
 
 def _progress(name, total, initial=0):
-    bar = {"unit": "B", "unit_scale": True, "disable": None, "leave": False}
-    return tqdm(desc=name, total=total, initial=initial, **bar)
+    return tqdm(desc=name, total=total, initial=initial, unit="B", unit_scale=True, **QUIET)
 
 
 def _bytes(path):
@@ -128,7 +118,7 @@ def fetch(archive, folder, urls, timeout=60):
         timeout: Seconds without a byte after which a connection counts as broken.
 
     Returns:
-        Path of the archive, whose size and MD5 are as they should be.
+        Its path; size and MD5 are as they should be.
 
     Raises:
         UserError: No mirror has it, or the disk is full; what was received stays for the next run.
@@ -171,18 +161,6 @@ def fetch(archive, folder, urls, timeout=60):
             time.sleep(min(timeout, 5))
 
 
-class _Counted:
-    """A file that moves a progress bar while it is read."""
-
-    def __init__(self, file, bar):
-        self.file, self.bar = file, bar
-
-    def read(self, size=-1):
-        block = self.file.read(size)
-        self.bar.update(len(block))
-        return block
-
-
 def extract(archive, path, corpus):
     """Extract an archive; ``<corpus>/<name>`` is there, with ``.complete`` in it, or it is not.
 
@@ -200,8 +178,10 @@ def extract(archive, path, corpus):
             part.mkdir()
             with (
                 open(path, "rb") as file,
-                _progress(f"extracting {path.name}", _bytes(path)) as bar,
-                gzip.GzipFile(fileobj=_Counted(file, bar)) as stream,
+                tqdm.wrapattr(
+                    file, "read", _bytes(path), desc=f"extracting {path.name}", **QUIET
+                ) as counted,
+                gzip.GzipFile(fileobj=counted) as stream,
             ):
                 with tarfile.open(fileobj=stream, mode="r:") as tar:
                     for member in tar:
@@ -221,13 +201,7 @@ def extract(archive, path, corpus):
 
 
 def get(archives, folder, urls, timeout=60):
-    """Download and extract the archives whose directories are not there.
-
-    Args:
-        archives: List of ``Archive``.
-        folder: Directory that gets the archives and ``LibriSpeech/``.
-        urls: See ``fetch``.
-        timeout: See ``fetch``.
+    """Download and extract, into ``folder``, the archives whose directories are not there.
 
     Raises:
         UserError: The disk has too little space (nothing is downloaded then), or see ``fetch`` and

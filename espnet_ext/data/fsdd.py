@@ -30,14 +30,7 @@ _NAME = re.compile(r"([0-9])_([A-Za-z0-9-]+)_([0-9]+)\.wav")
 
 
 def set_of(index):
-    """Name the set that a recording belongs to.
-
-    Args:
-        index: Last number of the file name.
-
-    Returns:
-        ``"test"`` for 0 to 4, ``"dev"`` for 5 to 9, else ``"train"``.
-    """
+    """The set of a recording, by the last number of its file name."""
     return "test" if index < 5 else "dev" if index < 10 else "train"
 
 
@@ -61,10 +54,7 @@ def _files(source):
 
 
 def read_recordings(source):
-    """Read every recording of FSDD.
-
-    Args:
-        source: The FSDD directory (with ``recordings/`` in it) or its ``.tar.gz`` archive.
+    """Every recording of FSDD's directory, with ``recordings/`` in it, or ``.tar.gz`` archive.
 
     Returns:
         Dict ``{(set, speaker, digit): [samples, ...]}`` in the order of the recordings' indices;
@@ -113,11 +103,7 @@ def read_recordings(source):
 
 
 def make_strings(recordings, name):
-    """Join recordings of one set into digit strings, the same ones on every machine.
-
-    Args:
-        recordings: What ``read_recordings`` returned.
-        name: ``"train"``, ``"dev"`` or ``"test"``.
+    """Join recordings of a set into digit strings, the same ones on every machine.
 
     Yields:
         (utterance id, speaker, text, samples, ends): samples is an int16 array at 8 kHz, ends are
@@ -144,11 +130,7 @@ def make_strings(recordings, name):
 
 
 def prepare(source, out):
-    """Write Kaldi-style data directories ``train``, ``dev`` and ``test`` with their audio.
-
-    Args:
-        source: The FSDD directory or its ``.tar.gz`` archive.
-        out: Directory that receives ``<set>/{wav.scp,text,utt2spk,spk2utt,flac/*.flac}``.
+    """Write data directories ``train``, ``dev`` and ``test`` with their audio below ``out``.
 
     Returns:
         Dict ``{set: (number of strings, hours)}``.

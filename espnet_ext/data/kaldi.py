@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from espnet_ext.errors import UserError
-from espnet_ext.files import write_atomic, write_together
+from espnet_ext.files import read_bytes, write_atomic, write_together
 
 #: seconds at which each word of an utterance ends, where it is known
 WORD_ENDS = "word_ends"
@@ -24,14 +24,7 @@ MAX_PROBLEMS = 20
 
 
 def raise_if_any(problems):
-    """Raise what is wrong, if anything is.
-
-    Args:
-        problems: List of lines, one per problem.
-
-    Raises:
-        UserError: ``problems`` is not empty; the message holds the first 20 lines.
-    """
+    """Raise what is wrong, if anything is: the first 20 lines of these, one per problem."""
     if problems:
         more = len(problems) - MAX_PROBLEMS
         tail = [f"... and {more} problems more"] if more > 0 else []
@@ -39,21 +32,10 @@ def raise_if_any(problems):
 
 
 def read_lines(path):
-    """Read the lines of a UTF-8 text file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        List of lines without line ends.
-
-    Raises:
-        UserError: The file is not there, not readable or not UTF-8.
-    """
+    """Lines of a UTF-8 text file, without line ends; ``UserError`` where it is none."""
+    content = read_bytes(path)
     try:
-        lines = Path(path).read_bytes().decode("utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: byte {error.start + 1} is not UTF-8 text; iconv converts it"
@@ -62,13 +44,9 @@ def read_lines(path):
 
 
 def read_scp(path):
-    """Read a table: the id ends at the first space, the rest of the line is the value.
+    """A table ``{id: value}``: the id ends at the first space, the rest of the line is the value.
 
-    Args:
-        path: File of ``id value`` lines.
-
-    Returns:
-        Dict ``{id: value}`` in the order of the file; a line with an id alone has the value ``""``.
+    A line with an id alone has the value ``""``.
 
     Raises:
         UserError: The file is not readable, or a line is blank or repeats an id.
@@ -85,7 +63,7 @@ def read_scp(path):
 
 
 def normal_space(text):
-    """Return a text with one blank between words: no tab, no-break space, ideographic space, ...
+    """A text with one blank between words: no tab, no-break space, ideographic space, ...
 
     Tokens are made, models trained and errors counted on such text.
     """
@@ -93,14 +71,9 @@ def normal_space(text):
 
 
 def write_scp(path, table):
-    """Write a table, sorted by the bytes of its ids, whole or not at all.
+    """Write a table ``{id: value}``, sorted by the bytes of its ids, whole or not at all.
 
-    Args:
-        path: File to write.
-        table: Dict ``{id: value}``.
-
-    Raises:
-        UserError: An id or a value would not be read back as it is, or the file cannot be written.
+    An id or a value that would not be read back as it is is a ``UserError``.
     """
     write_atomic(path, _scp(path, table))
 
@@ -168,15 +141,7 @@ def _difference(path, expected, found, source):
 
 
 def not_files(path, wavs):
-    """Name the first of the values of ``wav.scp`` that are commands or parts of archives.
-
-    Args:
-        path: The directory, for the messages.
-        wavs: The table.
-
-    Returns:
-        List of at most two lines.
-    """
+    """Lines about values of ``wav.scp`` that are commands or parts of archives, one a kind."""
     kinds = {
         r".*\|": "a command: run each of them once, write what it prints to a file (COMMAND > "
         "x.wav)",
@@ -193,7 +158,7 @@ def not_files(path, wavs):
 
 
 def find_problems(path, tables, on_disk=False):
-    """Check that the tables of a data directory agree, by the one set of rules that there is.
+    """What is wrong with the tables of a data directory, by the one set of rules that there is.
 
     Args:
         path: The directory, for the messages.
@@ -201,7 +166,7 @@ def find_problems(path, tables, on_disk=False):
         on_disk: Check their order as well, and that the audio files exist.
 
     Returns:
-        List of lines, one per problem; empty for a sound directory.
+        Lines, one per problem.
     """
     path = Path(path)
     problems = [f"{path / name}: missing" for name in REQUIRED if name not in tables]
@@ -266,11 +231,7 @@ def find_problems(path, tables, on_disk=False):
 
 
 def parse_segment(tables, utt):
-    """Say which part of which recording an utterance is.
-
-    Args:
-        tables: Tables of a data directory.
-        utt: Utterance id.
+    """Which part of which recording an utterance is.
 
     Returns:
         (recording, start, end) in seconds; (utterance, None, None) without ``segments``.
@@ -287,17 +248,7 @@ def parse_segment(tables, utt):
 
 
 def read_data_dir(path):
-    """Read the tables of a data directory.
-
-    Args:
-        path: Directory with ``wav.scp`` and others of ``TABLES``.
-
-    Returns:
-        Dict ``{table: {id: value}}``; the white space of ``text`` is normal.
-
-    Raises:
-        UserError: There is no ``wav.scp``, or a table is not readable.
-    """
+    """Tables ``{table: {id: value}}`` of a directory; the white space of ``text`` is normal."""
     path = Path(path)
     if not (path / "wav.scp").exists():
         raise UserError(
@@ -310,11 +261,7 @@ def read_data_dir(path):
 
 
 def write_data_dir(path, tables):
-    """Write the tables of a data directory; those of an earlier run stay until all are written.
-
-    Args:
-        path: Directory to write into; other files in it stay.
-        tables: Dict ``{table: {id: value}}``; ``spk2utt`` is made from ``utt2spk``.
+    """Write ``tables`` and their ``spk2utt``; those of an earlier run stay until all are written.
 
     Raises:
         UserError: The tables do not agree or cannot be written; the directory is as it was then.
@@ -329,14 +276,7 @@ def write_data_dir(path, tables):
 
 
 def validate(path):
-    """Check a data directory on disk; see ``find_problems``.
-
-    Args:
-        path: The directory.
-
-    Returns:
-        List of lines, one per problem.
-    """
+    """Lines about what is wrong with a data directory on disk; see ``find_problems``."""
     try:
         return find_problems(path, read_data_dir(path), on_disk=True)
     except UserError as error:
@@ -344,11 +284,7 @@ def validate(path):
 
 
 def parse_speed(factor):
-    """Turn a speed factor such as ``"0.9"`` into an exact ratio.
-
-    Raises:
-        UserError: It is not a number from 0.5 to 2 with at most two decimals.
-    """
+    """Exact ratio of a speed factor such as ``"0.9"``, from 0.5 to 2, two decimals at most."""
     if not re.fullmatch(r"[0-9](\.[0-9]{1,2})?", factor) or not 0.5 <= Fraction(factor) <= 2:
         raise UserError(
             f"speed factor {factor!r}: give a number from 0.5 to 2 with at most two decimals"
@@ -361,7 +297,7 @@ def perturb_speed(tables, factor):
 
     Args:
         tables: What ``read_data_dir`` returned.
-        factor: String such as ``"0.9"``; above 1 is faster.
+        factor: Such as ``"0.9"``; above 1 is faster.
 
     Returns:
         Tables whose utterances and speakers are named ``sp<factor>-<id>``, with ``utt2speed``. With
@@ -388,17 +324,12 @@ def perturb_speed(tables, factor):
 
 
 def combine(directories):
-    """Merge data directories into one.
+    """Merge data directories, given as (path, tables), into the tables of one.
 
-    Args:
-        directories: List of (path, tables).
-
-    Returns:
-        The merged tables; utterances without ``utt2speed`` get factor 1.0 when others have one.
+    Utterances without ``utt2speed`` get factor 1.0 when others have one.
 
     Raises:
-        UserError: Two directories share an utterance, disagree about a speaker, or only some
-            have segments.
+        UserError: Two share an utterance or disagree about a speaker, or only some have segments.
     """
     if len({"segments" in tables for _, tables in directories}) > 1:
         raise UserError("data_combine: only some directories have segments; format them first")
@@ -424,15 +355,7 @@ def combine(directories):
 
 
 def select(tables, keep):
-    """Reduce tables to some utterances.
-
-    Args:
-        tables: Tables of a directory.
-        keep: Set of utterance ids.
-
-    Returns:
-        Tables with these utterances, their speakers and their recordings.
-    """
+    """The tables of some utterances, with their speakers and their recordings."""
     ids_of = {"spk2gender": {tables["utt2spk"][utt] for utt in keep & tables["utt2spk"].keys()}}
     if "segments" in tables:
         ids_of["wav.scp"] = {parse_segment(tables, utt)[0] for utt in keep}
@@ -446,14 +369,10 @@ def select(tables, keep):
 def filter_by_length(tables, min_samples, max_samples):
     """Keep the utterances that training can use.
 
-    Args:
-        tables: Tables of a formatted directory, ``utt2num_samples`` included.
-        min_samples: Samples that an utterance must exceed.
-        max_samples: Samples that an utterance must stay below.
+    Those that every table has, whose text is not empty, and min_samples < samples < max_samples.
 
     Returns:
-        (tables, dropped): the tables with the ids that all of them have, text that is not empty and
-        min_samples < samples < max_samples; and a dict ``{reason: number of utterances}``.
+        (tables, dropped): dropped is ``{reason: number of utterances}``.
 
     Raises:
         UserError: A table is missing, a length is not a number, or nothing is left.
@@ -488,15 +407,10 @@ def filter_by_length(tables, min_samples, max_samples):
 def split_lines(path, num, prefix, suffix):
     """Split a file into parts of contiguous lines whose sizes differ by at most one.
 
-    Args:
-        path: File to split.
-        num: Parts wanted; never more are made than the file has lines.
-        prefix: Parts are named ``<prefix>.<n>.<suffix>``, n from 1. Those of an earlier run with a
-            larger n are removed.
-        suffix: See ``prefix``.
+    Parts are ``<prefix>.<n>.<suffix>``, n from 1; older ones with a larger n are removed.
 
     Returns:
-        Number of parts.
+        Number of parts: ``num``, or as many as the file has lines.
 
     Raises:
         UserError: ``num`` is not positive or the file is empty.

@@ -39,17 +39,7 @@ ARCHIVES = {
 
 
 def read_genders(path):
-    """Read the genders in SPEAKERS.TXT, whose lines are ``id | M or F | split | minutes | name``.
-
-    Args:
-        path: The file; lines that begin with ``;`` are comments.
-
-    Returns:
-        Dict ``{speaker: "m" or "f"}``.
-
-    Raises:
-        UserError: The file is not readable or a line is of another form.
-    """
+    """Speaker -> ``"m"`` or ``"f"`` of SPEAKERS.TXT: ``id | M or F | split | minutes | name``."""
     genders = {}
     for number, line in enumerate(kaldi.read_lines(path), 1):
         if not line.strip() or line.startswith(";"):
@@ -62,13 +52,9 @@ def read_genders(path):
 
 
 def missing(split):
-    """Say which of a split's speakers and chapters are not there.
+    """Directories ``<speaker>`` or ``<speaker>/<chapter>`` that a split lacks, sorted.
 
-    Args:
-        split: Directory; SPEAKERS.TXT is beside it, and CHAPTERS.TXT should be.
-
-    Returns:
-        Their directories under the split, ``<speaker>`` or ``<speaker>/<chapter>``, sorted.
+    SPEAKERS.TXT is beside the split, and CHAPTERS.TXT should be.
     """
     listed = []  # (directory, split it belongs to)
     for line in kaldi.read_lines(split.parent / "SPEAKERS.TXT"):
@@ -85,14 +71,7 @@ def missing(split):
 
 
 def check_audio(path):
-    """Decode a FLAC file from end to end.
-
-    Args:
-        path: The file.
-
-    Returns:
-        ``""``, or a line saying why it is no utterance of LibriSpeech.
-    """
+    """Decode a FLAC file; ``""``, or a line saying why it is no utterance of LibriSpeech."""
     try:
         file = open_audio(path)
         if (file.rate, file.channels) != (SAMPLE_RATE, 1):

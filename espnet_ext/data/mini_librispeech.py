@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections import Counter
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,34 +132,18 @@ def _sentence(rng):
     return " ".join(words)
 
 
-def _texts(rng):
-    """Draw the texts of every chapter; no sentence is drawn twice.
-
-    Yields:
-        (speaker, name of the chapter, list of texts)
-    """
-    said = set()
-    for split in VOICES:
-        for speaker in _speakers(split):
-            for chapter in range(1, CHAPTERS_PER_SPEAKER + 1):
-                texts = []
-                while len(texts) < SENTENCES_PER_CHAPTER:
-                    if (text := _sentence(rng)) not in said:
-                        said.add(text)
-                        texts.append(text)
-                yield speaker, f"{speaker.name}{chapter}", texts
-
-
 def plan():
-    """List what is to be spoken, the same on every machine.
-
-    Returns:
-        List of ``Utterance``.
-    """
-    utterances = []
-    for speaker, chapter, texts in _texts(np.random.default_rng([SEED])):
-        for index, text in enumerate(texts):
-            utterances.append(Utterance(speaker, chapter, index, text, len(utterances)))
+    """Every ``Utterance`` that is to be spoken, the same on every machine; no sentence is twice."""
+    rng, said, utterances = np.random.default_rng([SEED]), set(), []
+    speakers = [speaker for split in VOICES for speaker in _speakers(split)]
+    for speaker, chapter in product(speakers, range(1, CHAPTERS_PER_SPEAKER + 1)):
+        index = 0
+        while index < SENTENCES_PER_CHAPTER:
+            if (text := _sentence(rng)) not in said:
+                said.add(text)
+                place = speaker, f"{speaker.name}{chapter}", index
+                utterances.append(Utterance(*place, text, len(utterances)))
+                index += 1
     return utterances
 
 
@@ -187,25 +172,14 @@ def _espeak():
 
 
 def espeak_version():
-    """Name the version of eSpeak NG, such as ``"1.52.0"``.
-
-    Raises:
-        UserError: eSpeak NG is missing.
-    """
+    """The version of eSpeak NG, such as ``"1.52.0"``."""
     with _espeak() as library:
         library.espeak_Info.restype = ctypes.c_char_p
         return library.espeak_Info(None).decode()
 
 
 def synthesize(text, speaker):
-    """Let eSpeak NG speak.
-
-    Args:
-        text: Words.
-        speaker: ``Speaker``.
-
-    Returns:
-        int16 array at 22.05 kHz; it depends on the arguments alone.
+    """Words by a ``Speaker`` of eSpeak NG, int16 at 22.05 kHz; they depend on the two alone.
 
     Raises:
         UserError: eSpeak NG is missing or lacks the voice.
@@ -242,29 +216,19 @@ def _low_pass():
 
 
 def to_16k(samples):
-    """Resample from 22.05 kHz.
-
-    Args:
-        samples: int16 array.
-
-    Returns:
-        int64 array at 16 kHz.
-    """
+    """Resample int16 samples from 22.05 kHz; int64."""
     up, down, taps = _low_pass()
     filtered = resample_poly(samples.astype(np.float64), up, down, window=taps)
     return np.rint(filtered / 2**FILTER_BITS).astype(np.int64)
 
 
 def in_room(samples, other, rng):
-    """Put speech into a room.
+    """Put speech (int64, 16 kHz) into a room, int16 with 50 to 200 ms more at both ends.
 
     Args:
-        samples: int64 array at 16 kHz.
+        samples: The speech.
         other: Whether it is a reverberant, noisy room.
         rng: Draws the room.
-
-    Returns:
-        int16 array with 50 to 200 ms more at both ends.
     """
     samples = np.pad(samples, rng.integers(800, 3201, size=2))
     if other:
@@ -285,17 +249,7 @@ def in_room(samples, other, rng):
 
 
 def speak(utterance):
-    """Speak an utterance.
-
-    Args:
-        utterance: ``Utterance``.
-
-    Returns:
-        int16 array at 16 kHz.
-
-    Raises:
-        UserError: See ``synthesize``.
-    """
+    """An ``Utterance`` as int16 samples at 16 kHz; see ``synthesize``."""
     rng = np.random.default_rng([SEED, 0, utterance.number])
     speech = to_16k(synthesize(utterance.text, utterance.speaker))
     return in_room(speech, utterance.speaker.split.endswith("other"), rng)
@@ -328,10 +282,6 @@ def _write_tables(root, utterances, lengths):
 
 def make(out, nj=1):
     """Write the corpus to ``<out>/LibriSpeech``; one that is there already stays.
-
-    Args:
-        out: Directory.
-        nj: Worker processes.
 
     Returns:
         Line saying what the corpus holds, with a SHA-256 of all samples and texts.

@@ -68,14 +68,7 @@ EPOCHS = (15, 80)
 
 
 def rate(rates):
-    """Choose 16 kHz, or 8 kHz where more than a tenth of the recordings are of a lower rate.
-
-    Args:
-        rates: Recordings by sampling rate in Hz.
-
-    Returns:
-        Hz.
-    """
+    """16 kHz, or 8 kHz where more than a tenth of the recordings, ``{Hz: number}``, have less."""
     low = sum(n for hertz, n in rates.items() if hertz < 16000)
     return 8000 if 10 * low > sum(rates.values()) else 16000
 
@@ -89,18 +82,9 @@ def unspaced(texts):
 
 
 def choose_tokens(texts, hours):
-    """Choose tokens that occur often enough to be learnt.
+    """Type and number of tokens that occur often enough in the texts, of so many hours.
 
-    Args:
-        texts: Transcripts of the training set.
-        hours: Its length.
-
-    Returns:
-        (type, size): ``"char"`` for little speech and for scripts without blanks between words,
-        else ``"bpe"``; the number of tokens.
-
-    Raises:
-        UserError: BPE cannot be trained on a text.
+    It is ``"char"`` for little speech and for scripts without blanks between words, else ``"bpe"``.
     """
     n_char = len(set("".join(texts)))
     size = 500 if hours < 200 else 2000
@@ -115,7 +99,7 @@ def choose_tokens(texts, hours):
 
 
 def values(about, hours, hertz, token_type, n_token):
-    """Return what the words of the template stand for, but for those of one model or machine.
+    """What the words of the template stand for, but for those of one model or machine.
 
     Args:
         about: What the recipe is, for its head.
@@ -174,19 +158,13 @@ def _models(words):
 
 
 def write(root, name, source, words):
-    """Write ``egs2/<name>/asr1``, whole or not at all.
+    """Write ``egs2/<name>/asr1``, whole or not at all, and return it.
 
     Args:
         root: The clone of the repository.
         name: Name of the recipe, which must be new.
         source: Options of ``data_prep_corpus`` that have a value; paths are absolute.
         words: What ``values`` returned.
-
-    Returns:
-        The directory.
-
-    Raises:
-        UserError: It is there, or cannot be written.
     """
     target, template = check_new(root, name), Path(root) / TEMPLATE
     words = words | {
@@ -223,13 +201,7 @@ def check_new(root, name):
 
 
 def create(root, name, source, nj=1):
-    """Read a corpus and write a recipe for it.
-
-    Args:
-        root: The clone of the repository.
-        name: Name of the recipe, which must be new.
-        source: Arguments of ``corpus.read`` that have a value.
-        nj: Worker processes.
+    """Read a corpus, ``source`` being arguments of ``corpus.read``, and write a recipe for it.
 
     Returns:
         (directory, notes): lines for a person to read.

@@ -17,13 +17,7 @@ SPM_UNKNOWN = "\u2585"  # sentencepiece leaves out lines that hold it: it stands
 
 
 def read_transcripts(path):
-    """Read the words of a Kaldi-style text file.
-
-    Args:
-        path: File of ``id words`` lines.
-
-    Returns:
-        List of strings, words separated by one space, without ids; empty texts are left out.
+    """Texts of a Kaldi-style file, one space between words, without ids and without empty ones.
 
     Raises:
         UserError: The file is not readable, or a text holds ``<blank>`` or ``<sos/eos>``.
@@ -43,17 +37,7 @@ def read_transcripts(path):
 
 
 def read_texts(paths):
-    """Read what tokens are made from.
-
-    Args:
-        paths: Files, see ``read_transcripts``; an id may be in several.
-
-    Returns:
-        List of strings.
-
-    Raises:
-        UserError: No file has a word; or see ``read_transcripts``.
-    """
+    """Texts of several files, see ``read_transcripts``; an id may be in several."""
     texts = [text for path in paths for text in read_transcripts(path)]
     if not texts:
         raise UserError(f"{', '.join(map(str, paths))}: no text to make tokens from")
@@ -61,14 +45,11 @@ def read_texts(paths):
 
 
 def text_warnings(texts, model=None):
-    """Say what these texts lose as tokens, for a person to read.
+    """Lines about what these texts lose as tokens, for a person to read.
 
     Args:
         texts: List of strings.
         model: Sentencepiece model, its bytes or its path; ``None`` for other kinds of tokens.
-
-    Returns:
-        List of lines; empty if nothing is lost.
     """
     warnings = []
     if unknown := sum(UNKNOWN in text for text in texts):
@@ -170,14 +151,9 @@ def train_bpe(texts, nbpe, mode="unigram", coverage=1.0, max_sentences=100_000_0
 
 
 def split_characters(text, symbols=()):
-    """Split a text into characters.
+    """Split a text into characters, the space being ``<space>``.
 
-    Args:
-        text: String.
-        symbols: Strings that count as one character, longer ones first.
-
-    Returns:
-        List of tokens; the space is ``<space>``.
+    ``symbols`` are strings that count as one character, longer ones first.
     """
     longest_first = sorted(symbols, key=len, reverse=True)
     pattern = "|".join([*map(re.escape, longest_first), "."])
@@ -185,15 +161,10 @@ def split_characters(text, symbols=()):
 
 
 def count_tokens(texts, token_type, symbols=()):
-    """List the characters or words of texts.
+    """Characters (``"char"``) or words (``"word"``) of texts.
 
-    Args:
-        texts: List of strings.
-        token_type: ``"char"`` or ``"word"``.
-        symbols: See ``split_characters``.
-
-    Returns:
-        List of tokens, frequent ones first; equally frequent ones in the order of the texts.
+    Frequent ones come first; equally frequent ones in the order of the texts. ``symbols``: see
+    ``split_characters``.
     """
     split = str.split if token_type == "word" else lambda text: split_characters(text, symbols)
     counts = Counter(token for text in texts for token in split(text))
@@ -201,17 +172,7 @@ def count_tokens(texts, token_type, symbols=()):
 
 
 def token_list(tokens):
-    """Add ESPnet's special tokens.
-
-    Args:
-        tokens: List of tokens; ``<unk>``, as a word of a text or a symbol, may be among them.
-
-    Returns:
-        ``<blank>``, ``<unk>``, the tokens, ``<sos/eos>``; none is there twice.
-
-    Raises:
-        UserError: ``<blank>`` or ``<sos/eos>`` is among the tokens.
-    """
+    """``<blank>``, ``<unk>``, the tokens, ``<sos/eos>``; none is there twice."""
     for symbol in (BLANK, SENTENCE):
         if symbol in tokens:
             raise UserError(f"{symbol} is a token of its own already: take it out of the symbols")

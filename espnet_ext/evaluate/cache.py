@@ -22,11 +22,6 @@ def chunk_samples(encoder, front, chunk_size: int) -> tuple[int, int]:
     """Samples from one chunk to the next, and those that the first chunk waits for.
 
     The first waits for all that its features look at, less what is mirrored before the start.
-
-    Args:
-        encoder: A causal encoder.
-        front: The ``FrontEnd`` whose frames it reads.
-        chunk_size: Encoder frames per chunk.
     """
     first = feature_frames(encoder, chunk_size)
     chunk = (feature_frames(encoder, 2 * chunk_size) - first) * front.hop
@@ -34,13 +29,7 @@ def chunk_samples(encoder, front, chunk_size: int) -> tuple[int, int]:
 
 
 def stream_noise(encoder, frames: int, chunk_size: int, left_context: int):
-    """Stream noise until ``frames`` encoder frames are out.
-
-    Args:
-        encoder: A causal encoder.
-        frames: Encoder frames, a multiple of ``chunk_size``.
-        chunk_size: Encoder frames per step.
-        left_context: Encoder frames seen before a chunk, -1 for all.
+    """Stream noise until ``frames`` encoder frames, a multiple of ``chunk_size``, are out.
 
     Yields:
         The live state: before the first frame and after every chunk.

@@ -7,9 +7,9 @@ from espnet_ext.attention.registry import conversion_options, options_of
 from espnet_ext.convert.model import load, mha_config, recordings
 from espnet_ext.errors import UserError, about, check_number
 from espnet_ext.evaluate.cache import measure_cache
-from espnet_ext.evaluate.models import read_model_config
+from espnet_ext.evaluate.models import read_model_config, scored_sets
 from espnet_ext.files import KB, write_atomic
-from espnet_ext.jobs.markers import BESIDE
+from espnet_ext.packing import CHECKPOINT
 from espnet_ext.report.columns import DRAWN
 from espnet_ext.report.page import page
 from espnet_ext.report.plots import COLOURS, MARKERS, plain_numbers, png, pyplot
@@ -47,46 +47,47 @@ NOTE = (
 )
 
 
-def curve(
-    source,
-    models,
-    inference_tag: str,
-    checkpoint: str = "valid.acc.ave.pth",
-    dumpdir="dump",
-    num_utts: int = 50,
-) -> list[dict]:
-    """A row per model and test set, the source first.
+class Curve:
+    """A model that was converted, and what became of it.
 
     Args:
-        source: Directory of the model that was converted, scored.
-        models: Directories that ``asr_convert`` wrote, or that were fine-tuned from those, scored.
-        inference_tag: Name of the decoding's directory in each.
+        source: Its directory, scored.
+        inference_tag: Name of the decoding's directory in each model.
         checkpoint: File name of the checkpoint in each.
         dumpdir: Formatted data, for the recordings of the test sets.
         num_utts: Recordings per test set on which encoder outputs are compared.
-
-    Returns:
-        Rows with the keys of ``COLUMNS``.
-
-    Raises:
-        UserError: A model is not scored, or not a conversion of ``source``.
     """
-    source = Path(source)
-    expdirs = [source, *map(Path, models)]
-    origins = [{}, *(_origin(expdir, source) for expdir in expdirs[1:])]
-    scores = [_scores(expdir, inference_tag) for expdir in expdirs]
-    original = load(mha_config(source / "config.yaml"), source / checkpoint)
-    waves, outputs = {}, {}
-    for name in scores[0]:
-        waves[name] = recordings(original, Path(dumpdir, "raw", name, "wav.scp"), num_utts)
-        outputs[name] = [encode(original, wave) for wave in waves[name]]
-    rows = []
-    for expdir, origin, scored in zip(expdirs, origins, scores, strict=True):
+
+    def __init__(self, source, inference_tag, checkpoint=CHECKPOINT, dumpdir="dump", num_utts=50):
+        self.source, self.tag, self.checkpoint = Path(source), inference_tag, checkpoint
+        self.scores = scored_sets(self.source, inference_tag)
+        model = load(mha_config(self.source / "config.yaml"), self.source / checkpoint)
+        self.waves = {
+            name: recordings(model, Path(dumpdir, "raw", name, "wav.scp"), num_utts)
+            for name in self.scores
+        }
+        self.outputs = {
+            name: [encode(model, wave) for wave in waves] for name, waves in self.waves.items()
+        }
+
+    def rows(self, expdir) -> list[dict]:
+        """A row per test set with the keys of ``COLUMNS``.
+
+        Args:
+            expdir: The source, or a directory that ``asr_convert`` wrote, or that was fine-tuned
+                from such a one, scored.
+
+        Raises:
+            UserError: It is none, or of no use.
+        """
+        expdir = Path(expdir)
+        origin = {} if expdir == self.source else _origin(expdir, self.source)
         config = (read_model_config if origin else mha_config)(expdir / "config.yaml")
         cache = measure_cache(config, FRAMES, 8, [])
-        model = load(config, expdir / checkpoint)
-        for name, directory in scored.items():
-            found = read_numbers(directory / "score.json")
+        model = load(config, expdir / self.checkpoint)
+        rows = []
+        for name, path in scored_sets(expdir, self.tag).items():
+            found = read_numbers(path)
             row = {
                 "model": expdir.name,
                 **_method(config["encoder_conf"], origin),
@@ -96,17 +97,18 @@ def curve(
                 "drawn": found["drawn"],
             }
             row["wer_low"], row["wer_high"] = (rounded(v, 2) for v in found["err_interval_95"])
-            if expdir != source:
-                encoded = [encode(model, wave) for wave in waves[name]]
+            if origin:
+                encoded = [encode(model, wave) for wave in self.waves[name]]
                 with about(f"{expdir}, {name}"):
-                    change = _change(encoded, outputs[name])
+                    change = _change(encoded, self.outputs[name])
                 row["change"] = None if change is None else float(f"{100 * change:.3g}")
-                counts, speakers = read_score(directory)
-                test = paired_bootstrap(counts, read_score(scores[0][name])[0], speakers)
+                counts, speakers = read_score(path.parent)
+                baseline, _ = read_score(self.scores[name].parent)
+                test = paired_bootstrap(counts, baseline, speakers)
                 row["difference"], row["p"] = test["difference"], test["p"]
                 row["difference_low"], row["difference_high"] = test["interval_95"]
             rows.append({key: row.get(key) for key in COLUMNS})
-    return rows
+        return rows
 
 
 def _change(encoded, original):
@@ -115,15 +117,6 @@ def _change(encoded, original):
     total = sum(b.square().sum().item() for b in original)
     check_number(difference + total)
     return difference / total if total else None
-
-
-def _scores(expdir, inference_tag):
-    """Test set -> its score."""
-    decoded = expdir / inference_tag
-    found = [path for path in sorted(decoded.glob("**/score_wer")) if BESIDE not in path.parts]
-    if not found:
-        raise UserError(f"{expdir}: nothing is scored in {inference_tag}: run stages 12 and 13")
-    return {str(path.parent.relative_to(decoded)): path for path in found}
 
 
 def _origin(expdir, source):
@@ -166,34 +159,25 @@ def _method(conf, origin):
     }
 
 
-def write_curve(output, source, *args) -> str:
-    """Write a curve's table, plots and page into a directory; see ``curve`` for the arguments.
+def write_curve(output, source: Path, rows: list[dict]) -> str:
+    """Write the table, plots and page of rows into a directory.
 
     Returns:
         The table as CSV.
     """
-    output, rows = Path(output), curve(source, *args)
+    output, table = Path(output), csv_text(COLUMNS, rows)
     plots = {
         f"curve_{name}.png": curve_plot(rows, name)
         for name in dict.fromkeys(row["test_set"] for row in rows)
     }
     for name, image in plots.items():
         write_atomic(output / name, image)
-    title, table = f"Conversions of {Path(source).name}", curve_csv(rows)
-    write_atomic(output / "curve.csv", table.encode())
-    write_atomic(output / "report.html", page(title, [], [curve_section(rows)], plots).encode())
-    return table
-
-
-def curve_csv(rows: list[dict]) -> str:
-    """The rows as CSV, empty cells where a value is missing."""
-    return csv_text(COLUMNS, rows)
-
-
-def curve_section(rows: list[dict]) -> Section:
-    """The rows as a table of the page."""
     cells = [[text(row[key], missing="-") for key in COLUMNS] for row in rows]
-    return Section("Conversion", NOTE, list(COLUMNS.values()), cells)
+    section = Section("Conversion", NOTE, list(COLUMNS.values()), cells)
+    shown = page(f"Conversions of {source.name}", [], [section], plots)
+    write_atomic(output / "curve.csv", table.encode())
+    write_atomic(output / "report.html", shown.encode())
+    return table
 
 
 def curve_plot(rows: list[dict], test_set: str) -> bytes:

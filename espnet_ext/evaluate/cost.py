@@ -61,7 +61,7 @@ def profile(
         wav_scp: Recordings; noise without it.
         inference_config: YAML of decoding options for the offline pass.
         frames: Encoder frames of the cache figures.
-        chunk_size: Encoder frames per step where the config says none.
+        chunk_size: Encoder frames per chunk where the config says none.
         left_contexts: Encoder frames before a chunk, -1 for all; the last one is timed.
         num_utts: Recordings timed, spread evenly over ``wav_scp``.
         decoder_tokens: Tokens per hypothesis of the decoder's ledger.

@@ -75,8 +75,8 @@ class Driver:
             for number, model in enumerate(batch, ended + 1):
                 self.begin(model, f"[{number}/{len(models)}] {model.name}")
             for model in batch:  # one makes what they share, the others find it there
-                self._attempt(model, self._prepare)
-            self._stages(batch, "--stage", 11, "--stop_stage", 11)
+                self.attempt(model, self._prepare)
+            self.run(batch, "--stage", 11, "--stop_stage", 11)
             new = [model for model in batch if _trained_since(started, model.expdir)]
             self._decode_and_measure(batch)
             # a model that was trained already says nothing about how long the others take
@@ -90,16 +90,6 @@ class Driver:
         for model in models:
             self.begin(model, f"Evaluating {model.expdir}")
             self._decode_and_measure([model])
-
-    def run(self, model: Model, *options) -> None:
-        """Run stages of one model; what they print is in its log.
-
-        Raises:
-            UserError: They failed.
-        """
-        self._stages([model], *options)
-        if model.failure:
-            raise UserError(model.failure)
 
     def log(self, model: Model) -> Path:
         """The file that gets what a model's stages and processes print."""
@@ -122,7 +112,7 @@ class Driver:
         """Data, tokens and statistics; and which directory is the model's, to be passed on."""
         if not model.config.is_file():
             raise UserError(f"no such file: {model.config.absolute()}")
-        self._stages([model], "--stop_stage", 10)
+        self.run([model], "--stop_stage", 10)
         if not model.failure:
             command = self._command(model, "--print_asr_exp", "true")
             asked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -135,19 +125,22 @@ class Driver:
         options += ["--inference_config", settings.inference_config]
         options += ["--inference_asr_model", settings.inference_asr_model]
         kept = ["--skip_data_prep", "true", "--skip_train", "true", "--stop_stage", 13]
-        self._stages(models, *kept, *options)
+        self.run(models, *kept, *options)
 
     def _decode_and_measure(self, models):
         self.decode(models)
         alone = replace(self.settings, nj=self.settings.nj * len(models))
         for model in models:
-            self._attempt(model, self._measure, alone)
+            self.attempt(model, self._measure, alone)
 
     def _measure(self, model, settings):
         evaluate(model.expdir, settings, self.announce, self.log(model))
 
-    def _stages(self, models, *options):
-        """Run stages of the models that have not failed, at once, and wait for all of them."""
+    def run(self, models: Iterable[Model], *options) -> None:
+        """Run stages of the models that have not failed, at once, and wait for all of them.
+
+        What they print is in their logs.
+        """
         models = [model for model in models if not model.failure]
         with ExitStack() as stack:
             running = [
@@ -158,7 +151,7 @@ class Driver:
                 if process.wait() != 0:
                     self._fail(model, _last_line(self.log(model)))
 
-    def _attempt(self, model, function, *args):
+    def attempt(self, model: Model, function: Callable, *args) -> None:
         """Call a function for a model that has not failed; what it raises is that model's."""
         if model.failure:
             return

@@ -4,19 +4,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_ext.data.kaldi import WORD_ENDS, read_scp, write_scp
-from espnet_ext.errors import UserError, about, no_checkpoint
+from espnet_ext.errors import about
 from espnet_ext.evaluate import models
-from espnet_ext.evaluate.models import read_model_config
+from espnet_ext.evaluate.models import read_model_config, scored_sets
 from espnet_ext.evaluate.process import commit, workers
 from espnet_ext.evaluate.training import read_training
+from espnet_ext.evaluate.words import word_figures
 from espnet_ext.files import KB, write_atomic
-from espnet_ext.jobs.markers import BESIDE
+from espnet_ext.jobs import markers
 from espnet_ext.model_options import add_costs, add_decoding, read_values, stream_options
 from espnet_ext.options import writable
-from espnet_ext.packing import CHECKPOINT
+from espnet_ext.packing import CHECKPOINT, find_model
 from espnet_ext.report.schema import NAME, VERSION, rounded
 from espnet_ext.results import CERTIFICATE, PROFILE, WORDS, read_json, to_json
 from espnet_ext.scoring import read_numbers, score_files
+
+#: markers of what is measured, the first also of stage 16
+PROFILED, CERTIFIED = ".profiled", ".certified"
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,7 @@ class Settings:
 
 
 class Evaluation:
-    """One trained model in its recipe; paths are relative to the recipe's directory.
-
-    Args:
-        expdir: Directory of the model.
-        settings: How it is decoded and measured.
+    """A trained and decoded model of the recipe, which is the current directory.
 
     Raises:
         UserError: The model is not trained, or was not decoded.
@@ -59,42 +59,37 @@ class Evaluation:
 
     def __init__(self, expdir, settings: Settings):
         self.expdir, self.settings = Path(expdir), settings
-        self.config_path = self.expdir / "config.yaml"
-        self.checkpoint = self.expdir / settings.inference_asr_model
-        if not self.checkpoint.is_file():
-            raise no_checkpoint(self.checkpoint)
+        self.config_path, self.checkpoint = find_model(expdir, settings.inference_asr_model)
         self.config = read_model_config(self.config_path)
-        decoded = self.expdir / settings.inference_tag
-        found = (path.parent.parent for path in decoded.glob("**/score_wer/score.json"))
-        self.sets = sorted(  # org/dev is a set too
-            str(path.relative_to(decoded)) for path in found if BESIDE not in path.parts
-        )
-        if not self.sets:
-            raise UserError(
-                f"{expdir}: nothing is scored in {settings.inference_tag}: run stages 12 and 13"
-            )
+        self.sets = list(scored_sets(self.expdir, settings.inference_tag))  # org/dev is one too
 
     @property
     def causal(self):
         """Whether the model was trained to stream."""
         return bool(self.config["encoder_conf"].get("causal"))
 
-    def _fresh(self, name, *sources):
-        """Whether a file was made from the present model, and from other files as they are."""
-        path = self.expdir / name
-        made_from = [self.checkpoint, self.config_path]
-        made_from += [Path(source) for source in sources if source and Path(source).is_file()]
-        newest = max(source.stat().st_mtime_ns for source in made_from)
-        return path.is_file() and path.stat().st_mtime_ns >= newest
+    def _due(self, marker, outputs, *sources, outdated=False):
+        """The work of a result that is not up to date, for its marker; None where it is."""
+        inputs = [self.config_path, self.checkpoint, *filter(None, sources)]
+        work = markers.prepare("", map(str, inputs), outputs)
+        current = not outdated and markers.up_to_date(self.expdir / marker, work)
+        return None if current else work
 
-    def _profiled(self, wavs):
-        """Whether ``profile.json`` is fresh, and its keys mean what they mean now."""
-        if not self._fresh(
-            "profile.json", self.settings.profile_config, self.settings.inference_config, wavs
-        ):
-            return False
-        found = read_json(self.expdir / "profile.json")
-        return isinstance(found, dict) and found.get("version") == models.VERSION
+    def _profile_due(self, wavs):
+        """The work of stage 16, whose marker this is; also where keys meant something else."""
+        found = self.expdir / "profile.json"
+        version = read_json(found, {}).get("version") if found.is_file() else None
+        files = (self.settings.profile_config, self.settings.inference_config)
+        sources = [*(f"@{file}" for file in files if file), wavs]
+        return self._due(PROFILED, [found.name], *sources, outdated=version != models.VERSION)
+
+    def _decoding_due(self, tag, name):
+        """The work of a test set decoded as streams."""
+        config = self.settings.streaming_config
+        tables = [self.data(name) / table for table in ("wav.scp", "text", "utt2spk", WORD_ENDS)]
+        sources = [path for path in tables if path.exists()]
+        outputs = ["text", "words.json", "score_wer/score.json"]
+        return self._due(f"{tag}/{name}/.done", outputs, config and f"@{config}", *sources)
 
     def data(self, name):
         """A test set's directory."""
@@ -108,35 +103,36 @@ class Evaluation:
         """Measure, announce the results so far, certify and decode as streams what is not there."""
         settings, wavs = self.settings, self.data(self.sets[0]) / "wav.scp"
         with workers(settings.nj, log) as pool:
-            if not self._profiled(wavs):
+            if work := self._profile_due(wavs):
                 from espnet_ext.evaluate.cost import profile
 
                 costs = pool.submit(profile, **self._profile_options(wavs)).result()
-                write_atomic(self.expdir / "profile.json", to_json(costs).encode())
+                self._write("profile.json", to_json(costs), PROFILED, work)
             announce(self.results())
             if not self.causal:
                 return
             certificate = None
-            if not self._fresh("equivalence.json", wavs):
+            if certified := self._due(CERTIFIED, ["equivalence.json"], wavs):
                 from espnet_ext.evaluate.streams import certify
 
                 model = self._model(list(self.streams().values())[-1])
                 certificate = pool.submit(certify, model, wavs, threads=settings.threads)
-            decoded = {
-                (tag, name): list(self._decode(pool, tag, name, stream))
+            decoded = [
+                (tag, name, work, list(self._decode(pool, tag, name, stream)))
                 for tag, stream in self.streams().items()
                 for name in self.sets
-                if not self._fresh(
-                    f"{tag}/{name}/score_wer/score.json",
-                    settings.streaming_config,
-                    *(self.data(name) / table for table in ("wav.scp", "text")),
-                )
-            }
+                if (work := self._decoding_due(tag, name))
+            ]
             if certificate:
-                content = to_json(certificate.result(), indent=1).encode()
-                write_atomic(self.expdir / "equivalence.json", content)
-            for (tag, name), parts in decoded.items():
+                content = to_json(certificate.result(), indent=1)
+                self._write("equivalence.json", content, CERTIFIED, certified)
+            for tag, name, work, parts in decoded:
                 self._score(tag, name, [part.result() for part in parts])
+                markers.write(self.expdir / tag / name / ".done", work)
+
+    def _write(self, name, content, marker, work):
+        write_atomic(self.expdir / name, content.encode())
+        markers.write(self.expdir / marker, work)
 
     def streams(self):
         """Directory name -> chunk size and left context that the model is decoded with."""
@@ -183,8 +179,6 @@ class Evaluation:
         directory, data = self.expdir / tag / name, self.data(name)
         texts = {utt: result.text.strip() for part in parts for utt, result in part.items()}
         write_scp(directory / "text", texts)
-        from espnet_ext.evaluate.words import word_figures
-
         ends = data / WORD_ENDS
         figures = word_figures(
             read_scp(data / "text"),
@@ -312,16 +306,13 @@ def _costs(profile):
 
 
 def evaluate(expdir, settings: Settings, announce=lambda results: None, log=None) -> dict:
-    """Evaluate one model and write its ``evaluation_results.json``.
+    """Evaluate a decoded and scored model; write and return its ``evaluation_results.json``.
 
     Args:
-        expdir: Directory of the model, decoded and scored.
+        expdir: Directory of the model.
         settings: How it is decoded and measured.
         announce: Called with the results as soon as only the figures of streams may be missing.
         log: File that gets what the processes print; their own outputs without it.
-
-    Returns:
-        What was written.
     """
     writable(Path(expdir, NAME))
     evaluation = Evaluation(expdir, settings)

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from espnet_ext.config import read_config
-from espnet_ext.errors import UserError, no_checkpoint
+from espnet_ext.errors import UserError
 from espnet_ext.evaluate.training import EPOCH
-from espnet_ext.files import write_together
-from espnet_ext.jobs.markers import BESIDE
+from espnet_ext.files import read_bytes, write_together
+from espnet_ext.packing import find_model
 from espnet_ext.relocate import beside
 from espnet_ext.report import schema
 from espnet_ext.report.kept import GRID, REFERENCES
 from espnet_ext.results import read_json, to_json
+from espnet_ext.scoring import scored
 
 #: lines of a training's log that are kept from its end
 LAST_LINES = 10
@@ -39,13 +40,12 @@ def gather(expdir, results, dumpdir="dump", weights=False, checkpoint="valid.acc
     name = Path(config.get("config") or expdir.name).stem.removeprefix("train_asr_")
     target = results / f"seed{config.get('seed', 0)}" / name
     files = {}
-    texts = [path.parent.parent / "text" for path in expdir.glob("**/score_wer/score.json")]
-    for path in sorted(path for path in texts if BESIDE not in path.parts):
-        place = path.relative_to(expdir)
-        files[target / place] = _read(path)
+    for decoded in scored(expdir):
+        place = Path(decoded, "text")
+        files[target / place] = read_bytes(expdir / place)
         for table in REFERENCES:
             dataset = Path(*place.parts[1:-1], table)
-            content = _read(Path(dumpdir) / "raw" / dataset)
+            content = read_bytes(Path(dumpdir) / "raw" / dataset)
             kept = results / "data" / dataset
             if kept.is_file() and kept.read_bytes() != content:
                 raise UserError(f"{expdir}: was decoded on other data than {kept}")
@@ -58,23 +58,15 @@ def gather(expdir, results, dumpdir="dump", weights=False, checkpoint="valid.acc
         raise UserError(f"{expdir}: no results; run stages 12 and 13, asr_evaluate or asr_grid")
     files[target / "train.log"] = _log(expdir).encode()
     if weights:
-        if not (expdir / checkpoint).is_file():
-            raise no_checkpoint(expdir / checkpoint)
-        files[target / checkpoint] = _read(expdir / checkpoint)
+        _, found = find_model(expdir, checkpoint)
+        files[target / checkpoint] = read_bytes(found)
         found = beside(config, expdir)
         for path in (found.get("bpemodel"), found.get("normalize_conf", {}).get("stats_file")):
             if path:
-                files[target / Path(path).name] = _read(path)
-    files[target / "config.yaml"] = _read(expdir / "config.yaml")
+                files[target / Path(path).name] = read_bytes(path)
+    files[target / "config.yaml"] = read_bytes(expdir / "config.yaml")
     write_together(files)
     return target
-
-
-def _read(path):
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _log(expdir):

@@ -12,18 +12,17 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet_ext.audio import read_audio, waveform
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.encoder.streaming import MAX_DYNAMIC_CHUNK, MAX_DYNAMIC_LEFT_CHUNKS
-from espnet_ext.errors import UserError, about, no_checkpoint
+from espnet_ext.errors import UserError, about
 from espnet_ext.evaluate.cache import chunk_samples, measure_cache
 from espnet_ext.evaluate.models import describe, read_model_config, with_encoder_conf
 from espnet_ext.evaluate.process import commit, device_name
+from espnet_ext.packing import find_model
 from espnet_ext.report.schema import rounded
 from espnet_ext.scoring import nesting, score
 from espnet_ext.streaming import GreedySearch, StreamingSpeech2Text
 from espnet_ext.utterance import has_features
 
 VERSION = 1
-CHUNK_SIZES = (8, 16, 24)
-LEFT_CONTEXTS = (16, 32, 64, 128, -1)
 #: feature frames of a batch, padding included
 BATCH_FRAMES = 8000
 #: encoder frames that a stream has had whose left context is unlimited, where its bytes are counted
@@ -42,10 +41,6 @@ def in_trained_range(encoder_conf: dict, chunk_size: int, left_context: int) -> 
 @torch.no_grad()
 def features(speech2text: StreamingSpeech2Text, wavs: dict) -> dict[str, torch.Tensor]:
     """Normalised features (t, n_mels) of recordings, none of what is too short for a frame.
-
-    Args:
-        speech2text: The model.
-        wavs: Path of each recording by utterance id.
 
     Raises:
         UserError: A recording is of no use; the message names it.
@@ -81,11 +76,7 @@ def batches(feats: dict[str, torch.Tensor], most: int = BATCH_FRAMES) -> list[li
 def decode(speech2text, feats, chunk_size: int, left_context: int) -> dict[str, str]:
     """Text of each utterance by the chunk-masked offline pass and greedy CTC search.
 
-    Args:
-        speech2text: The model, causal, so that what follows an utterance changes nothing.
-        feats: See ``features``.
-        chunk_size: Encoder frames per chunk.
-        left_context: Encoder frames seen before a chunk, -1 for all.
+    The model is causal, so that what follows an utterance changes nothing.
 
     Raises:
         UserError: The model's output is not a number; the message names the utterance.
@@ -111,14 +102,7 @@ def decode(speech2text, feats, chunk_size: int, left_context: int) -> dict[str, 
 
 
 class TestSet:
-    """References of a test set and how hypotheses do against them.
-
-    Args:
-        directory: Kaldi-style directory.
-
-    Attributes:
-        wavs: Path of each recording.
-    """
+    """References of a test set, a Kaldi-style directory, and how hypotheses do against them."""
 
     __test__ = False  # no test of pytest's
 
@@ -182,8 +166,8 @@ def costs(config: dict, chunk_size: int, left_contexts) -> list[dict]:
 def grid(
     expdir,
     data_dirs,
-    chunk_sizes=CHUNK_SIZES,
-    left_contexts=LEFT_CONTEXTS,
+    chunk_sizes,
+    left_contexts,
     checkpoint: str = "valid.acc.ave.pth",
     device: str = "cpu",
     announce=lambda cell: None,
@@ -206,16 +190,15 @@ def grid(
         UserError: The model does not stream, or its data are of no use; the message names them.
     """
     expdir = Path(expdir)
-    config = read_model_config(expdir / "config.yaml")
-    if not (expdir / checkpoint).is_file():
-        raise no_checkpoint(expdir / checkpoint)
+    config_file, model_file = find_model(expdir, checkpoint)
+    config = read_model_config(config_file)
     sets = {}
     for directory in map(Path, data_dirs):
         if directory.name in sets:
             raise UserError(f"{directory}: another test set is called {directory.name}, too")
         sets[directory.name] = TestSet(directory)
     speech2text = StreamingSpeech2Text(
-        expdir / "config.yaml", expdir / checkpoint, chunk_size=chunk_sizes[0], device=device
+        config_file, model_file, chunk_size=chunk_sizes[0], device=device
     )
     feats = {name: features(speech2text, data.wavs) for name, data in sets.items()}
     front, encoder = speech2text.frontend.front, speech2text.model.encoder
@@ -237,7 +220,7 @@ def grid(
     return {
         "version": VERSION,
         "model": expdir.name,
-        **describe(config, config.get("config") or expdir / "config.yaml"),
+        **describe(config, config.get("config") or config_file),
         "seed": config.get("seed"),
         "checkpoint": checkpoint,
         "sets": {name: data.describe() for name, data in sets.items()},

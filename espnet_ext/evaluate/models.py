@@ -1,11 +1,14 @@
 """Models from a YAML of conf/ or from the config.yaml of a training run."""
 
+from pathlib import Path
+
 from espnet_ext import register
 from espnet_ext.config import check_options
 from espnet_ext.errors import UserError
 from espnet_ext.register import ENCODERS
 from espnet_ext.registry import Registry
 from espnet_ext.relocate import read_training_config
+from espnet_ext.scoring import scored
 
 FRONTENDS = Registry(
     {"default": "espnet2.asr.frontend.default:DefaultFrontend"} | register.FRONTENDS.data
@@ -23,6 +26,14 @@ def read_model_config(path) -> dict:
             f"{path}: encoder: must be one of {', '.join(ENCODERS)}, got {config.get('encoder')}"
         )
     return config
+
+
+def scored_sets(expdir, inference_tag: str) -> dict[str, Path]:
+    """``score.json`` of each test set that a model was decoded on; ``UserError`` without any."""
+    found = scored(Path(expdir, inference_tag))
+    if not found:
+        raise UserError(f"{expdir}: nothing is scored in {inference_tag}: run stages 12 and 13")
+    return found
 
 
 def describe(config: dict, path) -> dict:
@@ -45,11 +56,7 @@ def with_encoder_conf(config: dict, **options) -> dict:
 
 
 def build_encoder(config: dict):
-    """The encoder of a config alone, with random weights, in eval mode.
-
-    Raises:
-        UserError: An option of the encoder is impossible.
-    """
+    """The encoder of a config alone, with random weights, in eval mode."""
     input_size = config.get("input_size") or config.get("frontend_conf", {}).get("n_mels", 80)
     cls, conf = ENCODERS[config["encoder"]], config.get("encoder_conf", {})
     check_options(cls, conf, "encoder")
@@ -78,10 +85,8 @@ def build_frontend(config: dict):
 def complete(config: dict, vocab_size: int) -> dict:
     """The config of a model that ESPnet can build.
 
-    Args:
-        config: A training run's config is returned as it is. One of conf/ gets ESPnet's defaults,
-            ``vocab_size`` made-up tokens and no normalisation, whose statistics it lacks.
-        vocab_size: Tokens, blank and sentence ends included.
+    A training run's config is returned as it is. One of conf/ gets ESPnet's defaults,
+    ``vocab_size`` made-up tokens and no normalisation, whose statistics it lacks.
     """
     if config.get("token_list"):
         return config

@@ -21,13 +21,7 @@ def _status_mb(key):
 
 
 def workers(number: int, log=None, **options):
-    """``espnet_ext.processes.pool`` of workers on one thread each.
-
-    Args:
-        number: How many.
-        log: File that gets what they print, appended; their own outputs without it.
-        options: Of ``ProcessPoolExecutor``.
-    """
+    """A ``pool`` of workers on one thread each; what they print goes to the end of ``log``."""
     return pool(number, _begin, log, **options)
 
 
@@ -89,12 +83,9 @@ def device_name(device: str = "cpu") -> str:
 
 
 def commit(*written) -> str:
-    """Commit of this repository, ``-dirty`` if files under version control differ.
+    """Commit of this repository, ``-dirty`` if files differ, but for those ``written`` just now.
 
     Of an installed package, which is in no repository or in somebody else's, its version.
-
-    Args:
-        written: Files that a measurement itself writes, which may differ.
     """
     here = Path(__file__).parent
 

@@ -35,8 +35,8 @@ def requests(ranks, budgets, groups, calibration_scp, num_utts: int) -> dict[str
     return found
 
 
-def sweep(driver: Driver, source, expdir, requested, finetune=(), options=()) -> list[Path]:
-    """Convert, decode and fine-tune; what is there is kept.
+def sweep(driver: Driver, source, expdir, requested, finetune=(), options=()) -> list[Model]:
+    """Convert, decode and fine-tune; what is there is kept, and what fails stops no other.
 
     Args:
         driver: Of the recipe, whose settings say how each is decoded.
@@ -47,40 +47,35 @@ def sweep(driver: Driver, source, expdir, requested, finetune=(), options=()) ->
         options: Of ``run.sh``, for the fine-tuning.
 
     Returns:
-        Directories of the conversions, each followed by its fine-tuned one.
+        The conversions, each followed by its fine-tuned one; ``failure`` says what went wrong.
 
     Raises:
-        UserError: A step failed, or a conversion is of a model that has changed since.
+        UserError: A name is unknown, or the model to convert cannot be decoded.
     """
     if unknown := [name for name in finetune if name not in (*requested, "all")]:
         raise UserError(f"--finetune {unknown[0]}: is none of {' '.join(requested)}")
-    found = []
-
-    def decode(model):
-        driver.decode([model])
-        if model.failure:
-            raise UserError(model.failure)
-        found.append(model.expdir)
-
     driver.begin(original := Model(source.name, expdir=source), f"Decoding {source}")
-    decode(original)
+    driver.decode([original])
+    if original.failure:
+        raise UserError(original.failure)
+    models = []
     for name, request in requested.items():
-        model = Model(name, expdir=expdir / f"asr_{name}")
+        models.append(model := Model(name, expdir=expdir / f"asr_{name}"))
         driver.begin(model, name)
-        _convert(source, model.expdir, request, driver.settings.inference_asr_model)
-        decode(model)
-        if name in finetune or "all" in finetune:
-            tuned = Model(f"{name}_tuned", expdir=expdir / f"asr_{name}_tuned")
+        driver.attempt(model, _convert, source, request, driver.settings.inference_asr_model)
+        driver.decode([model])
+        if (name in finetune or "all" in finetune) and not model.failure:
+            models.append(tuned := Model(f"{name}_tuned", expdir=expdir / f"asr_{name}_tuned"))
             driver.begin(tuned, f"{name}: fine-tuning")
             tuned.expdir.mkdir(exist_ok=True)
             stages = ("--stage", 10, "--stop_stage", 11)
-            driver.run(tuned, *stages, "--init_from", model.expdir, *options)
-            decode(tuned)
-    return found[1:]
+            driver.run([tuned], *stages, "--init_from", model.expdir, *options)
+            driver.decode([tuned])
+    return models
 
 
-def _convert(source, output, request, checkpoint):
-    marker = output / ".done"
+def _convert(model, source, request, checkpoint):
+    output, marker = model.expdir, model.expdir / ".done"
     if output.is_dir():
         if changed := markers.changed(marker):
             raise UserError(f"{output} was converted before {changed} changed: remove it")
@@ -95,11 +90,7 @@ def _convert(source, output, request, checkpoint):
 
 
 def calibration_recordings(source) -> str:
-    """The recordings that a model was validated on.
-
-    Raises:
-        UserError: Its config does not say them, or they are not there.
-    """
+    """The recordings that a model was validated on."""
     config = read_model_config(Path(source) / "config.yaml")
     paths = (str(entry[0]) for entry in config.get("valid_data_path_and_name_and_type") or ())
     found = next((path for path in paths if path.endswith("wav.scp")), "")

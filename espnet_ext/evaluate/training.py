@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from espnet_ext.audio import parse_rate
 from espnet_ext.errors import UserError
 
 EPOCH = re.compile(r"INFO: (\d+)epoch results: (.*)")
@@ -68,5 +69,4 @@ def _audio_seconds(config):
 
 def sampling_rate(config: dict) -> int:
     """The front end's rate in Hz; ESPnet writes it as 16000 or as 16k."""
-    text = str((config.get("frontend_conf") or {}).get("fs", 16000))
-    return int(float(text[:-1]) * 1000) if text.endswith("k") else int(text)
+    return parse_rate(str((config.get("frontend_conf") or {}).get("fs", 16000)))

@@ -31,17 +31,14 @@ def visible_gpus():
 
 
 def run_local(request):
-    """Run every job of ``request`` and wait for all of them.
+    """Run every job of a ``JobRequest`` and wait for all of them.
 
     ``--max-jobs-run K`` limits how many run at once (default: the CPUs this process may use).
     With ``--gpu N`` each running job has N devices of its own in ``CUDA_VISIBLE_DEVICES``, and as
     many jobs run at once as the devices allow.
 
-    Args:
-        request: A ``JobRequest``.
-
     Returns:
-        list[str]: Logs of the jobs that failed, in the order of the jobs.
+        Logs of the jobs that failed, in the order of the jobs.
 
     Raises:
         UserError: If there are fewer devices than one job needs, or a log cannot be written.

@@ -21,14 +21,10 @@ WORDS = re.compile(r"[\s\[\]{}\"',=:]+")  # between the words of YAML and of opt
 
 
 def fingerprint(path):
-    """Say what a file or a data directory holds, so that a change is seen.
+    """Digest of a file or a data directory, or ``"missing"``.
 
-    Args:
-        path: A file; a ``wav.scp`` stands for its recordings too, of which size and time of change
-            are looked at. A directory stands for its tables.
-
-    Returns:
-        str: Digest, or ``"missing"``.
+    A ``wav.scp`` stands for its recordings too, of which size and time of change are looked at; a
+    directory stands for its tables.
     """
     if os.path.isdir(path):
         tables = [os.path.join(path, name) for name in TABLES]
@@ -70,7 +66,7 @@ def prepare(options, inputs, outputs):
         outputs: Files and data directories that it writes, relative to the marker's directory.
 
     Returns:
-        dict: ``{"options": str, "inputs": {path: fingerprint}, "outputs": [path]}``.
+        ``{"options": str, "inputs": {path: fingerprint}, "outputs": [path]}``.
     """
     texts, paths = [options], set()
     for path in inputs:
@@ -88,15 +84,7 @@ def prepare(options, inputs, outputs):
 
 
 def write(marker, work):
-    """Write the marker of work that has ended.
-
-    Args:
-        marker: File to write.
-        work: What ``prepare`` said before it began.
-
-    Raises:
-        UserError: An output is not there.
-    """
+    """Write the marker of work that has ended, as ``prepare`` said; its outputs must be there."""
     marker = Path(marker)
     outputs = {path: fingerprint(marker.parent / path) for path in work["outputs"]}
     if gone := [str(marker.parent / path) for path, found in outputs.items() if found == MISSING]:
@@ -123,12 +111,7 @@ def difference(old, new):
 
 
 def up_to_date(marker, work):
-    """Whether a result is there that was made from just these options and inputs.
-
-    Args:
-        marker: Its marker.
-        work: What ``prepare`` says now.
-    """
+    """Whether a result was made from just what ``prepare`` says now, and is as it was."""
     marker = Path(marker)
     files.settle(beside(marker.parent), marker.parent)
     known = read(marker)
@@ -148,8 +131,8 @@ def changed(marker, paths=()):
         paths: Inputs that matter; none stands for all of them and the result itself.
 
     Returns:
-        str: A path, or ``""`` where nothing has changed or nothing is known. An input that is no
-        longer there cannot be compared, and counts as unchanged.
+        A path, or ``""`` where nothing has changed or nothing is known. An input that is no longer
+        there cannot be compared, and counts as unchanged.
     """
     marker = Path(marker)
     files.settle(beside(marker.parent), marker.parent)
@@ -172,11 +155,7 @@ def beside(directory):
 
 
 def replace(directory):
-    """Put the new result that was made beside a directory in its place, and remove the old one.
-
-    Args:
-        directory: The directory; the new result is in ``beside(directory)``.
-    """
+    """Put the new result of ``beside(directory)`` in its place, and remove the old one."""
     new = beside(directory)
     files.replace(new, directory)
     if not any(new.parent.iterdir()):

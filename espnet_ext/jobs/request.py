@@ -40,15 +40,7 @@ class JobRequest:
         ]
 
     def count(self, option, default):
-        """Return a numeric option.
-
-        Args:
-            option: Name without leading dashes, e.g. ``"gpu"``.
-            default: Value when the option was not given.
-
-        Raises:
-            UserError: If the value is not a whole number of at least 0.
-        """
+        """A numeric option, by its name without leading dashes; ``UserError`` if it is none."""
         text = self.options.get(option, str(default))
         try:
             return count(text)
@@ -63,13 +55,9 @@ class JobRequest:
 
 
 def parse_request(argv):
-    """Read a request as ``run.pl`` does.
+    """Read the words after the program's name as ``run.pl`` does.
 
-    Args:
-        argv: The words after the program's name.
-
-    Returns:
-        JobRequest: Options that a runner does not know stay in ``options`` and do no harm.
+    Options that a runner does not know stay in ``options`` and do no harm.
 
     Raises:
         UserError: If the log or the command is missing, the range is not ``1 <= A <= B``, or the

@@ -14,6 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from espnet_ext.data.kaldi import read_lines
 from espnet_ext.errors import UserError
 from espnet_ext.jobs.local import interrupt
 from espnet_ext.jobs.progress import Progress
@@ -51,23 +52,17 @@ WATCHDOG = 'ids=; while read -r id; do [ "$id" = done ] && exit; ids="$ids $id";
 def read_config(path):
     """Read a file in the format of Kaldi's ``conf/slurm.conf``.
 
-    Args:
-        path: Lines ``command WORD...``, ``option NAME=VALUE [WORD]...`` and ``default NAME=VALUE``.
-            The VALUE ``*`` of an option stands for any; it replaces ``$0`` in the words.
+    Lines are ``command WORD...``, ``option NAME=VALUE [WORD]...`` and ``default NAME=VALUE``. The
+    VALUE ``*`` of an option stands for any; it replaces ``$0`` in the words.
 
     Returns:
-        tuple: The command's words, ``{(name, value): words}``, ``{name: default}``; names with
-        dashes.
+        The command's words, ``{(name, value): words}``, ``{name: default}``; names with dashes.
 
     Raises:
         UserError: If the file is not there, or a line is something else.
     """
     command, options, defaults = None, {}, {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         kind, *words = line.partition("#")[0].split() or [""]
         name, equals, value = (words or [""])[0].partition("=")
         name = name.replace("_", "-")
@@ -85,18 +80,7 @@ def read_config(path):
 
 
 def sbatch_words(request, path):
-    """Turn the options of a request into a command that submits.
-
-    Args:
-        request: A ``JobRequest``.
-        path: The config, see ``read_config``.
-
-    Returns:
-        list[str]: ``sbatch`` and its options.
-
-    Raises:
-        UserError: If the config knows no such option or value.
-    """
+    """``sbatch`` and its options, from those of a request and the config at ``path``."""
     words, options, defaults = read_config(path)
     given = {name: value for name, value in request.options.items() if name not in OWN}
     for name, value in (defaults | given).items():
@@ -115,11 +99,8 @@ def run_slurm(request):
     (default: ``conf/slurm.conf`` here, else in the repository). Jobs that Slurm lost, to preemption
     or a broken node, are submitted again. When this process ends, however that is, its jobs do.
 
-    Args:
-        request: A ``JobRequest``.
-
     Returns:
-        list[str]: Logs of the jobs that failed, in the order of the jobs.
+        Logs of the jobs that failed, in the order of the jobs.
 
     Raises:
         UserError: If a job cannot be submitted.

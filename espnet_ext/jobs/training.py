@@ -1,11 +1,11 @@
 """What makes a training survive: whole checkpoints, a lock, and a clear end when it goes wrong."""
 
-import functools
 import logging
 import math
 import multiprocessing
 import os
 from contextlib import contextmanager, nullcontext
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
@@ -46,38 +46,24 @@ def guard_training(task, module_name):
 
 
 def guard_data(task):
-    """Have a task refuse utterances that are not numbers, and see white space as tokens do.
-
-    Args:
-        task: ESPnet task, e.g. ``LMTask``.
-    """
+    """Have a task refuse utterances that are not numbers, and see white space as tokens do."""
     collate, preprocess = task.build_collate_fn, task.build_preprocess_fn
-    task.build_collate_fn = lambda args, train: _Collate(collate(args, train))
-    task.build_preprocess_fn = lambda args, train: _Preprocess(preprocess(args, train))
+    task.build_collate_fn = lambda args, train: partial(_collate, collate(args, train))
+    task.build_preprocess_fn = lambda args, train: partial(_preprocess, preprocess(args, train))
 
 
-class _Collate:
-    """Makes a batch of utterances whose values are all finite; picklable."""
-
-    def __init__(self, collate):
-        self.collate = collate
-
-    def __call__(self, utterances):
-        for utt, parts in utterances:
-            advice = "mend its file, or take it out of the data"
-            refuse_not_finite(parts, f"the utterance {utt}", advice)
-        return self.collate(utterances)
+def _collate(collate, utterances):
+    """A batch of utterances whose values are all finite."""
+    for utt, parts in utterances:
+        advice = "mend its file, or take it out of the data"
+        refuse_not_finite(parts, f"the utterance {utt}", advice)
+    return collate(utterances)
 
 
-class _Preprocess:
-    """Makes tokens of text with normal white space; picklable."""
-
-    def __init__(self, preprocess):
-        self.preprocess = preprocess
-
-    def __call__(self, utt, parts):
-        parts = {k: normal_space(v) if isinstance(v, str) else v for k, v in parts.items()}
-        return self.preprocess(utt, parts) if self.preprocess else parts
+def _preprocess(preprocess, utt, parts):
+    """Tokens of text with normal white space."""
+    parts = {k: normal_space(v) if isinstance(v, str) else v for k, v in parts.items()}
+    return preprocess(utt, parts) if preprocess else parts
 
 
 class ResumingTrainer(Trainer):
@@ -156,11 +142,8 @@ def _diverged(epoch):
 def restore_checkpoint(folder):
     """Make ``checkpoint.pth`` the newest checkpoint that is whole; damaged ones are set aside.
 
-    Args:
-        folder: Directory of the model.
-
     Returns:
-        bool: Whether there is a checkpoint.
+        Whether there is a checkpoint in the folder.
 
     Raises:
         UserError: If there are damaged ones only.
@@ -199,7 +182,7 @@ def refuse_epoch(states, options, what, advice):
         advice: What to do about a tensor that is not finite.
 
     Returns:
-        Reporter: That of the checkpoint.
+        The checkpoint's ``Reporter``.
 
     Raises:
         UserError: If there are any, or no ``best_model_criterion`` is measured at all.
@@ -223,7 +206,7 @@ def refuse_epoch(states, options, what, advice):
 
 
 def _value(reporter, phase, key):
-    """Return what an epoch measured as a number, ``None`` if nothing."""
+    """What an epoch measured as a number, ``None`` if nothing."""
     value = reporter.get_value(phase, key) if reporter.has(phase, key) else None
     return value if isinstance(value, (int, float)) else None
 
@@ -278,10 +261,6 @@ def _epochs_checked(options):
 def complete_epoch(checkpoint, options):
     """Write what ESPnet writes right after a checkpoint: the epoch's model and the links to models.
 
-    Args:
-        checkpoint: Path of ``checkpoint.pth``.
-        options: ``TrainerOptions``.
-
     Raises:
         UserError: See ``refuse_epoch``.
     """
@@ -316,17 +295,10 @@ class _Kept(Reporter):
 
 
 def average_kept(*, output_dir, reporter, best_model_criterion, nbest, **more):
-    """Average the best epochs as ESPnet does, of those whose models are there.
+    """ESPnet's ``average_nbest_models`` of the epochs whose models are there.
 
     A training that goes on with a larger ``keep_nbest_models`` wants epochs whose models were
     removed while it was smaller.
-
-    Args:
-        output_dir: Directory of the model.
-        reporter: Values of every epoch.
-        best_model_criterion: ``(phase, key, mode)`` of each average.
-        nbest: Numbers of epochs to average.
-        **more: Other options of ESPnet's ``average_nbest_models``.
 
     Raises:
         UserError: If there is no model of the best epochs at all.
@@ -361,7 +333,7 @@ def average_kept(*, output_dir, reporter, best_model_criterion, nbest, **more):
 
 
 def _sound(load):
-    @functools.wraps(load)
+    @wraps(load)
     def sound(path, *args, **kwargs):
         states = load(path, *args, **kwargs)
         advice = "it cannot be averaged, nor used: train anew from an epoch that is sound"
@@ -372,7 +344,7 @@ def _sound(load):
 
 
 def _atomic(save):
-    @functools.wraps(save)
+    @wraps(save)
     def atomic(obj, f, *args, **kwargs):
         if not isinstance(f, (str, os.PathLike)):
             return save(obj, f, *args, **kwargs)

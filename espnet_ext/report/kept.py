@@ -23,7 +23,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import KB, write_atomic
 from espnet_ext.report import schema
 from espnet_ext.report.statistics import paired_bootstrap
-from espnet_ext.results import read_json
+from espnet_ext.results import CELLS, read_json
 from espnet_ext.scoring import Score, score, write_score
 
 GRID = "grid.json"
@@ -61,7 +61,7 @@ class Kept:
     def grid(self) -> dict | None:
         """What ``grid.json`` holds, if it is there."""
         path = self.directory / GRID
-        return read_json(path) if path.is_file() else None
+        return read_json(path, CELLS) if path.is_file() else None
 
     @cached_property
     def scores(self) -> dict[str, Score]:
@@ -119,9 +119,7 @@ def read_kept(results) -> dict[int, dict[str, Kept]]:
 def restore(models: dict[str, Kept], expdir) -> None:
     """Write directories of models as evaluation leaves them, for ``asr_compare --expdir``.
 
-    Args:
-        models: Of one seed; those without ``evaluation_results.json`` are left out.
-        expdir: Directory that gets one of each model.
+    Those without ``evaluation_results.json`` are left out.
     """
     for name, model in models.items():
         if model.evaluation is None:
@@ -137,11 +135,7 @@ def restore(models: dict[str, Kept], expdir) -> None:
 
 
 def label(model: dict) -> str:
-    """A model as a reader knows it, such as ``Conformer GQA, 2 key-value heads``.
-
-    Args:
-        model: Mapping with its ``encoder``, ``attention`` and ``attention_conf``.
-    """
+    """A model as a reader knows it, such as ``Conformer GQA, 2 key-value heads``."""
     name, options = model["attention"], model["attention_conf"]
     heads, rank = options.get("n_kv_head"), options.get("kv_lora_rank")
     detail = f", {heads} key-value heads" if heads else f", rank {rank}" if rank else ""

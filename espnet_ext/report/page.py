@@ -1,12 +1,27 @@
-"""report.html: one page with everything in it, which needs no network."""
+"""The files of a comparison; report.html has everything in it, and needs no network."""
 
 import base64
+from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from espnet_ext.files import write_atomic
 from espnet_ext.report.compare import Comparison
-from espnet_ext.report.tables import Section, sections
+from espnet_ext.report.plots import PLOTS
+from espnet_ext.report.tables import Section, comparison_csv, sections, summary_report
 from espnet_ext.resources import RESOURCES
+
+
+def write_comparison(comparison: Comparison, output: str | Path) -> str:
+    """Write tables, plots and the page into a directory; returns the tables as text."""
+    output, summary = Path(output), summary_report(comparison)
+    plots = {name: draw(comparison) for name, draw in PLOTS.items()}
+    for name, png in plots.items():
+        write_atomic(output / name, png)
+    write_atomic(output / "summary_report.txt", summary.encode())
+    write_atomic(output / "comparison_table.csv", comparison_csv(comparison).encode())
+    write_atomic(output / "report.html", report_html(comparison, plots).encode())
+    return summary
 
 
 def report_html(comparison: Comparison, plots: dict[str, bytes]) -> str:

@@ -35,13 +35,10 @@ def text(value, missing="missing") -> str:
 
 
 def csv_text(columns, lines) -> str:
-    """A CSV table that a spreadsheet shows as it is.
+    """A CSV table of lines, mappings from columns, that a spreadsheet shows as it is.
 
-    Args:
-        columns: Keys of the lines, the header.
-        lines: Mappings; what is None or not there is an empty cell.
-
-    A text that begins as a formula does gets an apostrophe in front; numbers stay numbers.
+    What is None or not there is an empty cell. A text that begins as a formula does gets an
+    apostrophe in front; numbers stay numbers.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -56,12 +53,7 @@ def _csv_cell(value):
 
 
 def read(path) -> dict:
-    """An ``evaluation_results.json``.
-
-    Raises:
-        UserError: It is unreadable, not JSON, of another version, lacks something, or holds a
-            number that is not finite.
-    """
+    """An ``evaluation_results.json`` of this version and its schema; see ``read_json``."""
     results = read_json(path)
     if not isinstance(results, dict) or results.get("version") != VERSION:
         raise UserError(f"{path}: is not of version {VERSION}; evaluate the model again")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from espnet_ext.data.kaldi import read_scp
+from espnet_ext.data.kaldi import read_lines, read_scp
 from espnet_ext.errors import UserError
 from espnet_ext.scoring import bootstrap, error_rates, interval, nesting, score
 
@@ -17,16 +17,8 @@ TRN = re.compile(r"(?P<text>.*)\t\((?P<id>.*)\)")
 
 
 def read_trn(path: str | Path) -> dict[str, str]:
-    """Transcripts by ``speaker-utterance`` of a trn file.
-
-    Raises:
-        UserError: It is unreadable, or a line is no trn line.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    table = {}
+    """Transcripts by ``speaker-utterance`` of a trn file; ``UserError`` where a line is none."""
+    table, lines = {}, read_lines(path)
     for number, line in enumerate(lines, 1):
         if (match := TRN.fullmatch(line)) is None:
             raise UserError(f"{path}: line {number} is no trn line")

@@ -54,13 +54,7 @@ def score_files(
 
 
 def write_score(directory, score, speakers):
-    """Write ``ref.trn``, ``hyp.trn``, ``utt2spk``, ``result.txt`` and, last, ``score.json``.
-
-    Args:
-        directory: Where to write; made when missing.
-        score: A ``Score``.
-        speakers: Speaker of each utterance id.
-    """
+    """Write ``ref.trn``, ``hyp.trn``, ``utt2spk``, ``result.txt`` and, last, ``score.json``."""
     directory = Path(directory)
     names = [f"({speakers[i]}-{i})" for i in score.ids]
     for file, texts in (("ref.trn", score.references), ("hyp.trn", score.hypotheses)):
@@ -83,27 +77,25 @@ def read_numbers(path):
     return {"drawn": "utterances"} | read_json(path, SCORE)
 
 
-def write_results(expdir):
-    """Gather every score under a model's directory in ``RESULTS.md``.
+def scored(directory, unit="wer"):
+    """Paths of every ``score.json`` of a unit below a directory, sorted, by what was decoded.
 
-    Args:
-        expdir: Model directory holding ``<inference>/<dataset>/score_{wer,cer,ter}/score.json``.
-
-    Returns:
-        str: The tables of words and their intervals, as written.
-
-    Raises:
-        UserError: If nothing was scored.
+    Results that are not whole yet do not count.
     """
+    directory = Path(directory)
+    return {
+        str(path.parent.parent.relative_to(directory)): path
+        for path in sorted(directory.glob(f"**/score_{unit}/score.json"))
+        if BESIDE not in path.parts
+    }
+
+
+def write_results(expdir):
+    """Gather a model's scores in ``RESULTS.md``, and return the tables of words."""
     expdir = Path(expdir)
     sections = {}
     for unit in ("wer", "cer", "ter"):
-        found = sorted(expdir.glob(f"**/score_{unit}/score.json"))
-        rows = {
-            str(path.parent.parent.relative_to(expdir)): read_numbers(path)
-            for path in found
-            if BESIDE not in path.parts
-        }
+        rows = {name: read_numbers(path) for name, path in scored(expdir, unit).items()}
         if rows:
             sections[unit] = f"### {unit.upper()}\n\n{_markdown(rows)}"
         if rows and unit == "wer":

@@ -2,16 +2,14 @@
 
 import hashlib
 import io
-import shutil
-import subprocess
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
-import yaml
 
+from commands import run_stage_1
 from espnet_ext.bin.data_prep_fsdd import main
 from espnet_ext.data import fsdd
 from espnet_ext.data.kaldi import read_data_dir, validate
@@ -221,20 +219,9 @@ def test_wrong_source_says_so_in_one_line(tmp_path, capsys, kind):
     assert str(source) in line and not (tmp_path / "data").exists()
 
 
-def run_stage_1(root, db, *options):
-    """Run the recipe's local/data.sh below another root, with this db.sh."""
-    recipe = root / "egs2/fsdd/asr1"
-    skip = shutil.ignore_patterns("data", "dump", "exp")
-    shutil.copytree(REPO / "egs2/fsdd/asr1", recipe, symlinks=True, ignore=skip)
-    (root / "path.sh").write_text(f". '{REPO}/path.sh'\n")
-    (root / "db.sh").write_text(db)
-    command = ["local/data.sh", *options]
-    return recipe, subprocess.run(command, cwd=recipe, capture_output=True, text=True)
-
-
 def test_recipe_reads_fsdd_relative_to_db_sh(tmp_path):
     small_tree(tmp_path / "my fsdd")
-    recipe, run = run_stage_1(tmp_path, "FSDD='my fsdd'\n")
+    recipe, run = run_stage_1("fsdd", tmp_path, "FSDD='my fsdd'\n")
     assert run.returncode == 0, run.stderr
     assert [line.split(":")[0] for line in run.stdout.splitlines()] == [
         "data/train", "data/dev", "data/test",
@@ -244,19 +231,7 @@ def test_recipe_reads_fsdd_relative_to_db_sh(tmp_path):
 
 
 def test_recipe_without_fsdd_says_what_to_fill_in(tmp_path):
-    _, run = run_stage_1(tmp_path, "FSDD=\n")
+    _, run = run_stage_1("fsdd", tmp_path, "FSDD=\n")
     assert run.returncode == 1 and run.stdout == ""
     (line,) = run.stderr.splitlines()
     assert "FSDD is empty: set it in db.sh" in line
-
-
-@pytest.mark.parametrize("encoder", ["conformer", "branchformer"])
-def test_configs_of_one_encoder_differ_only_in_attention(encoder):
-    rest = {}
-    for attention in ("mha", "gqa", "mla", "linear"):
-        path = REPO / f"egs2/fsdd/asr1/conf/train_asr_{encoder}_{attention}.yaml"
-        rest[attention] = yaml.safe_load(path.read_text())
-        conf = rest[attention]["encoder_conf"]
-        assert conf.pop("attention") == attention
-        conf.pop("attention_conf")
-    assert rest["gqa"] == rest["mla"] == rest["linear"] == rest["mha"]

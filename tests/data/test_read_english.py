@@ -1,14 +1,13 @@
 """Two corpora of read English: what gets into which set, and what a wrong directory says."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
-import yaml
 
+from commands import run_stage_1
 from espnet_ext.bin.data_prep_read_english import main
 from espnet_ext.data.kaldi import read_data_dir, validate
 
@@ -118,21 +117,9 @@ def test_broken_corpus_is_named_in_one_line(corpora, tmp_path, capsys, damage, m
     assert message in line and not (tmp_path / "data").exists()
 
 
-def run_stage_1(root, db):
-    """Run the recipe's local/data.sh below another root, with this db.sh."""
-    recipe = root / "egs2/read_english/asr1"
-    skip = shutil.ignore_patterns("data", "dump", "exp")
-    shutil.copytree(REPO / "egs2/read_english/asr1", recipe, symlinks=True, ignore=skip)
-    (root / "path.sh").write_text(f". '{REPO}/path.sh'\n")
-    (root / "db.sh").write_text(db)
-    done = subprocess.run(
-        ["local/data.sh", "--nj", "1"], cwd=recipe, capture_output=True, text=True
-    )
-    return recipe, done
-
-
 def test_recipe_reads_the_corpora_relative_to_db_sh(corpora, tmp_path):
-    recipe, done = run_stage_1(tmp_path, "KATHLEEN='my kathleen'\nSPEECHOCEAN762=speechocean762\n")
+    places = "KATHLEEN='my kathleen'\nSPEECHOCEAN762=speechocean762\n"
+    recipe, done = run_stage_1("read_english", tmp_path, places, "--nj", "1")
     assert done.returncode == 0, done.stderr
     wav = read_data_dir(recipe / "data/speechocean")["wav.scp"]
     assert len(wav) == 2 and all((recipe / path).is_file() for path in wav.values())
@@ -141,19 +128,8 @@ def test_recipe_reads_the_corpora_relative_to_db_sh(corpora, tmp_path):
 @pytest.mark.parametrize("name", ["KATHLEEN", "SPEECHOCEAN762"])
 def test_recipe_without_a_corpus_says_what_to_fill_in(corpora, tmp_path, name):
     places = {"KATHLEEN": "'my kathleen'", "SPEECHOCEAN762": "speechocean762"} | {name: ""}
-    _, done = run_stage_1(tmp_path, "".join(f"{k}={v}\n" for k, v in places.items()))
+    db = "".join(f"{k}={v}\n" for k, v in places.items())
+    _, done = run_stage_1("read_english", tmp_path, db)
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert f"{name} is empty: set it in db.sh" in line
-
-
-@pytest.mark.parametrize("encoder", ["conformer", "branchformer"])
-def test_configs_of_one_encoder_differ_only_in_attention(encoder):
-    rest = {}
-    for attention in ("mha", "gqa", "mla", "linear"):
-        path = REPO / f"egs2/read_english/asr1/conf/train_asr_{encoder}_{attention}.yaml"
-        rest[attention] = yaml.safe_load(path.read_text())
-        conf = rest[attention]["encoder_conf"]
-        assert conf.pop("attention") == attention
-        conf.pop("attention_conf")
-    assert rest["gqa"] == rest["mla"] == rest["linear"] == rest["mha"]

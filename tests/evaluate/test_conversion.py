@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from convert.models import CHECKPOINT, write_audio, write_model
 from espnet_ext.bin import asr_convert
 from espnet_ext.errors import UserError
-from espnet_ext.evaluate.conversion import _change, curve
+from espnet_ext.evaluate.conversion import _change, _origin
 
 REPO = Path(__file__).parents[2]
 
@@ -86,9 +87,15 @@ def test_curve_has_a_row_for_every_conversion(recipe, monkeypatch):
         output = ["--output", f"exp/asr_mha_converted/asr_{name}", "--attention"]
         asr_convert.main(["--from", "exp/asr_mha", *output, *words])
     options = ["--model", "exp/asr_mha", "--ranks", "16 8", "--groups", "2"]
-    options += ["--finetune", "mla_8_aware", "--run_args", "--nj '3'"]
+    options += ["--finetune", "mla_8_aware", "--run_args", "--nj '3'", "--budgets", "64"]
+    broken = shutil.copytree(
+        "exp/asr_mha_converted/asr_mla_8_plain", "exp/asr_mha_converted/asr_mla_64kb_aware"
+    )
+    Path(broken, CHECKPOINT).write_bytes(Path(broken, CHECKPOINT).read_bytes()[:-99])
     done = run(recipe, *options)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]  # what fails stops no other
+    assert "FAILED: mla_64kb_aware: " in last and f"{CHECKPOINT}: no whole checkpoint" in last
     with open(recipe / "conversion/curve.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(row["model"], row["method"], row["training"]) for row in rows] == [
@@ -113,7 +120,7 @@ def test_curve_has_a_row_for_every_conversion(recipe, monkeypatch):
     page = (recipe / "conversion/report.html").read_text()
     assert all(f">{row['model']}<" in page for row in rows) and "data:image/png" in page
     calls = (recipe / "calls").read_text().splitlines()
-    assert len(calls) == 9 and all(call.endswith("--nj 3") for call in calls)
+    assert len(calls) == 10 and all(call.endswith("--nj 3") for call in calls)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +154,7 @@ def test_model_of_another_source_is_refused(recipe, monkeypatch):
         if conversion:
             (other / "conversion.json").write_text(json.dumps(conversion))
         with pytest.raises(UserError, match=message):
-            curve("exp/asr_mha", ["exp/asr_other"], "decode_asr")
+            _origin(other, Path("exp/asr_mha"))
 
 
 def test_change_of_outputs_is_a_number_or_missing():

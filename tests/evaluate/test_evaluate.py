@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from espnet_ext.bin.asr_evaluate import main
 from espnet_ext.errors import UserError
+from espnet_ext.jobs import markers
 from espnet_ext.report.schema import read
 from espnet_ext.scoring import write_results
 
@@ -85,10 +87,11 @@ def test_results_are_written_whole_or_not_at_all(make_run, tmp_path):
 
 def test_profile_whose_keys_meant_something_else_is_measured_again(make_run, tmp_path, evaluation):
     directory = make_run(tmp_path, "conformer", "mla")
-    assert evaluation(directory)._profiled(None)
+    wavs = Path("dump/raw/test_clean/wav.scp")
+    assert not evaluation(directory)._profile_due(wavs)
     path = directory / "profile.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
-    assert not evaluation(directory)._profiled(None)
+    assert evaluation(directory)._profile_due(wavs)
 
 
 def test_sets_below_org_count_and_results_that_are_not_whole_do_not(make_run, tmp_path, evaluation):
@@ -102,18 +105,16 @@ def test_sets_below_org_count_and_results_that_are_not_whole_do_not(make_run, tm
     assert "/.new/" not in write_results(directory) and "/org/dev|" in write_results(directory)
 
 
-def test_measurements_are_as_young_as_everything_they_are_made_from(
-    make_run, tmp_path, evaluation, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    wavs = tmp_path / "dump/raw/test_clean/wav.scp"
-    wavs.parent.mkdir(parents=True)
-    wavs.touch()
+@pytest.mark.parametrize("changed", ["wav.scp", "config.yaml", "profile.json"])
+def test_measurement_is_of_the_present_model_data_and_file(changed, make_run, tmp_path, evaluation):
     directory = make_run(tmp_path, "conformer", "gqa")
-    model = evaluation(directory)
-    assert model._fresh("profile.json", wavs, None, "not there")
-    young = (directory / "profile.json").stat().st_mtime_ns + 1
-    os.utime(wavs, ns=(young, young))
-    assert not model._fresh("profile.json", wavs) and model._fresh("profile.json")
-    os.utime(directory / "config.yaml", ns=(young, young))
-    assert not model._fresh("profile.json")
+    wavs = tmp_path / "wav.scp"
+    wavs.write_text("utt a.wav\n")
+    work = evaluation(directory)._profile_due(wavs)
+    markers.write(directory / ".profiled", work)
+    assert not evaluation(directory)._profile_due(wavs)
+    path = wavs if changed == "wav.scp" else directory / changed
+    before = path.stat()
+    path.write_text(path.read_text() + "\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # it looks as old as it was
+    assert evaluation(directory)._profile_due(wavs)

@@ -3,71 +3,20 @@
 import json
 import shutil
 
-import numpy as np
-import soundfile
-import torch
-import yaml
-
+from convert.models import write_audio, write_model
 from espnet_ext.bin.asr_evaluate import main
 from espnet_ext.bin.score import main as score
 from espnet_ext.evaluate.evaluation import Settings, evaluate
 
 TAG = "decode_asr_asr_model_valid.acc.ave"
-TOKENS = ["<blank>", "<unk>", "A", "B", "C", "<sos/eos>"]
-ENCODER_CONF = {
-    "output_size": 16,
-    "attention_heads": 2,
-    "linear_units": 16,
-    "num_blocks": 2,
-    "cnn_module_kernel": 3,
-    "rel_pos_type": "latest",
-    "causal": True,
-    "dynamic_chunk": True,
-    "attention": "mla",
-    "attention_conf": {"kv_lora_rank": 4},
-}
-
-
-def train_nothing(expdir):
-    """A training run's config and checkpoint, the weights as they were drawn."""
-    from espnet2.tasks.asr import ASRTask
-
-    import espnet_ext  # noqa: F401
-
-    config = ASRTask.get_default_config() | {
-        "token_list": TOKENS,
-        "token_type": "word",
-        "encoder": "kv_conformer",
-        "encoder_conf": ENCODER_CONF,
-        "decoder": "transformer",
-        "decoder_conf": {"attention_heads": 2, "linear_units": 16, "num_blocks": 1},
-        "frontend_conf": {"fs": 8000, "n_fft": 256, "hop_length": 80, "n_mels": 20},
-        "normalize": None,
-    }
-    expdir.mkdir(parents=True)
-    (expdir / "config.yaml").write_text(yaml.safe_dump(config))
-    model, _ = ASRTask.build_model_from_file(expdir / "config.yaml")
-    torch.save(model.state_dict(), expdir / "valid.acc.ave.pth")
-
-
-def record(data, utterances=3):
-    """A test set of noise."""
-    data.mkdir(parents=True)
-    tables = {"wav.scp": {}, "text": {}, "utt2spk": {}}
-    for i in range(utterances):
-        wave = np.random.default_rng(i).normal(0, 0.1, 8000 + 3000 * i)
-        soundfile.write(data / f"u{i}.wav", wave, 8000)
-        row = {"wav.scp": data / f"u{i}.wav", "text": "A B C A", "utt2spk": "s"}
-        for name, value in row.items():
-            tables[name][f"s-u{i}"] = value
-    for name, table in tables.items():
-        (data / name).write_text("".join(f"{i} {v}\n" for i, v in table.items()))
+CAUSAL = {"causal": True, "dynamic_chunk": True}
+MLA = {"attention": "mla", "attention_conf": {"kv_lora_rank": 4}}
 
 
 def test_what_is_missing_is_measured_and_what_is_there_is_kept(tmp_path, capsys):
     expdir, data = tmp_path / "exp" / "asr_x", tmp_path / "dump" / "raw" / "test"
-    train_nothing(expdir)
-    record(data)
+    write_model(expdir, "kv_conformer", CAUSAL | MLA)
+    write_audio(data, seconds=1)
     offline = expdir / TAG / "test"
     text = str(data / "text")
     score(["--ref", text, "--hyp", text, "--output", str(offline), "--token_type", "word"])

@@ -1,7 +1,8 @@
 """The scripts around training: what fails is named, what is there is kept, the rest goes on."""
 
-import os
+import contextlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from espnet_ext.evaluate.driver import Driver, Model, time_left
 from espnet_ext.evaluate.evaluation import Settings
+from evaluated import mark
 from processes import running, wait_for
 
 REPO = Path(__file__).parents[2]
@@ -32,8 +34,24 @@ fi
 """
 
 
+SETTINGS = Settings(inference_config="conf/decode_asr.yaml", profile_config="conf/profile.yaml")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, eight_runs):
+    """The models as they are below a recipe, measured with its settings."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(eight_runs, folder / "exp")
+    (folder / "conf").mkdir()
+    (folder / "conf" / "profile.yaml").touch()
+    with contextlib.chdir(folder):
+        for directory in Path("exp").iterdir():
+            mark(directory, SETTINGS)
+    return folder / "exp"
+
+
 @pytest.fixture
-def recipe(tmp_path, eight_runs):
+def recipe(tmp_path, trained):
     """A repository with one recipe, ``toy``."""
     for name in ("espnet_ext", "local", "conf", "path.sh"):
         (tmp_path / name).symlink_to(REPO / name)
@@ -43,13 +61,11 @@ def recipe(tmp_path, eight_runs):
         (tmp_path / ".venv" / "bin" / name).chmod(0o755)
     recipe = tmp_path / "egs2" / "toy" / "asr1"
     (recipe / "conf").mkdir(parents=True)
-    for path in eight_runs.iterdir():
+    for path in trained.iterdir():
         name = path.name.removeprefix("asr_").removesuffix("_raw_word")
         (recipe / "conf" / f"{name}.yaml").touch()
-    # older than any measurement, so that all of them count as made with it
     (recipe / "conf" / "profile.yaml").touch()
-    os.utime(recipe / "conf" / "profile.yaml", (0, 0))
-    (recipe / "run.sh").write_text(RUN.replace("RUNS", str(eight_runs)))
+    (recipe / "run.sh").write_text(RUN.replace("RUNS", str(trained)))
     (recipe / "run.sh").chmod(0o755)
     return recipe
 
@@ -174,8 +190,7 @@ def test_costs_are_measured_while_nothing_trains(recipe, monkeypatch):
         Model(name, Path(f"conf/train_asr_{name.replace(' ', '_')}.yaml"), ("--seed", "1"))
         for name in names
     ]
-    settings = Settings(inference_config="conf/decode.yaml", profile_config="conf/profile.yaml")
-    Driver(settings, jobs=2, announce=announce, say=said.append).train(models)
+    Driver(SETTINGS, jobs=2, announce=announce, say=said.append).train(models)
     assert not any(model.failure for model in models), said
     assert measured == [model.expdir.name for model in models]
     assert measured[0] == "asr_train_asr_conformer_mha_raw_word"
@@ -198,8 +213,7 @@ def test_measurement_that_ends_in_a_bug_is_one_model_s_failure(recipe, monkeypat
         Model(f"conformer {name}", Path(f"conf/train_asr_conformer_{name}.yaml"))
         for name in ("mha", "mla")
     ]
-    settings = Settings(inference_config="conf/decode.yaml", profile_config="conf/profile.yaml")
-    driver = Driver(settings, announce=announce, say=said.append)
+    driver = Driver(SETTINGS, announce=announce, say=said.append)
     driver.train(models)
     assert [bool(model.failure) for model in models] == [True, False]
     assert "a bug" in models[0].failure and str(driver.log(models[0])) in models[0].failure

@@ -11,7 +11,7 @@ from espnet_ext.bin.asr_results import main
 from espnet_ext.errors import UserError
 from espnet_ext.evaluate.gather import LAST_LINES, gather
 from espnet_ext.report.compare import Comparison
-from espnet_ext.report.kept import read_kept, restore, tables, updated
+from espnet_ext.report.kept import Kept, read_kept, restore, tables, updated
 from espnet_ext.report.statistics import paired_bootstrap, read_score
 
 SET = "test_clean"
@@ -163,3 +163,10 @@ def test_model_of_another_test_set_or_without_a_score_is_refused(recipe, results
     with pytest.raises(SystemExit):
         main(["--results", str(results), "--seed", "7"])
     assert "keeps nothing of seed 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", '{"encoder": "x"}', '{"cells": [{}]}', "{"])
+def test_broken_grid_is_named(content, tmp_path):
+    (tmp_path / "grid.json").write_text(content)
+    with pytest.raises(UserError, match="grid.json: .*; make it again$"):
+        Kept(tmp_path, tmp_path).grid  # noqa: B018

@@ -13,6 +13,7 @@ import pytest
 import soundfile as sf
 import torch
 
+from commands import errors
 from espnet_ext.audio import (
     open_audio,
     read_audio,
@@ -75,17 +76,6 @@ REFUSED = {
 }
 
 
-def run(capsys, main, *argv):
-    """Exit status and the lines of errors of a command line."""
-    try:
-        status = main([str(a) for a in argv]) or 0
-    except SystemExit as end:
-        status = end.code or 0
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return status, [line for line in said.splitlines() if ": error: " in line]
-
-
 @pytest.mark.parametrize("case", REFUSED)
 def test_every_command_refuses_the_same_recordings(model_dir, tmp_path, capsys, case):
     content, words = REFUSED[case]
@@ -104,7 +94,7 @@ def test_every_command_refuses_the_same_recordings(model_dir, tmp_path, capsys, 
         kaldi.write_data_dir(tmp_path / "org", tables)
         commands.append((data_format.main, "--fs", "8k", tmp_path / "org", tmp_path / "made"))
     for main, *argv in commands:
-        status, lines = run(capsys, main, *argv)
+        status, lines = errors(capsys, main, *argv)
         assert status == 1 and len(lines) == 1, (main, lines)
         assert f"{path}: " in lines[0] and words in lines[0]
 
@@ -209,7 +199,7 @@ def test_samples_that_begin_as_a_container_of_two_bytes_are_samples():
 def test_closed_standard_input_is_one_line(model_dir, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", None)
     argv = ("-", "--asr_train_config", model_dir / "config.yaml")
-    status, lines = run(capsys, stream.main, *argv)
+    status, lines = errors(capsys, stream.main, *argv)
     assert status == 1 and len(lines) == 1 and "standard input: is closed" in lines[0]
 
 
@@ -242,9 +232,9 @@ def test_one_channel_of_a_file_is_refused_with_how_to_split(tmp_path, capsys):
     tables = {"wav.scp": {"u": str(tmp_path / "call.wav")}, "text": {"u": "A"}}
     kaldi.write_data_dir(tmp_path / "org", tables | {"utt2spk": {"u": "s"}})
     argv = ("--fs", "8k", tmp_path / "org")
-    assert run(capsys, data_format.main, *argv, tmp_path / "mean")[0] == 0
+    assert errors(capsys, data_format.main, *argv, tmp_path / "mean")[0] == 0
     (tmp_path / "org/reco2file_and_channel").write_text("u call A\n")
-    status, lines = run(capsys, data_format.main, *argv, tmp_path / "out")
+    status, lines = errors(capsys, data_format.main, *argv, tmp_path / "out")
     assert status == 1 and len(lines) == 1 and not (tmp_path / "out").exists()
     assert "u is one channel" in lines[0] and "sox IN.wav OUT.wav remix 2" in lines[0]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from commands import errors
 from espnet_ext import checkpoint, config
 from espnet_ext.bin import (
     asr_certify,
@@ -29,17 +30,6 @@ from espnet_ext.inference import StreamingSpeech2Text
 BOMB = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
 )
-
-
-def run(capsys, main, *argv):
-    """Exit status and the lines of errors of a command line."""
-    try:
-        status = main([str(a) for a in argv]) or 0
-    except SystemExit as end:
-        status = end.code or 0
-    said = capsys.readouterr().err
-    assert "Traceback" not in said, said
-    return status, [line for line in said.splitlines() if ": error: " in line]
 
 
 # the reader
@@ -115,7 +105,7 @@ def test_every_command_refuses_a_wrong_config_option(tmp_path, capsys, monkeypat
         path = tmp_path / ("none.yaml" if content is None else "x.yaml")
         if content is not None:
             path.write_text(content)
-        status, lines = run(capsys, main, "--config", path, *options)
+        status, lines = errors(capsys, main, "--config", path, *options)
         assert status == 1 and len(lines) == 1 and f"{path}: {words}" in lines[0], (words, lines)
 
 
@@ -131,7 +121,7 @@ def test_values_of_a_training_config_are_checked_as_words_are(tmp_path, capsys):
         "best_model_criterion: [[valid, acc]]": "best_model_criterion is PATH,NAME,TYPE",
     }.items():
         path.write_text(content)
-        status, lines = run(capsys, asr_train.main, "--config", path)
+        status, lines = errors(capsys, asr_train.main, "--config", path)
         assert status == 1 and len(lines) == 1 and f"{path}: {words}" in lines[0], lines
     parser = asr_train.asr_train.get_parser()
     path.write_text("grad_clip: 1e-3\nkeep_nbest_models: 10\nbest_model_criterion: [[a, b, max]]")
@@ -217,7 +207,7 @@ def test_line_names_the_key_the_rule_and_the_value(model_dir, tmp_path, capsys, 
         (stream.main, "a.wav", *model),
         (asr_inference.main, *model, *data, "--output_dir", tmp_path / "out"),
     ):
-        status, lines = run(capsys, main, *argv)
+        status, lines = errors(capsys, main, *argv)
         assert status == 1 and len(lines) == 1
         assert f"{path}: " in lines[0] and words in lines[0], lines
 
@@ -227,9 +217,9 @@ def test_anchor_bomb_as_encoder_of_a_conversion_is_refused(tmp_path, capsys):
     (tmp_path / "m/config.yaml").write_text(BOMB + "encoder: *a11\n")
     (tmp_path / "m/valid.acc.ave.pth").touch()
     argv = ("--from", tmp_path / "m", "--output", tmp_path / "n", "--attention", "mla")
-    status, lines = run(capsys, asr_convert.main, *argv)
+    status, lines = errors(capsys, asr_convert.main, *argv)
     assert status == 1 and len(lines) == 1 and "m/config.yaml: has more than" in lines[0]
-    status, lines = run(capsys, asr_convert.main, *argv, "--attention_conf", "a=[[")
+    status, lines = errors(capsys, asr_convert.main, *argv, "--attention_conf", "a=[[")
     assert status == 1 and len(lines) == 1 and "--attention_conf: a: is not YAML" in lines[0]
 
 
@@ -378,7 +368,7 @@ def test_output_that_cannot_be_written_is_refused_before_any_work(tmp_path, caps
     out = {"asr_certify": "--output", "asr_profile": "--output"}
     option = out.get(main.__name__.rpartition(".")[2], "--output_dir")
     for place in (tmp_path / "file/below/x", "/proc/nobody/x"):
-        status, lines = run(capsys, main.main, option, place)
+        status, lines = errors(capsys, main.main, option, place)
         assert status == 1 and len(lines) == 1
         assert option in lines[0] and f"{place}: cannot be written" in lines[0]
     assert os.listdir(tmp_path) == ["file"]

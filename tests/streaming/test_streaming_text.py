@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from commands import run
 from espnet_ext.bin import asr_certify, asr_inference_streaming, stream
 from espnet_ext.errors import UserError
 from espnet_ext.results import read_json
@@ -122,16 +123,6 @@ def test_impossible_streaming_options_are_named(model_dir, options, words):
         load(model_dir, **options)
     for word in words:
         assert word in str(error.value)
-
-
-def run(capsys, main, *argv):
-    """Exit status, standard output and standard error of a command line."""
-    try:
-        status = main([str(a) for a in argv]) or 0
-    except SystemExit as exit_:
-        status = exit_.code or 0
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def model_args(model_dir):

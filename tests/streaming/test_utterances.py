@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from commands import run
 from espnet_ext.audio import waveform
 from espnet_ext.bin import asr_certify, asr_inference, asr_inference_streaming, stream
 from espnet_ext.decoder import FastCTCPrefixScorer
@@ -185,15 +186,6 @@ def write(folder, waves, fs=FS):
     for name, wave in waves.items():
         soundfile.write(folder / f"{name}.wav", wave, fs, subtype="FLOAT")
     (folder / "wav.scp").write_text("".join(f"{n} {folder}/{n}.wav\n" for n in waves))
-
-
-def run(capsys, main, *argv):
-    """Exit status, standard output and standard error of a command line."""
-    try:
-        status = main([str(a) for a in argv]) or 0
-    except SystemExit as exit_:
-        status = exit_.code or 0
-    return status, *capsys.readouterr()
 
 
 def arguments(model_dir, folder, output):

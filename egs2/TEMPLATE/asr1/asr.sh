@@ -126,8 +126,10 @@ debug=false                    # false: run a command of a log by itself
 . ./path.sh
 if [ -f cmd.sh ]; then . ./cmd.sh; else . "${root}/cmd.sh"; fi
 assignments=$(python -m espnet_ext.bin.parse_options "${BASH_SOURCE[0]}" "$@") || exit 1
-eval "${assignments}"
-[ $# -eq 0 ] || die "'$1' is not an option"
+[ "${assignments}" != exit ] || exit 0 # after the help
+while IFS= read -r line; do # NAME=VALUE, or the name of an array to be emptied
+    case "${line}" in *=*) printf -v "${line%%=*}" '%s' "${line#*=}" ;; *) unset "${line}" ;; esac
+done <<< "${assignments}"
 ! "${print_asr_exp}" || exec 8>&1 >&2
 
 [ -n "${train_set}" ] && [ -n "${valid_set}" ] && [ -n "${test_sets}" ] \
