@@ -1,5 +1,6 @@
 """Models that hear many streams: one thread computes, whoever else only asks."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -122,7 +123,8 @@ class Engine:
                 waiting = len(self._waiting)
                 busy = any([self._step(model) for model in self.models])
                 for _ in range(waiting):
-                    self._waiting.popleft()()
+                    with contextlib.suppress(RuntimeError):  # its event loop has ended
+                        self._waiting.popleft()()
 
     def _step(self, model):
         """One step of a model; whether there was one."""
@@ -143,7 +145,8 @@ class Engine:
             if listener:
                 taken = stream.received - sum(map(len, list(stream.waiting)))
                 heard, ledger = taken / model.speech2text.fs, stream.stream.ledger()
-                listener(Outcome(result, ms, len(outcomes), heard, ledger))
+                with contextlib.suppress(RuntimeError):  # its event loop has ended
+                    listener(Outcome(result, ms, len(outcomes), heard, ledger))
         return bool(outcomes)
 
 

@@ -155,7 +155,7 @@ class Service:
                 raise Refusal("wrong_token", "token: is missing or wrong; the server printed it")
 
     @staticmethod
-    def same_origin(origin, host):
+    def same_origin(origin: str, host: str) -> bool:
         """Whether the page came from here; anyone may let a name point to this address."""
         if origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
             return False
@@ -248,9 +248,9 @@ class Client:
             )
         known = {model.name: model for model in self.service.models}
         names = list(known) if names is None else names
-        if not isinstance(names, list) or not names or not all(n in known for n in map(str, names)):
+        if not isinstance(names, list) or not names or any(str(n) not in known for n in names):
             raise Refusal("bad_data", f"models: must be some of {', '.join(known)}")
-        for name in dict.fromkeys(names):
+        for name in dict.fromkeys(map(str, names)):
             model = known[name]
             try:
                 self.streams[model] = self.engine.start(model, self._listener(model))
@@ -310,11 +310,12 @@ class Client:
             if data is None:
                 _json(message, "finish")
                 break
-            if len(data) % 2:
+            if not data or len(data) % 2:
                 raise Refusal("bad_data", f"{len(data)} bytes are no 16-bit samples")
             samples = np.frombuffer(data, "<i2").astype(np.float32) / 2**15
             heard += len(samples)
-            if heard > self.limits.max_seconds * rate:
+            lasted = time.monotonic() - began - self.limits.idle_seconds  # of a trickle as well
+            if max(heard / rate, lasted) > self.limits.max_seconds:
                 raise Refusal("too_much", f"longer than {self.limits.max_seconds:g} s")
             await self._push(resamplers, samples)
             early = began + (heard / rate - 1) / self.limits.max_speed - time.monotonic()

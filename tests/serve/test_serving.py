@@ -263,6 +263,7 @@ REFUSALS = {
     "no number": ({"rate": True}, "bad_data"),
     "no model": ({"rate": 8000, "models": ["another"]}, "bad_data"),
     "models of no kind": ({"rate": 8000, "models": [{}]}, "bad_data"),
+    "no sample": ({"rate": 8000, "said": [b""]}, "bad_data"),
     "half a sample": ({"rate": 8000, "said": [b"\0" * 801]}, "bad_data"),
     "text for sound": ({"rate": 8000, "said": ["hello"]}, "bad_data"),
     "sound after the end": ({"rate": 8000, "said": ['{"type": "finish"}', b"\0\0"]}, None),
