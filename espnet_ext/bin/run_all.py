@@ -46,12 +46,11 @@ def main(argv=None):
     paths = Path(args.expdir), tuple(args.run_args)
     Driver(settings(args), *paths, args.jobs, announce, say).train(models)
     compare(args.expdir, args.comparison, args.encoders, attentions)
-    status = report_failures(models)
     if streaming := [str(model.expdir) for model in models if _streams(model)]:
         command = ["espnet-ext", "serve", *streaming[:4]]
         command += ["--chunk_size", "16", "--left_context", "64"]
         print(f"Look at them live: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}")
-    return status
+    return report_failures(models)
 
 
 def _streams(model):
