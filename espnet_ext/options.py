@@ -17,7 +17,7 @@ from pathlib import Path
 from espnet_ext.errors import UserError, about
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-WHOLE = re.compile(r"[+-]?[0-9]+")
+WHOLE = re.compile(r"[+-]?[0-9]{1,99}")
 LARGEST = 2**31 - 1  # also for programs that count in 32 bits
 
 
@@ -85,11 +85,11 @@ def path(word):
 def writable(path):
     """Refuse a file or directory to write where nothing can be written, before any work."""
     made = Path(path)
-    while not made.is_dir():
-        if made.exists() and made != Path(path):
-            raise UserError(f"{path}: cannot be written: {made} is no directory")
-        made = made.parent
     try:
+        while not made.is_dir():
+            if made.exists() and made != Path(path):
+                raise UserError(f"{path}: cannot be written: {made} is no directory")
+            made = made.parent
         with tempfile.TemporaryFile(dir=made):
             pass
     except OSError as error:

@@ -32,9 +32,7 @@ class Chromium:
         with urllib.request.urlopen(f"http://{found[1]}/json") as answer:
             (page,) = [page for page in json.load(answer) if page["type"] == "page"]
         self.stack = ExitStack()
-        self.socket = self.stack.enter_context(
-            connect(page["webSocketDebuggerUrl"], max_size=None)
-        )
+        self.socket = self.stack.enter_context(connect(page["webSocketDebuggerUrl"], max_size=None))
         self.asked, self.complaints = 0, []
         for domain in ("Runtime", "Log", "Page"):
             self.call(f"{domain}.enable")

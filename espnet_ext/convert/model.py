@@ -15,7 +15,7 @@ from espnet_ext.attention.registry import conversion_options, convertible
 from espnet_ext.audio import read_audio, waveform
 from espnet_ext.checkpoint import load_model
 from espnet_ext.convert.weights import Moments, allocate_ranks
-from espnet_ext.data.kaldi import read_scp
+from espnet_ext.data.kaldi import read_wavs
 from espnet_ext.errors import UserError
 from espnet_ext.files import KB, whole
 from espnet_ext.frontend import known_front_end
@@ -226,7 +226,7 @@ def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
     if model.frontend is None:
         raise UserError(f"{wav_scp}: the model reads features, not recordings")
     fs = known_front_end(model.frontend).fs
-    paths = list(read_scp(wav_scp).values())
+    paths = list(read_wavs(wav_scp).values())
     chosen = paths[:: max(1, len(paths) // num_utts)][:num_utts]
     return [waveform(read_audio(path, fs)) for path in chosen]
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from espnet_ext.attention.registry import cache_kind
 from espnet_ext.config import read_config
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, about
 from espnet_ext.files import KB
 from espnet_ext.report.schema import NAME, read, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score
+from espnet_ext.results import PUBLISHED, check
 
 #: KB per stream of the equal-byte view
 BUDGETS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -154,6 +155,8 @@ class Comparison:
         if path is None:
             return []
         content = read_config(path)
+        with about(path):
+            check(content, PUBLISHED)
         words = content["reference_words"]
         real = [
             name
