@@ -353,9 +353,9 @@ class Client:
 
     async def _answer(self):
         """Send results until each model has given its last."""
-        said = {model: [] for model in self.streams}  # words that the client has
-        ended = {model: [] for model in self.streams}  # those of utterances that have ended
-        texts = {model: [] for model in self.streams}
+        said = {model: [] for model in self.streams}  # words of the utterance that the client has
+        ended = dict.fromkeys(self.streams, 0)  # how many words came before it
+        texts = {model: [] for model in self.streams}  # of the utterances before it
         while said:
             model, outcome = await self.outbox.get()
             if self.outbox.qsize() > BACKLOG:
@@ -365,9 +365,8 @@ class Client:
                 del said[model]
                 message = {"type": "failed", "model": model.name, "message": str(result)}
             else:
-                ended[model] += [word for one in result.utterances for word in _words(one)]
-                words = ended[model] + _words(result)
-                same = 0
+                before = [word for one in result.utterances for word in _words(one)]
+                words, same = before + _words(result), 0
                 while same < min(len(words), len(said[model])):
                     if words[same] != said[model][same]:
                         break
@@ -376,7 +375,7 @@ class Client:
                     "type": "result",
                     "model": model.name,
                     "is_final": result.is_final,
-                    "keep": same,
+                    "keep": ended[model] + same,
                     "words": words[same:],
                     "heard": round(outcome.heard, 3),
                     "ms": round(outcome.ms, 3),
@@ -384,7 +383,8 @@ class Client:
                     "bytes": outcome.ledger,
                     "open_streams": len(model.pool.streams),
                 }
-                said[model] = words
+                said[model] = words[len(before) :]
+                ended[model] += len(before)
                 texts[model] += [one.text for one in result.utterances]
                 if result.is_final:
                     message["text"] = " ".join(filter(None, [*texts[model], result.text]))
