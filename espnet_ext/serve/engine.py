@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_ext.attention import ATTENTIONS
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, about
 from espnet_ext.streaming.pool import PooledStream, StreamPool
 from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text
 
@@ -173,8 +173,9 @@ def load_models(
     for name, files in models:
         same = sum(known.partition(" (")[0] == name for known in served)
         unique = f"{name} ({same + 1})" if same else name
-        speech2text = StreamingSpeech2Text(*files, **options)
-        # a resampler may round up
-        pool = StreamPool(speech2text, budget, max_batch, max_seconds + 1)
+        with about(unique):
+            speech2text = StreamingSpeech2Text(*files, **options)
+            # a resampler may round up
+            pool = StreamPool(speech2text, budget, max_batch, max_seconds + 1)
         served[unique] = ServedModel(unique, speech2text, pool, budget)
     return list(served.values())

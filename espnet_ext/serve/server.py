@@ -11,6 +11,7 @@ import ipaddress
 import json
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -446,6 +447,23 @@ class _Server(uvicorn.Server):
     async def _finish(self):
         await self._service.stop()
         self.should_exit = True
+
+
+def check_certificate(certfile: str | None, keyfile: str | None) -> None:
+    """Refuse files that are no certificate and its key.
+
+    Raises:
+        UserError: The message says which.
+    """
+    if not certfile:
+        if keyfile:
+            raise UserError(f"{keyfile}: --keyfile needs --certfile, the certificate of the key")
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certfile, keyfile)
+    except (OSError, ValueError) as error:  # ssl's own is an OSError
+        names = " and ".join(filter(None, [certfile, keyfile]))
+        raise UserError(f"{names}: no certificate with its key in PEM ({error})") from None
 
 
 def serve(

@@ -28,8 +28,12 @@ DECODED += " --profile_config conf/profile.yaml --dumpdir dump --expdir exp"
 #: name of a command -> its good lines, to be split at blanks; new... is what they write
 COMMANDS = {
     "stream": [
-        f"{MLA} audio/a.wav",
+        f"{MLA} audio/a.wav --picture new.html",
         f"--asr_train_config {MLA}/config.yaml --asr_model_file {MLA}/valid.acc.ave.pth a.flac",
+    ],
+    "serve": [  # refused at last, as it would not end
+        f"{MLA} --budget_mb 0.001",
+        f"{MLA} --budget_mb 0.001 --certfile keys --keyfile keys",
     ],
     "decode": [
         f"{MLA} --output_dir new --data_path_and_name_and_type {SCP},speech,sound"
