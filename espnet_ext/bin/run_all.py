@@ -4,11 +4,14 @@ Run it again after a stop or a failure: what is done is kept. One model's failur
 others. --run_args gives more options to run.sh, e.g. "--ngpu 2 --asr_args '--max_epoch 30'".
 """
 
+import os
+import shlex
 from pathlib import Path
 
 from espnet_ext import model_options as shared
 from espnet_ext.bin.asr_compare import add_expected, compare
 from espnet_ext.bin.evaluate_all import announce, in_recipe, report_failures, say, settings
+from espnet_ext.config import read_config
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, maybe, output, path, positive_int
 
@@ -43,25 +46,19 @@ def main(argv=None):
     paths = Path(args.expdir), tuple(args.run_args)
     Driver(settings(args), *paths, args.jobs, announce, say).train(models)
     compare(args.expdir, args.comparison, args.encoders, attentions)
-    status = report_failures(models)
-    print(live(models))
-    return status
+    if streaming := [str(model.expdir) for model in models if _streams(model)]:
+        command = ["espnet-ext", "serve", *streaming[:4]]
+        command += ["--chunk_size", "16", "--left_context", "64"]
+        print(f"Look at them live: cd {shlex.quote(os.getcwd())} && {shlex.join(command)}")
+    return report_failures(models)
 
 
-def live(models):
-    """How to hear models that stream: the first four, side by side."""
-    from espnet_ext.config import read_config
-
-    streaming = [
-        str(model.expdir)
-        for model in models
-        if not model.failure
-        and read_config(model.expdir / "config.yaml").get("encoder_conf", {}).get("causal")
-    ]
-    if not streaming:
-        return "None of them streams."
-    command = f"espnet-ext serve {' '.join(streaming[:4])} --chunk_size 16 --left_context 64"
-    return f"Look at them live: cd {Path.cwd()} && {command}"
+def _streams(model):
+    """Whether a model is there that can stream."""
+    config = model.expdir and model.expdir / "config.yaml"
+    if model.failure or not config or not config.is_file():
+        return False
+    return bool(read_config(config).get("encoder_conf", {}).get("causal"))
 
 
 if __name__ == "__main__":

@@ -54,9 +54,10 @@ def main(argv=None):
     parser.option("stop_seconds", positive, 10, "to finish streams after SIGTERM")
     args = parser.parse_args(argv)
     try:
-        from espnet_ext.serve.server import Limits, serve
+        from espnet_ext.serve.server import Limits, check_certificate, serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name}: missing; pip install 'espnet-ext[serve]'") from None
+    check_certificate(args.certfile, args.keyfile)
     import torch
 
     from espnet_ext.serve.engine import load_models

@@ -68,7 +68,7 @@ class _Source:
 
         self.args, self.heard = args, 0
         self.name = STANDARD_INPUT if args.source == "-" else str(args.source)
-        self.recording = Recording(os.path.basename(self.name))
+        self.recording = Recording(os.path.basename(self.name)) if args.picture else None
 
     @property
     def rate(self):
@@ -88,7 +88,8 @@ class _Source:
             self.heard += len(samples)
             if self.args.real_time:
                 time.sleep(max(0, began + self.heard / fs - time.monotonic()))
-            self.recording.hear(samples, fs)
+            if self.recording:
+                self.recording.hear(samples, fs)
             yield samples
         if not self.heard:
             raise UserError(f"{self.name}: has no samples, so there is nothing to transcribe")
@@ -114,7 +115,8 @@ def _through_server(args, source):
             continue
         text, heard, state = message["text"], message["heard"], message["bytes"]
         ms = message["ms"] / message["batch"]
-        source.recording.add(name, text, message["words"], heard, ms, state)
+        if source.recording:
+            source.recording.add(name, text, message["words"], heard, ms, state)
         if args.output == "json":
             print(to_json(message), end="", flush=True)
         elif not message["is_final"] and text != shown.get(name):
@@ -147,8 +149,8 @@ def _through_model(args, source):
             raise UserError(f"{source.heard} samples ({heard:.4f} s) are too short for any text")
         found = [ended.text for ended in result.utterances]
         texts.extend(found)
-        words.extend(asdict(word) for ended in result.utterances for word in ended.words)
-        if stream.frames > frames:
+        if source.recording and (stream.frames > frames or is_final):
+            words.extend(asdict(word) for ended in result.utterances for word in ended.words)
             text = " ".join(filter(None, [*texts, result.text]))
             known = words + [asdict(word) for word in result.words]
             source.recording.add(name, text, known, heard, ms, stream.ledger())

@@ -42,7 +42,7 @@ def transcribe(
     url = url if "/" in rest.rstrip("/") else f"{scheme}://{rest.rstrip('/')}/stream"
     try:
         socket = connect(url, additional_headers=headers, max_size=None, compression=None)
-    except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as error:
+    except (OSError, InvalidHandshake, InvalidURI, ValueError, OverflowError) as error:
         raise UserError(f"{url}: no server answers ({error})") from None
     with socket:
         socket.send(json.dumps({"type": "start", "rate": rate}))

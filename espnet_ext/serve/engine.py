@@ -1,5 +1,6 @@
 """Models that hear many streams: one thread computes, whoever else only asks."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_ext.attention import ATTENTIONS
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, about
 from espnet_ext.streaming.pool import PooledStream, StreamPool
 from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text
 
@@ -122,7 +123,8 @@ class Engine:
                 waiting = len(self._waiting)
                 busy = any([self._step(model) for model in self.models])
                 for _ in range(waiting):
-                    self._waiting.popleft()()
+                    with contextlib.suppress(RuntimeError):  # its event loop has ended
+                        self._waiting.popleft()()
 
     def _step(self, model):
         """One step of a model; whether there was one."""
@@ -143,7 +145,8 @@ class Engine:
             if listener:
                 taken = stream.received - sum(map(len, list(stream.waiting)))
                 heard, ledger = taken / model.speech2text.fs, stream.stream.ledger()
-                listener(Outcome(result, ms, len(outcomes), heard, ledger))
+                with contextlib.suppress(RuntimeError):  # its event loop has ended
+                    listener(Outcome(result, ms, len(outcomes), heard, ledger))
         return bool(outcomes)
 
 
@@ -170,8 +173,9 @@ def load_models(
     for name, files in models:
         same = sum(known.partition(" (")[0] == name for known in served)
         unique = f"{name} ({same + 1})" if same else name
-        speech2text = StreamingSpeech2Text(*files, **options)
-        # a resampler may round up
-        pool = StreamPool(speech2text, budget, max_batch, max_seconds + 1)
+        with about(unique):
+            speech2text = StreamingSpeech2Text(*files, **options)
+            # a resampler may round up
+            pool = StreamPool(speech2text, budget, max_batch, max_seconds + 1)
         served[unique] = ServedModel(unique, speech2text, pool, budget)
     return list(served.values())

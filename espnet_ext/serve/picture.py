@@ -1,7 +1,6 @@
 """A recording's picture: words over time, and what the models held and took for them."""
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from espnet_ext.resources import RESOURCES
 
@@ -58,6 +57,8 @@ class Recording:
 
 def picture(recording: Recording | None = None) -> str:
     """A page that needs nothing else; without a recording, one that the live page fills in."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # a client needs none of it
+
     environment = Environment(
         loader=FileSystemLoader(RESOURCES), autoescape=True, undefined=StrictUndefined
     )

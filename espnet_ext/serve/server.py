@@ -11,6 +11,7 @@ import ipaddress
 import json
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -155,7 +156,7 @@ class Service:
                 raise Refusal("wrong_token", "token: is missing or wrong; the server printed it")
 
     @staticmethod
-    def same_origin(origin, host):
+    def same_origin(origin: str, host: str) -> bool:
         """Whether the page came from here; anyone may let a name point to this address."""
         if origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
             return False
@@ -248,9 +249,9 @@ class Client:
             )
         known = {model.name: model for model in self.service.models}
         names = list(known) if names is None else names
-        if not isinstance(names, list) or not names or not all(n in known for n in map(str, names)):
+        if not isinstance(names, list) or not names or any(str(n) not in known for n in names):
             raise Refusal("bad_data", f"models: must be some of {', '.join(known)}")
-        for name in dict.fromkeys(names):
+        for name in dict.fromkeys(map(str, names)):
             model = known[name]
             try:
                 self.streams[model] = self.engine.start(model, self._listener(model))
@@ -310,11 +311,12 @@ class Client:
             if data is None:
                 _json(message, "finish")
                 break
-            if len(data) % 2:
+            if not data or len(data) % 2:
                 raise Refusal("bad_data", f"{len(data)} bytes are no 16-bit samples")
             samples = np.frombuffer(data, "<i2").astype(np.float32) / 2**15
             heard += len(samples)
-            if heard > self.limits.max_seconds * rate:
+            lasted = time.monotonic() - began - self.limits.idle_seconds  # of a trickle as well
+            if max(heard / rate, lasted) > self.limits.max_seconds:
                 raise Refusal("too_much", f"longer than {self.limits.max_seconds:g} s")
             await self._push(resamplers, samples)
             early = began + (heard / rate - 1) / self.limits.max_speed - time.monotonic()
@@ -352,9 +354,9 @@ class Client:
 
     async def _answer(self):
         """Send results until each model has given its last."""
-        said = {model: [] for model in self.streams}  # words that the client has
-        ended = {model: [] for model in self.streams}  # those of utterances that have ended
-        texts = {model: [] for model in self.streams}
+        said = {model: [] for model in self.streams}  # words of the utterance that the client has
+        ended = dict.fromkeys(self.streams, 0)  # how many words came before it
+        texts = {model: [] for model in self.streams}  # of the utterances before it
         while said:
             model, outcome = await self.outbox.get()
             if self.outbox.qsize() > BACKLOG:
@@ -364,9 +366,8 @@ class Client:
                 del said[model]
                 message = {"type": "failed", "model": model.name, "message": str(result)}
             else:
-                ended[model] += [word for one in result.utterances for word in _words(one)]
-                words = ended[model] + _words(result)
-                same = 0
+                before = [word for one in result.utterances for word in _words(one)]
+                words, same = before + _words(result), 0
                 while same < min(len(words), len(said[model])):
                     if words[same] != said[model][same]:
                         break
@@ -375,7 +376,7 @@ class Client:
                     "type": "result",
                     "model": model.name,
                     "is_final": result.is_final,
-                    "keep": same,
+                    "keep": ended[model] + same,
                     "words": words[same:],
                     "heard": round(outcome.heard, 3),
                     "ms": round(outcome.ms, 3),
@@ -383,7 +384,8 @@ class Client:
                     "bytes": outcome.ledger,
                     "open_streams": len(model.pool.streams),
                 }
-                said[model] = words
+                said[model] = words[len(before) :]
+                ended[model] += len(before)
                 texts[model] += [one.text for one in result.utterances]
                 if result.is_final:
                     message["text"] = " ".join(filter(None, [*texts[model], result.text]))
@@ -445,6 +447,23 @@ class _Server(uvicorn.Server):
     async def _finish(self):
         await self._service.stop()
         self.should_exit = True
+
+
+def check_certificate(certfile: str | None, keyfile: str | None) -> None:
+    """Refuse files that are no certificate and its key.
+
+    Raises:
+        UserError: The message says which.
+    """
+    if not certfile:
+        if keyfile:
+            raise UserError(f"{keyfile}: --keyfile needs --certfile, the certificate of the key")
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certfile, keyfile)
+    except (OSError, ValueError) as error:  # ssl's own is an OSError
+        names = " and ".join(filter(None, [certfile, keyfile]))
+        raise UserError(f"{names}: no certificate with its key in PEM ({error})") from None
 
 
 def serve(

@@ -19,7 +19,7 @@ EXAMPLES = int(os.environ.get("BAD_INPUTS", 3))
 LINES = [(name, line) for name, lines in COMMANDS.items() for line in lines]
 #: these take seconds
 SLOW = ("run-all", "evaluate", "curve", "compare", "check", "grid", "export", "serve")
-#: these end in one line, for nobody answers
+#: these end in one line, for nobody answers, or no stream fits
 REFUSED = ("upload", "serve")
 #: these keep what is done for the next run
 KEEP = ("run-all", "evaluate", "curve", "data download", "data format")

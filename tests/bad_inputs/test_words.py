@@ -25,7 +25,7 @@ VALUES = {
 }
 #: options that lines may leave out: words, and what is EXPDIR too, which the line of stream has
 OTHERS = {
-    *("server", "token", "allowed_origins", "certfile", "keyfile", "port"),
+    *("server", "host", "port", "token", "allowed_origins"),
     *("run_args", "finetune_args", "finetune", "inference_tag", "encoders", "attentions", "models"),
     *(
         "asr_train_config",

@@ -114,6 +114,9 @@ def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
     assert again.returncode == 0, again.stdout + again.stderr
     assert measured.stat().st_mtime_ns == before
     assert "conformer mla: WER test_clean" in again.stdout
+    runs = " ".join(f"exp/asr_train_asr_conformer_{a}_raw_word" for a in ("mha", "linear", "mla"))
+    live = f"cd {recipe} && espnet-ext serve {runs} --chunk_size 16 --left_context 64"
+    assert again.stdout.splitlines()[-1] == f"Look at them live: {live}"
 
     # what was only kept is no measure of what is left
     ends = [line.split(" ", 1)[1] for line in again.stdout.splitlines() if " of 3 after " in line]

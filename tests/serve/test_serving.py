@@ -98,6 +98,7 @@ def strict_server():
     yield from kept(
         *("--token", TOKEN, "--budget_mb", "0.3", "--max_clients", "3", "--max_seconds", "5"),
         *("--idle_seconds", "5", "--allowed_origins", "https://example.org/"),
+        *("--endpoint", "0.2"),
     )
 
 
@@ -202,6 +203,7 @@ def test_words_come_with_times_and_what_a_chunk_took(open_server, models):
     for name, model in models.items():
         words, results = [], [m for m in messages if m["model"] == name]
         for message in results:
+            assert message["keep"] <= len(words)
             words[message["keep"] :] = message["words"]
             assert message["ms"] > 0 and message["batch"] >= 1
             assert message["bytes"]["attention"] > 0
@@ -263,6 +265,7 @@ REFUSALS = {
     "no number": ({"rate": True}, "bad_data"),
     "no model": ({"rate": 8000, "models": ["another"]}, "bad_data"),
     "models of no kind": ({"rate": 8000, "models": [{}]}, "bad_data"),
+    "no sample": ({"rate": 8000, "said": [b""]}, "bad_data"),
     "half a sample": ({"rate": 8000, "said": [b"\0" * 801]}, "bad_data"),
     "text for sound": ({"rate": 8000, "said": ["hello"]}, "bad_data"),
     "sound after the end": ({"rate": 8000, "said": ['{"type": "finish"}', b"\0\0"]}, None),
@@ -294,6 +297,11 @@ def test_token_may_be_in_the_address_and_origins_may_be_allowed(strict_server):
     for origin in ("https://example.org", url.replace("ws:", "http:").removesuffix("/stream")):
         messages, code = asyncio.run(speak(given, samples, 8000, 800, origin=origin))
         assert texts(messages) == {PRETRAINED: TEXT} and code == 1000
+        words = []  # of several utterances, as every gap ends one
+        for message in messages[1:]:
+            words[message["keep"] :] = [word["text"] for word in message["words"]]
+        assert " ".join(words) == TEXT
+        assert messages[-1]["keep"] >= 3 and len(messages) > 4
     page = strict_server().page.partition("#")[0]
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{page}models")
