@@ -126,6 +126,7 @@ EVALUATION = {
     "decoder_cache": _DECODER,
     "input_cache": Maybe(_COSTS),
     "equivalence": Maybe(CERTIFICATE),
+    "seed": Maybe(int),
 }
 #: of grid.json
 CELLS = {
@@ -138,6 +139,8 @@ CELLS = {
             **dict.fromkeys(("bytes", "latency_ms"), NUMBER),
             "ledger": {...: NUMBER},
             "in_trained_range": bool,
+            "input_cache_bytes": Maybe(NUMBER),
+            "streamed": Maybe(dict.fromkeys(("utterances", "same_text"), int)),
             "wer": {...: {"wer": NUMBER, "interval_95": [NUMBER, NUMBER]}},
         }
     ],
