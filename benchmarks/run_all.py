@@ -38,6 +38,12 @@ BENCHMARKS = {
         [],
         ["--contexts", "64", "--repeats", "5", "--variants", "mha", "mla, rank 128"],
     ),
+    "export": (
+        "export.py",
+        "Exported steps",
+        [],
+        ["--contexts", "64", "--repeats", "5", "--variants", "mha", "--layers", "2"],
+    ),
     "beam_search": (
         "beam_search.py",
         "Beam search against ESPnet's",

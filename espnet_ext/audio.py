@@ -83,7 +83,7 @@ MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 120
 
 def parse_rate(rate):
     """Hz of a rate such as ``"16k"``, ``"44.1k"`` or ``"8000"``; others are a ``UserError``."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(k?)", rate)
+    match = re.fullmatch(r"([0-9]{1,99}(?:\.[0-9]{1,99})?)(k?)", rate)
     hertz = Fraction(match[1]) * (1000 if match[2] else 1) if match else 0
     if hertz < 1 or hertz != int(hertz):
         raise UserError(f"sampling rate {rate!r}: give Hz or kHz, as in 16000 or 16k")

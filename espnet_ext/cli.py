@@ -13,6 +13,7 @@ from espnet_ext.options import did_you_mean
 COMMANDS = {
     "a model": {
         "stream": "stream",
+        "serve": "serve",
         "decode": "asr_inference_streaming",
         "certify": "asr_certify",
         "profile": "asr_profile",

@@ -5,6 +5,7 @@ import functools
 import math
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -168,6 +169,7 @@ def _environment(error: Exception) -> str:
 
 
 def _show(message: str) -> None:
+    message = re.sub("(.{900}).{300,}(.{300})", r"\1 ... \2", message)  # of a file of one line
     print(printable(f"{Path(sys.argv[0]).stem}: error: {message}"), file=sys.stderr)
 
 

@@ -15,6 +15,7 @@ from espnet_ext.options import (
     name,
     packet_length,
     path,
+    positive,
     positive_int,
     probability,
     take_defaults,
@@ -84,11 +85,21 @@ def add_stream(parser: Parser) -> None:
     )
 
 
+def add_ctc_search(parser: Parser) -> None:
+    """How text is searched for while a stream runs."""
+    parser.option("search", default="greedy", choices=("greedy", "beam"))
+    parser.option("beam_size", positive_int, 10, "hypotheses")
+
+
+def add_endpoint(parser: Parser) -> None:
+    """What ends an utterance."""
+    parser.option("endpoint", positive, help="seconds of blank that end an utterance [its end]")
+
+
 def add_search(parser: Parser) -> None:
     """In what packets a recording arrives, and how text is searched for."""
     parser.option("packet_ms", packet_length, 100, "packet length")
-    parser.option("search", default="greedy", choices=("greedy", "beam"))
-    parser.option("beam_size", positive_int, 10, "hypotheses")
+    add_ctc_search(parser)
     parser.option("rescore", boolean, False, "attention rescoring")
     parser.option("ctc_weight", probability, 0.3, "in rescoring")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from espnet_ext.errors import UserError, about
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-WHOLE = re.compile(r"[+-]?[0-9]+")
+WHOLE = re.compile(r"[+-]?[0-9]{1,99}")
 LARGEST = 2**31 - 1  # also for programs that count in 32 bits
 
 
@@ -25,11 +25,11 @@ def _wrong(rule, word):
     return argparse.ArgumentTypeError(f"is {rule}, not {word!r}")
 
 
-def _whole(least, rule):
+def _whole(least, rule, most=LARGEST):
     def parse(word):
         if not NUMBER.fullmatch(word):
             raise _wrong("a number", word)
-        if not WHOLE.fullmatch(word) or not least <= int(word) <= LARGEST:
+        if not WHOLE.fullmatch(word) or not least <= int(word) <= most:
             raise _wrong(rule, word)
         return int(word)
 
@@ -51,6 +51,7 @@ def _real(rule, holds):
 positive_int = _whole(1, "a whole number of at least 1")
 count = _whole(0, "a whole number of at least 0")
 context = _whole(-1, "a whole number of at least -1, which is all")
+port = _whole(0, "a port, 0 to 65535", 65535)
 finite = _real("a finite number", lambda value: True)
 positive = _real("a finite number above 0", lambda value: value > 0)
 non_negative = _real("a finite number of at least 0", lambda value: value >= 0)
@@ -84,11 +85,11 @@ def path(word):
 def writable(path):
     """Refuse a file or directory to write where nothing can be written, before any work."""
     made = Path(path)
-    while not made.is_dir():
-        if made.exists() and made != Path(path):
-            raise UserError(f"{path}: cannot be written: {made} is no directory")
-        made = made.parent
     try:
+        while not made.is_dir():
+            if made.exists() and made != Path(path):
+                raise UserError(f"{path}: cannot be written: {made} is no directory")
+            made = made.parent
         with tempfile.TemporaryFile(dir=made):
             pass
     except OSError as error:

@@ -129,19 +129,31 @@ EVALUATION = {
     "seed": Maybe(int),
 }
 #: of grid.json
-CELLS = {
+GRID = {
     **dict.fromkeys(("encoder", "attention"), str),
     "attention_conf": dict,
     "cells": [
         {
             **_VIEW,
-            "frames": int,
-            **dict.fromkeys(("bytes", "latency_ms"), NUMBER),
-            "ledger": {...: NUMBER},
+            **dict.fromkeys(("frames", "bytes", "latency_ms"), NUMBER),
+            "ledger": {"attention": NUMBER},
             "in_trained_range": bool,
             "input_cache_bytes": Maybe(NUMBER),
             "streamed": Maybe(dict.fromkeys(("utterances", "same_text"), int)),
             "wer": {...: {"wer": NUMBER, "interval_95": [NUMBER, NUMBER]}},
+            "input_cache_bytes": Maybe(NUMBER),
+        }
+    ],
+}
+#: of others, in YAML
+PUBLISHED = {
+    "reference_words": {...: int},
+    "rows": [
+        {
+            **dict.fromkeys(("name", "source"), str),
+            "wer": {...: NUMBER},
+            "parameters_m": Maybe(NUMBER),
+            "note": Maybe(str),
         }
     ],
 }

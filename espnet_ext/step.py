@@ -47,13 +47,9 @@ class Window:
             lengths, real = (torch.tensor(x, device=device) for x in (lengths, real))
             age = torch.arange(self.keys - 1, -1, -1, device=device)
             self.hidden = _hidden(age, lengths, real, n)
-        self._counts = real if padded else None
+        self.counts = real if padded else None  # (B,), real frames, or None where all are
         if padded:
             self.real = torch.arange(n, device=device) < real[:, None]
-
-    def newest(self, x, width):
-        """Copy of the last ``width`` real inputs (B, width, channels) of (B, width+n, channels)."""
-        return _newest(x, width, self._counts)
 
     def write(self, ring, frames):
         """Put new frames (B, ..., n, r) into a ring (B, ..., capacity, r)."""
@@ -94,7 +90,7 @@ class RaggedWindow:
 
     def __init__(self, heads, lengths, real, n, capacity):
         device = heads.device
-        self.n, self.keys, self._counts = n, capacity, real
+        self.n, self.keys, self.counts = n, capacity, real
         new = torch.arange(n, device=device)
         self.real = new < real[:, None]
         self._write_to = ((heads[:, None] + new) % capacity)[..., None]  # (B, n, 1)
@@ -102,10 +98,6 @@ class RaggedWindow:
         age = (newest - torch.arange(capacity, device=device)) % capacity  # (B, S)
         self.hidden = _hidden(age, lengths, real, n)
         self._order = (capacity - 1 - age)[:, None, None]  # (B, 1, 1, S)
-
-    def newest(self, x, width):
-        """Copy of the last ``width`` real inputs (B, width, channels) of (B, width+n, channels)."""
-        return _newest(x, width, self._counts)
 
     def write(self, ring, frames):
         """Put new frames (B, ..., n, r) into a ring (B, ..., capacity, r)."""
@@ -131,6 +123,7 @@ def _hidden(age, lengths, real, n):
 
 
 def _newest(x, width, counts):
+    """Copy of the last ``width`` real inputs (B, width, channels) of (B, width+n, channels)."""
     if counts is None:
         return x[:, x.size(1) - width :].clone()
     index = (counts[:, None] + torch.arange(width, device=x.device))[..., None]  # (B, width, 1)
@@ -231,7 +224,7 @@ class InputsOfPast:
         """Inputs of a chunk (B, n, channels) behind those of the past: (B, k-1+n, channels)."""
         past = self.state.past
         x = torch.cat([past, x.to(past.dtype)], dim=1)
-        self.state = ConvolutionState(self.window.newest(x, past.size(1)))
+        self.state = ConvolutionState(_newest(x, past.size(1), self.window.counts))
         return x
 
     def after(self) -> ConvolutionState:

@@ -17,6 +17,7 @@ ORDER = (
     "bin",
     "evaluate",
     "report",
+    "serve",
     "export",
     "streaming",
     "convert",

@@ -68,7 +68,7 @@ def test_profile_and_conversion(folder, model, tmp_path, capsys):
 
 
 def test_what_is_no_model_is_named(folder, tmp_path):
-    with pytest.raises(UserError, match="has no config.yaml of a training, and no meta.yaml"):
+    with pytest.raises(UserError, match="has no config.yaml of a training, nor meta.yaml"):
         find_model(tmp_path)
     with pytest.raises(UserError, match=f"none.pth: no such file; .*{CHECKPOINT}"):
         find_model(folder / "exp/asr_x", "none.pth")

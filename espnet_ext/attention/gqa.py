@@ -67,18 +67,10 @@ class GroupedQueryAttention(MultiHeadAttention):
 def group_heads(
     attention: Any, n_kv_head: int, similar: bool, moments: Any = None
 ) -> tuple[list[int], float]:
-    """Which heads share keys and values.
+    """The heads, group after group, and the share of keys and values that means lose (squares).
 
-    Args:
-        attention: Multi-head attention.
-        n_kv_head: Groups, of equal size.
-        similar: Group heads that make similar keys and values; else neighbours. From neighbours
-            on, two heads change places while that makes the means fit better.
-        moments: Of the layer's inputs, or None.
-
-    Returns:
-        The heads, group after group, and the share of keys and values that the means lose
-        (squares, 0 to 1).
+    Neighbours form a group, or ``similar`` heads: from neighbours on, two heads change places while
+    that makes the means fit better.
     """
     weights = on_inputs(key_value_weights(attention), moments)  # (2 * H * d, D)
     heads = weights.view(2, attention.h, -1).transpose(0, 1).flatten(1)  # (H, 2 * d * D)

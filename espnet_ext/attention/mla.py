@@ -123,15 +123,10 @@ class MultiHeadLatentAttention(SoftmaxAttention):
 
 
 def directions(attention: Any, moments: Any = None) -> tuple[Tensor, Tensor]:
-    """What latent attention of each rank keeps.
+    """A latent's directions U (2D, 2D), the most important first, and what each is worth.
 
-    Args:
-        attention: Multi-head attention.
-        moments: Of its inputs; without them all inputs count as equally likely.
-
-    Returns:
-        U (2D, 2D), a latent's directions, the most important first, and their squared singular
-        values (2D,), the error that leaving each out adds.
+    That is their squared singular values (2D,), the error that leaving each out adds. Without
+    ``moments`` all inputs count as equally likely.
     """
     weights = on_inputs(key_value_weights(attention), moments)
     u, s, _ = torch.linalg.svd(weights, full_matrices=True)

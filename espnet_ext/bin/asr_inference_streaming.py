@@ -8,6 +8,7 @@ import logging
 
 from espnet_ext import model_options as shared
 from espnet_ext.config import parse_with_file
+from espnet_ext.data.kaldi import read_lines
 from espnet_ext.errors import cli
 from espnet_ext.options import Parser, count, output
 
@@ -30,8 +31,7 @@ def main(argv=None):
         model["device"] = "cuda"
     scp, ids = args.data_path_and_name_and_type.rsplit(",", 2)[0], None
     if args.key_file:
-        with open(args.key_file, encoding="utf-8") as file:
-            ids = [line.split()[0] for line in file if line.strip()]
+        ids = [line.split()[0] for line in read_lines(args.key_file) if line.strip()]
     from espnet_ext.evaluate.streams import decode
 
     logging.basicConfig(level=args.log_level, format="%(asctime)s %(levelname)s: %(message)s")

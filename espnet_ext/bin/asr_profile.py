@@ -10,7 +10,7 @@ from pathlib import Path
 
 from espnet_ext import model_options as shared
 from espnet_ext.config import parse_with_file
-from espnet_ext.errors import UserError, cli
+from espnet_ext.errors import UserError, about, cli
 from espnet_ext.files import KB, MB, write_atomic
 from espnet_ext.options import Parser, output, path
 from espnet_ext.results import to_json
@@ -73,7 +73,8 @@ def measure_caches(models, args) -> list[dict]:
     results = []
     for file, _ in models:
         config = read_model_config(file)
-        cache = measure_cache(config, args.frames, args.chunk_size, args.left_contexts)
+        with about(file):
+            cache = measure_cache(config, args.frames, args.chunk_size, args.left_contexts)
         results.append(describe(config, file) | {"cache": cache})
     return results
 

@@ -25,6 +25,7 @@ def main(argv=None):
     parser.option("seed", count, 1, "of the tables")
     parser.option("restore", output, help="directory to write for compare --expdir")
     args = parser.parse_args(argv)
+    from espnet_ext.data.kaldi import read_lines
     from espnet_ext.evaluate.gather import gather
     from espnet_ext.files import write_atomic
     from espnet_ext.report.kept import read_kept, restore, tables, updated
@@ -37,11 +38,13 @@ def main(argv=None):
     kept = read_kept(args.results)
     if args.seed not in kept:
         raise UserError(f"{args.results}: keeps nothing of seed {args.seed}; give an EXPDIR first")
+    if not (args.page or args.restore):
+        raise UserError("give EXPDIR of a model to keep, --page or --restore")
     if args.restore:
         restore(kept[args.seed], args.restore)
     if args.page:
         page = Path(args.page)
-        text = page.read_text(encoding="utf-8")
+        text = "".join(f"{line}\n" for line in read_lines(page))
         made = tables(args.results, args.test_set, args.seed)
         write_atomic(page, updated(text, made).encode())
 

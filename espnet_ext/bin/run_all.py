@@ -58,7 +58,25 @@ def main(argv=None):
     paths = Path(args.expdir), tuple(words)
     Driver(settings(args), *paths, args.jobs, announce, say).train(models)
     compare(args.expdir, args.comparison, args.encoders, attentions)
-    return report_failures(models)
+    status = report_failures(models)
+    print(live(models))
+    return status
+
+
+def live(models):
+    """How to hear models that stream: the first four, side by side."""
+    from espnet_ext.config import read_config
+
+    streaming = [
+        str(model.expdir)
+        for model in models
+        if not model.failure
+        and read_config(model.expdir / "config.yaml").get("encoder_conf", {}).get("causal")
+    ]
+    if not streaming:
+        return "None of them streams."
+    command = f"espnet-ext serve {' '.join(streaming[:4])} --chunk_size 16 --left_context 64"
+    return f"Look at them live: cd {Path.cwd()} && {command}"
 
 
 if __name__ == "__main__":

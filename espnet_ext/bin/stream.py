@@ -5,19 +5,21 @@ from standard input. Without EXPDIR the small model in the package is run, which
 English at 8 kHz, and without FILE its own recording. Each line: seconds heard, bytes of state, the
 end of the text. The last line is the whole text, with --endpoint a line for each utterance. With
 --output json every line is an object: heard, ledger (bytes by kind), and what is known of the
-utterance, with its words, their times and confidence. With --runtime onnxruntime EXPDIR is what
-espnet-ext export has made, and neither PyTorch nor ESPnet is imported.
+utterance, with its words, their times and confidence. --picture draws all of that on a page. With
+--runtime onnxruntime EXPDIR is what espnet-ext export has made, and neither PyTorch nor ESPnet is
+imported. With --server the models of espnet-ext serve hear it, and each line names one.
 """
 
 import os
+import time
 from dataclasses import asdict
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, about, cli
 from espnet_ext.files import KB
-from espnet_ext.options import Parser, positive
+from espnet_ext.options import Parser, boolean, output, positive_int
 from espnet_ext.packing import CHECKPOINT
-from espnet_ext.pretrained import RECORDING
+from espnet_ext.pretrained import PRETRAINED, RECORDING
 from espnet_ext.results import to_json
 
 SHOWN = 60
@@ -27,6 +29,11 @@ def _choose_model(args):
     """Of two words one is a file, and without a model the package's own is meant."""
     if args.source is None and args.expdir and not os.path.isdir(args.expdir):
         args.expdir, args.source = None, "-" if args.expdir == "./-" else args.expdir
+    if args.server:
+        if args.expdir or args.asr_train_config or args.asr_model_file:
+            raise UserError("--server: has its own models; give FILE or - alone")
+        args.source = args.source or RECORDING
+        return
     if not (args.expdir or args.asr_train_config or args.asr_model_file):
         if args.runtime != "torch":
             raise UserError("EXPDIR: missing; give the directory that espnet-ext export has made")
@@ -52,6 +59,118 @@ def _loaded(args):
     return StreamingSpeech2Text(args.asr_train_config, file, threads=args.threads, **options)
 
 
+class _Source:
+    """What is transcribed, and its picture."""
+
+    def __init__(self, args):
+        from espnet_ext.audio import STANDARD_INPUT
+        from espnet_ext.serve.picture import Recording
+
+        self.args, self.heard = args, 0
+        self.name = STANDARD_INPUT if args.source == "-" else str(args.source)
+        self.recording = Recording(os.path.basename(self.name))
+
+    @property
+    def rate(self):
+        """Its own, Hz."""
+        from espnet_ext.audio import open_audio
+
+        return self.args.rate if self.args.source == "-" else open_audio(self.args.source).rate
+
+    def packets(self, fs):
+        """Its samples (n,), float32, as they come."""
+        from espnet_ext.audio import read_packets, standard_input
+        from espnet_ext.streaming.speech2text import packet_samples
+
+        source = standard_input() if self.args.source == "-" else self.args.source
+        began = time.monotonic()
+        for samples in read_packets(source, fs, packet_samples(self.args.packet_ms, fs)):
+            self.heard += len(samples)
+            if self.args.real_time:
+                time.sleep(max(0, began + self.heard / fs - time.monotonic()))
+            self.recording.hear(samples, fs)
+            yield samples
+        if not self.heard:
+            raise UserError(f"{self.name}: has no samples, so there is nothing to transcribe")
+
+
+def _line(heard, nbytes, text):
+    tail = text if len(text) <= SHOWN else "..." + text[-SHOWN:]
+    print(f"{heard:9.2f} s {nbytes / KB:9.1f} KB  {tail}", flush=True)
+
+
+def _through_server(args, source):
+    """Let a server's models hear the source, and print what they say."""
+    try:
+        from espnet_ext.serve.client import transcribe
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name}: missing; pip install 'espnet-ext[serve]'") from None
+    shown, finals, failed, fs = {}, {}, [], source.rate
+    for message in transcribe(args.server, source.packets(fs), fs, args.token, args.real_time):
+        name = message.get("model")
+        if message["type"] == "failed":
+            failed.append(f"{name}: {message['message']}")
+        if message["type"] != "result":
+            continue
+        text, heard, state = message["text"], message["heard"], message["bytes"]
+        ms = message["ms"] / message["batch"]
+        source.recording.add(name, text, message["words"], heard, ms, state)
+        if args.output == "json":
+            print(to_json(message), end="", flush=True)
+        elif not message["is_final"] and text != shown.get(name):
+            own = sum(n for kind, n in state.items() if kind != "positions")
+            _line(heard, own, f"{name}: {text}")
+        shown[name] = text
+        if message["is_final"]:
+            finals[name] = text
+    for name, text in finals.items() if args.output == "text" else ():
+        print(text if len(finals) == 1 else f"{name}: {text}")
+    if failed:
+        raise UserError("; ".join(failed))
+
+
+def _through_model(args, source):
+    """Let a model hear the source, and print what it says."""
+    speech2text = _loaded(args)
+    fs = speech2text.fs
+    stream, shown, texts, words = speech2text.start(), None, [], []
+    own = args.expdir == RECORDING.parent
+    name = PRETRAINED if own else str(args.expdir or args.asr_train_config)
+
+    def hear(samples=(), is_final=False):
+        """Read a packet, print what is new, and keep it for the picture."""
+        nonlocal shown
+        heard, frames, began = source.heard / fs, stream.frames, time.perf_counter()
+        result = speech2text(stream, samples, is_final)
+        ms = 1000 * (time.perf_counter() - began)
+        if is_final and not stream.frames:
+            raise UserError(f"{source.heard} samples ({heard:.4f} s) are too short for any text")
+        found = [ended.text for ended in result.utterances]
+        texts.extend(found)
+        words.extend(asdict(word) for ended in result.utterances for word in ended.words)
+        if stream.frames > frames:
+            text = " ".join(filter(None, [*texts, result.text]))
+            known = words + [asdict(word) for word in result.words]
+            source.recording.add(name, text, known, heard, ms, stream.ledger())
+        if args.output == "json":
+            if found or is_final or result.text != shown:
+                known = {"heard": heard, "ledger": stream.ledger()}
+                print(to_json(known | asdict(result)), end="", flush=True)
+        elif is_final:
+            print("\n".join(filter(None, [*texts, result.text])))
+        else:
+            for text in filter(None, [*found, result.text]):
+                if text != shown:
+                    _line(heard, stream.nbytes, text)
+        shown = result.text
+
+    for samples in source.packets(fs):
+        with about(f"{source.name}: from {(source.heard - len(samples)) / fs:.2f} s on"):
+            hear(samples)
+    with about(source.name):
+        hear(is_final=True)
+
+
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
@@ -60,53 +179,23 @@ def main(argv=None):
     parser.add_argument("source", metavar="FILE|-", nargs="?")
     shared.add_stream(parser)
     shared.add_search(parser)
-    parser.option("endpoint", positive, help="seconds of blank that end an utterance [its end]")
+    shared.add_endpoint(parser)
     parser.option("output", default="text", choices=("text", "json"))
     parser.option("runtime", default="torch", choices=("torch", "onnxruntime"))
+    parser.option("picture", output, help="HTML file: words, bytes and time per chunk over time")
+    parser.option("real_time", boolean, False, "read FILE at the speed of speech")
+    parser.option("server", help="ws://HOST:PORT of espnet-ext serve, instead of a model")
+    parser.option("token", help="that the server asks for")
+    parser.option("rate", positive_int, 16000, "Hz of - for a server")
     args = parser.parse_args(argv)
     _choose_model(args)
-    from espnet_ext.audio import STANDARD_INPUT, read_packets, standard_input
-    from espnet_ext.streaming.speech2text import packet_samples
+    source = _Source(args)
+    (_through_server if args.server else _through_model)(args, source)
+    if args.picture:
+        from espnet_ext.files import write_atomic
+        from espnet_ext.serve.picture import picture
 
-    speech2text = _loaded(args)
-    fs = speech2text.fs
-    packet = packet_samples(args.packet_ms, fs)
-    stream, heard, shown, texts = speech2text.start(), 0, None, []
-
-    def show(result):
-        """Print what is new."""
-        nonlocal shown
-        found = [ended.text for ended in result.utterances]
-        texts.extend(found)
-        if args.output == "json":
-            if found or result.is_final or result.text != shown:
-                known = {"heard": heard / fs, "ledger": stream.ledger()}
-                print(to_json(known | asdict(result)), end="", flush=True)
-        elif result.is_final:
-            print("\n".join(filter(None, [*texts, result.text])))
-        else:
-            for text in filter(None, [*found, result.text]):
-                if text != shown:
-                    tail = text if len(text) <= SHOWN else "..." + text[-SHOWN:]
-                    size = f"{stream.nbytes / KB:9.1f} KB"
-                    print(f"{heard / fs:9.2f} s {size}  {tail}", flush=True)
-        shown = result.text
-
-    source, name = args.source, args.source
-    if source == "-":
-        source, name = standard_input(), STANDARD_INPUT
-    for samples in read_packets(source, fs, packet):
-        with about(f"{name}: from {heard / fs:.2f} s on"):
-            result = speech2text(stream, samples)
-        heard += len(samples)
-        show(result)
-    if not heard:
-        raise UserError(f"{name}: has no samples, so there is nothing to transcribe")
-    with about(name):
-        result = speech2text(stream, is_final=True)
-    if not stream.frames:
-        raise UserError(f"{name}: {heard} samples ({heard / fs:.4f} s) are too short for any text")
-    show(result)
+        write_atomic(args.picture, picture(source.recording).encode())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from espnet_ext.attention.registry import conversion_options, convertible
 from espnet_ext.audio import read_audio, waveform
 from espnet_ext.checkpoint import load_model
 from espnet_ext.convert.weights import Moments, allocate_ranks
-from espnet_ext.data.kaldi import read_scp
+from espnet_ext.data.kaldi import read_wavs
 from espnet_ext.errors import UserError
 from espnet_ext.files import KB, whole
 from espnet_ext.frontend import known_front_end
@@ -226,20 +226,13 @@ def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
     if model.frontend is None:
         raise UserError(f"{wav_scp}: the model reads features, not recordings")
     fs = known_front_end(model.frontend).fs
-    paths = list(read_scp(wav_scp).values())
+    paths = list(read_wavs(wav_scp).values())
     chosen = paths[:: max(1, len(paths) // num_utts)][:num_utts]
     return [waveform(read_audio(path, fs)) for path in chosen]
 
 
 def layer_inputs(model, linears, wav_scp, num_utts: int) -> list[Moments]:
-    """Moments of what goes into some layers while the encoder reads recordings.
-
-    Args:
-        model: The model, in eval mode.
-        linears: The layers.
-        wav_scp: The recordings.
-        num_utts: How many of them, taken at even distances.
-    """
+    """Moments of what goes into ``linears`` while the encoder reads recordings."""
     moments = [Moments(linear.in_features) for linear in linears]
     hooks = [
         linear.register_forward_pre_hook(lambda _, args, m=m: m.add(args[0]))

@@ -189,7 +189,7 @@ def _read_kaldi(path):
     """Return the tables of a Kaldi-style directory with absolute paths, and texts without audio."""
     path = Path(path).absolute()
     tables = kaldi.read_data_dir(path)
-    kaldi.raise_if_any(kaldi.not_files(path, tables["wav.scp"]))
+    kaldi.raise_if_any(kaldi.not_files(path / "wav.scp", tables["wav.scp"]))
     wavs = tables["wav.scp"]
     for base in (path, *path.parents):  # as seen from where its paths were written
         there = {reco: str(base / wav) for reco, wav in wavs.items() if os.path.isfile(base / wav)}

@@ -183,7 +183,7 @@ def extract(archive, path, corpus):
                 ) as counted,
                 gzip.GzipFile(fileobj=counted) as stream,
             ):
-                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                with tarfile.open(fileobj=stream, mode="r|") as tar:
                     for member in tar:
                         tar.extract(member, part, filter="data")
                 while stream.read(BLOCK_BYTES):  # to the end, where gzip has its checksum
@@ -196,7 +196,7 @@ def extract(archive, path, corpus):
             os.sync()  # .complete must not reach the disk before the files do
             (root / archive.name / ".complete").touch()
             replace(root / archive.name, corpus / archive.name)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, KeyError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: cannot be extracted ({error}); remove it") from error
 
 

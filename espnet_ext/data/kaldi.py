@@ -140,6 +140,18 @@ def _difference(path, expected, found, source):
             yield f"{path}: {word} the id {min(ids)}{more}; compared with {source}"
 
 
+def read_wavs(path):
+    """Read the paths of recordings by id.
+
+    Raises:
+        UserError: See ``read_scp``; or one is no path of a file.
+    """
+    wavs = read_scp(path)
+    raise_if_any([f"{path}: {key} has no value" for key, value in wavs.items() if not value])
+    raise_if_any(not_files(path, wavs))
+    return wavs
+
+
 def not_files(path, wavs):
     """Lines about values of ``wav.scp`` that are commands or parts of archives, one a kind."""
     kinds = {
@@ -151,9 +163,7 @@ def not_files(path, wavs):
     for kind, advice in kinds.items():
         if found := [key for key, audio in wavs.items() if re.fullmatch(kind, audio)]:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            problems.append(
-                f"{Path(path) / 'wav.scp'}: {found[0]}{more} is {advice}, and name that in wav.scp"
-            )
+            problems.append(f"{path}: {found[0]}{more} is {advice}, and name that in wav.scp")
     return problems
 
 
@@ -178,7 +188,7 @@ def find_problems(path, tables, on_disk=False):
                 f"{path / name}: {key} has no value" for key, value in table.items() if not value
             ]
     wavs = tables.get("wav.scp", {})
-    problems += not_files(path, wavs)
+    problems += not_files(path / "wav.scp", wavs)
     if problems:
         return problems
 

@@ -44,6 +44,22 @@ def read_texts(paths):
     return texts
 
 
+def load_bpe(model):
+    """A sentencepiece model, of its bytes or of its path.
+
+    Raises:
+        UserError: The file is none.
+    """
+    try:
+        source = {"model_proto" if isinstance(model, bytes) else "model_file": model}
+        processor = spm.SentencePieceProcessor(**source)
+        processor.encode("a")
+    except (OSError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{model}: is no sentencepiece model ({said}); get it again") from None
+    return processor
+
+
 def text_warnings(texts, model=None):
     """Lines about what these texts lose as tokens, for a person to read.
 
@@ -58,8 +74,7 @@ def text_warnings(texts, model=None):
         )
     if model is None:
         return warnings
-    source = {"model_proto" if isinstance(model, bytes) else "model_file": model}
-    processor = spm.SentencePieceProcessor(**source)
+    processor = load_bpe(model)
     unknown, changed = [], []
     for text in texts:
         ids = processor.encode(text.replace(UNKNOWN, ""))

@@ -458,17 +458,10 @@ class StreamingEncoder(nn.Module):
     def _encode_chunk(
         self, feats: Tensor, layers: list, real: list[int], ended: tuple, state: StreamState
     ) -> tuple[Tensor, list[LayerState]]:
-        """One chunk of every stream.
+        """One chunk (B, T, input_size) -> (B, n, output_size) and the layers' states after it.
 
-        Args:
-            feats: Features (B, T, input_size).
-            layers: State of each layer.
-            real: Encoder frames that are speech, per stream.
-            ended: Streams that get no more frames; whatever their rings hold is of no use.
-            state: Sizes and positions.
-
-        Returns:
-            Encoder output (B, n, output_size), and the layers' states after the step.
+        ``real`` frames of each stream are speech. What the rings of those that have ``ended`` hold
+        is of no use.
         """
         n = self.output_length(feats.size(1))
         layers = [layer.with_room(n) for layer in layers]

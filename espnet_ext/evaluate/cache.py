@@ -87,7 +87,7 @@ def measure_cache(config: dict, frames: int, chunk_size: int, left_contexts: lis
     frontend, frontend_missing = None, None
     try:
         frontend = StreamingFrontend(build_frontend(config))
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         frontend_missing = str(error)
     cache = {
         "frames": frames,

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espnet_ext.audio import read_audio
 from espnet_ext.config import read_config
-from espnet_ext.data.kaldi import read_scp
+from espnet_ext.data.kaldi import read_wavs
 from espnet_ext.errors import UserError, about
 from espnet_ext.evaluate.cache import chunk_samples, feature_frames, measure_cache, stream_noise
 from espnet_ext.evaluate.models import (
@@ -61,7 +61,7 @@ def profile(
         wav_scp: Recordings; noise without it.
         inference_config: YAML of decoding options for the offline pass.
         frames: Encoder frames of the cache figures.
-        chunk_size: Encoder frames per step where the config says none.
+        chunk_size: Encoder frames per chunk where the config says none.
         left_contexts: Encoder frames before a chunk, -1 for all; the last one is timed.
         num_utts: Recordings timed, spread evenly over ``wav_scp``.
         decoder_tokens: Tokens per hypothesis of the decoder's ledger.
@@ -129,7 +129,7 @@ def _recordings(wav_scp, fs, num_utts):
         generator = np.random.default_rng(0)
         waves = [generator.normal(0, 0.1, int(s * fs)).astype(np.float32) for s in NOISE_SECONDS]
     else:
-        paths = list(read_scp(wav_scp).values())
+        paths = list(read_wavs(wav_scp).values())
         if not paths:
             raise UserError(f"{wav_scp}: has no recordings")
         chosen = np.linspace(0, len(paths) - 1, min(num_utts, len(paths))).astype(int)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_ext.data.kaldi import WORD_ENDS, read_scp, write_scp
+from espnet_ext.data.kaldi import WORD_ENDS, read_scp, read_wavs, write_scp
 from espnet_ext.errors import about
 from espnet_ext.evaluate import models
 from espnet_ext.evaluate.models import read_model_config, scored_sets
@@ -66,7 +66,7 @@ class Evaluation:
     @property
     def causal(self):
         """Whether the model was trained to stream."""
-        return bool(self.config["encoder_conf"].get("causal"))
+        return bool(self.config.get("encoder_conf", {}).get("causal"))
 
     def _due(self, marker, outputs, *sources, outdated=False):
         """The work of a result that is not up to date, for its marker; None where it is."""
@@ -161,7 +161,7 @@ class Evaluation:
 
         options = read_values(add_decoding, self.settings.streaming_config)
         wavs, logdir = self.data(name) / "wav.scp", self.expdir / tag / name / "logdir"
-        ids = list(read_scp(wavs))
+        ids = list(read_wavs(wavs))
         number = min(self.settings.nj, len(ids))
         for n in range(number):
             yield pool.submit(
@@ -188,8 +188,8 @@ class Evaluation:
             else None,
         )
         write_atomic(directory / "words.json", to_json(figures).encode())
-        kind = self.config["token_type"]
-        bpemodel = self.config["bpemodel"] if kind == "bpe" else None
+        kind = self.config.get("token_type", "bpe")
+        bpemodel = self.config.get("bpemodel") if kind == "bpe" else None
         files = data / "text", directory / "text", directory, data / "utt2spk"
         score_files(*files, kind, bpemodel)
 
@@ -202,7 +202,7 @@ class Evaluation:
             "model": self.expdir.name,
             "encoder": profile["encoder"],
             "attention": profile["attention"],
-            "encoder_conf": self.config["encoder_conf"],
+            "encoder_conf": self.config.get("encoder_conf", {}),
             **_costs(profile),
             "wer": self._wer(self.settings.inference_tag),
             "streaming_wer": self._streaming_wer(),

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet_ext.audio import read_audio, waveform
-from espnet_ext.data.kaldi import read_scp
+from espnet_ext.data.kaldi import read_scp, read_wavs
 from espnet_ext.encoder.streaming import MAX_DYNAMIC_CHUNK, MAX_DYNAMIC_LEFT_CHUNKS
 from espnet_ext.errors import UserError, about
 from espnet_ext.evaluate.cache import chunk_samples, measure_cache
@@ -108,9 +108,8 @@ class TestSet:
 
     def __init__(self, directory):
         directory = Path(directory)
-        self.wavs, self.texts, speakers = (
-            read_scp(directory / name) for name in ("wav.scp", "text", "utt2spk")
-        )
+        self.wavs = read_wavs(directory / "wav.scp")
+        self.texts, speakers = (read_scp(directory / name) for name in ("text", "utt2spk"))
         for name, table in (("text", self.texts), ("utt2spk", speakers)):
             if table.keys() != self.wavs.keys():
                 raise UserError(f"{directory / name}: has other utterances than its wav.scp")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from espnet_ext import register
-from espnet_ext.config import check_options
+from espnet_ext.config import building, check_options
 from espnet_ext.errors import UserError
 from espnet_ext.register import ENCODERS
 from espnet_ext.registry import Registry
@@ -60,26 +60,26 @@ def build_encoder(config: dict):
     input_size = config.get("input_size") or config.get("frontend_conf", {}).get("n_mels", 80)
     cls, conf = ENCODERS[config["encoder"]], config.get("encoder_conf", {})
     check_options(cls, conf, "encoder")
-    try:
-        encoder = cls(input_size, **conf)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"encoder_conf: {error}") from None
-    return encoder.eval()
+    with building("encoder_conf"):
+        return cls(input_size, **conf).eval()
 
 
 def build_frontend(config: dict):
     """The front end of a config alone.
 
     Raises:
-        ValueError: The config has none, for it reads features, or one that cannot stream.
-        TypeError: It has an option that there is not.
+        ValueError: The config has none, for it reads features, one that cannot stream, or one
+            whose options are impossible.
     """
     if config.get("input_size"):
         raise ValueError("input_size: the model reads features")
     kind = config.get("frontend") or "default"
     if kind not in FRONTENDS:
         raise ValueError(f"frontend: must be one of {', '.join(FRONTENDS)}, got {kind}")
-    return FRONTENDS[kind](**config.get("frontend_conf", {}))
+    conf = config.get("frontend_conf", {})
+    check_options(FRONTENDS[kind], conf, "frontend")
+    with building("frontend_conf"):
+        return FRONTENDS[kind](**conf)
 
 
 def complete(config: dict, vocab_size: int) -> dict:

@@ -9,7 +9,7 @@ import torch
 from espnet2.fileio.datadir_writer import DatadirWriter
 
 from espnet_ext.audio import read_audio, read_packets
-from espnet_ext.data.kaldi import read_scp
+from espnet_ext.data.kaldi import read_wavs
 from espnet_ext.errors import UserError, about
 from espnet_ext.streaming.equivalence import TOLERANCE, compare
 from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text, packet_samples
@@ -43,7 +43,7 @@ def decode(
     """
     torch.set_num_threads(threads)
     speech2text = StreamingSpeech2Text(**model)
-    fs, wavs, results = speech2text.fs, read_scp(wav_scp), {}
+    fs, wavs, results = speech2text.fs, read_wavs(wav_scp), {}
     ids = list(wavs) if ids is None else ids
     if missing := [utt for utt in ids if utt not in wavs]:
         raise UserError(f"{wav_scp}: has no {missing[0]}, which is to be decoded")
@@ -98,7 +98,7 @@ def certify(
     """
     torch.set_num_threads(threads)
     speech2text = StreamingSpeech2Text(**model)
-    wavs = dict(list(read_scp(wav_scp).items())[: num_utts or None])
+    wavs = dict(list(read_wavs(wav_scp).items())[: num_utts or None])
     if not wavs:
         raise UserError(f"{wav_scp}: has no recordings")
     packets = [packet_samples(ms, speech2text.fs) for ms in packet_ms]

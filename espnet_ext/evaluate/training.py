@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 from espnet_ext.audio import parse_rate
-from espnet_ext.errors import UserError
+from espnet_ext.data.kaldi import read_lines
+from espnet_ext.errors import UserError, about
 
-EPOCH = re.compile(r"INFO: (\d+)epoch results: (.*)")
-TIME = re.compile(r", time=([^=]+), total_count=(\d+)")
+EPOCH = re.compile(r"INFO: ([0-9]{1,9})epoch results: (.*)")
+TIME = re.compile(r", time=([^=]+), total_count=([0-9]{1,15})")
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800, "year": 31449600}
-SPAN = re.compile(rf"([\d.]+) ({'|'.join(UNITS)})s?")
+SPAN = re.compile(rf"([0-9]+(?:\.[0-9]+)?) ({'|'.join(UNITS)})s?")
 
 
 def seconds(timespan: str) -> float:
@@ -39,7 +40,8 @@ def read_training(expdir, config: dict) -> dict | None:
                 for part in results.split("[")
                 if TIME.search(part)
             }
-            epochs[int(number)] = times
+            if "train" in times:  # a line may be cut
+                epochs[int(number)] = times
     if not epochs:
         return None
     train = sum(seconds(times["train"][1]) for times in epochs.values())
@@ -55,13 +57,12 @@ def read_training(expdir, config: dict) -> dict | None:
 
 
 def _audio_seconds(config):
-    shapes = Path((config.get("train_shape_file") or [""])[0])
+    found = config.get("train_shape_file")
+    shapes = Path(str(found[0]) if isinstance(found, list) and found else "")
     if not shapes.is_file():
         return None
     try:
-        samples = sum(
-            int(line.split()[1].split(",")[0]) for line in shapes.read_text().splitlines()
-        )
+        samples = sum(int(line.split()[1].split(",")[0]) for line in read_lines(shapes))
     except (IndexError, ValueError):
         raise UserError(f"{shapes}: lines must be an id and a number of samples") from None
     return samples / sampling_rate(config)
@@ -69,4 +70,5 @@ def _audio_seconds(config):
 
 def sampling_rate(config: dict) -> int:
     """The front end's rate in Hz; ESPnet writes it as 16000 or as 16k."""
-    return parse_rate(str((config.get("frontend_conf") or {}).get("fs", 16000)))
+    with about("frontend_conf: fs"):
+        return parse_rate(str((config.get("frontend_conf") or {}).get("fs", 16000)))

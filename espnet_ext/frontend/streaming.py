@@ -183,14 +183,9 @@ class StreamingFrontend:
         begun: Sequence[int],
         frames: Sequence[int],
     ) -> torch.Tensor:
-        """The next so many frames of each row of samples: (B, t, n_mels), t the most of them.
+        """The next ``frames`` of each stream, after ``begun`` ones: (B, t, n_mels), t the most.
 
-        Args:
-            held: Samples of each stream (n,).
-            starts: Position in the stream of the first one.
-            totals: Samples of the stream so far.
-            begun: Frames it has had.
-            frames: Frames to make.
+        It has had ``totals`` samples, of which those from ``starts`` on are ``held`` (n,).
         """
         front, t = self.front, max(frames)
         if t == 0:

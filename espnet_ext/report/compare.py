@@ -8,11 +8,12 @@ from typing import Any
 
 from espnet_ext.attention.registry import cache_kind
 from espnet_ext.config import read_config
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, about
 from espnet_ext.files import KB
 from espnet_ext.report.schema import NAME, read, text
 from espnet_ext.report.statistics import paired_bootstrap, read_score, seeds_bootstrap, spread
-from espnet_ext.results import CELLS, read_json
+from espnet_ext.results import GRID as CELLS
+from espnet_ext.results import PUBLISHED, check, read_json
 
 GRID = "grid.json"
 #: how asr.sh writes the seed of a training into the name of a directory
@@ -256,6 +257,8 @@ class Comparison:
         if path is None:
             return []
         content = read_config(path)
+        with about(path):
+            check(content, PUBLISHED)
         words = content["reference_words"]
         real = [
             name

@@ -23,7 +23,8 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import KB, write_atomic
 from espnet_ext.report import schema
 from espnet_ext.report.statistics import paired_bootstrap
-from espnet_ext.results import CELLS, read_json
+from espnet_ext.results import GRID as CELLS
+from espnet_ext.results import read_json
 from espnet_ext.scoring import Score, score, write_score
 
 GRID = "grid.json"
@@ -63,6 +64,20 @@ class Kept:
         path = self.directory / GRID
         return read_json(path, CELLS) if path.is_file() else None
 
+    def cells(self, dataset: str) -> dict[tuple[int, int], dict]:
+        """The cells of ``grid`` by chunk size and left context, ``CHUNK`` with -1 among them.
+
+        Raises:
+            UserError: It has not decoded the test set, or lacks that cell.
+        """
+        cells = {(c["chunk_size"], c["left_context"]): c for c in self.grid["cells"]}
+        if (CHUNK, -1) not in cells or any(dataset not in c["wer"] for c in cells.values()):
+            raise UserError(
+                f"{self.directory / GRID}: lacks {dataset}, or its chunk size {CHUNK} with all of "
+                "the left context; run espnet-ext grid and keep again"
+            )
+        return cells
+
     @cached_property
     def scores(self) -> dict[str, Score]:
         """Words of each recognised text against the references, by ``<decoding>/<test set>``."""
@@ -87,7 +102,11 @@ class Kept:
 
     def speakers(self, place) -> dict[str, str]:
         """Speaker of each utterance of ``<decoding>/<test set>``."""
-        return read_scp(self.references(place) / "utt2spk")
+        path = self.references(place) / "utt2spk"
+        speakers = read_scp(path)
+        if missing := set(self.scores[place].ids) - speakers.keys():
+            raise UserError(f"{path}: has no {min(missing)}; keep the results again")
+        return speakers
 
     def counts(self, place) -> dict[str, tuple[int, int]]:
         """Errors and words of each utterance of ``<decoding>/<test set>``."""
@@ -163,7 +182,7 @@ def table_models(models: dict[str, Kept], dataset: str) -> str:
         if model.grid is None or place is None:
             continue
         encoder, speakers = model.grid["encoder"], model.speakers(place)
-        cells = {(c["chunk_size"], c["left_context"]): c for c in model.grid["cells"]}
+        cells = model.cells(dataset)
         longest = min((c for (_, left), c in cells.items() if left < 0), key=lambda c: c["frames"])
         wide = cells.get((CHUNK, 64), cells[CHUNK, -1])
         narrow = cells.get((CHUNK, 16), {"wer": {}})["wer"].get(dataset)
@@ -198,7 +217,7 @@ def _costs(own, whole):
 
 def table_grid(models: dict[str, Kept], dataset: str) -> str:
     """Error rates and states of every cell, a row for each model and chunk size."""
-    grids = [model.grid for model in models.values() if model.grid]
+    grids = [model.grid for model in models.values() if model.grid and model.cells(dataset)]
     lefts = sorted({c["left_context"] for g in grids for c in g["cells"]}, key=lambda n: n % 2**32)
     names = ["all" if left < 0 else str(left) for left in lefts]
     header = ["model", "chunk", "latency ms", *names]
@@ -223,8 +242,8 @@ def table_seeds(kept: dict[int, dict[str, Kept]], dataset: str) -> str:
     header += ["chunk 16, all", "smallest to largest"]
     rows = []
     for name in dict.fromkeys(name for models in kept.values() for name in models):
-        found = {s: models[name].grid for s, models in kept.items() if name in models}
-        found = {seed: one for seed, one in found.items() if one}
+        found = {s: models[name] for s, models in kept.items() if name in models}
+        found = {s: one.grid for s, one in found.items() if one.grid and one.cells(dataset)}
         if not found:
             continue
         row = [label(next(iter(found.values()))), " ".join(map(str, found))]

@@ -100,9 +100,9 @@ def tokenizer(unit: str, bpemodel: Any = None) -> Tokenize:
         return str.split
     if unit == "cer":
         return lambda text: [SPACE if c == " " else c for c in normal_space(text)]
-    import sentencepiece
+    from espnet_ext.data.tokens import load_bpe  # here: words need no sentencepiece
 
-    model = sentencepiece.SentencePieceProcessor(model_file=str(bpemodel))
+    model = load_bpe(str(bpemodel))
     return lambda text: model.encode(normal_space(text), out_type=str)
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet_ext.audio import waveform
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.config import building
+from espnet_ext.data.tokens import load_bpe
 from espnet_ext.encoder.streaming import StreamingEncoder
 from espnet_ext.errors import UserError, check_number
 from espnet_ext.frontend import FrontendState, StreamingFrontend
@@ -121,10 +122,11 @@ class EagerSpeech2Text(StreamingSpeech2Text):
         self.fs, self.frame_seconds = front.fs, step * front.hop / front.fs
         self.rescore, self.ctc_weight = rescore, ctc_weight
         self.device = device
-        self.token_type = args.token_type
         with building(asr_train_config):
+            self.token_type = args.token_type
+            if self.token_type == "bpe":
+                load_bpe(args.bpemodel)
             self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
-            self.tokenizer.tokens2text([])  # a token model is read when it is first asked for
         self.converter = TokenIDConverter(token_list=self.model.token_list)
 
     def start(self) -> Stream:

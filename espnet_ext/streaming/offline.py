@@ -10,6 +10,7 @@ from espnet2.bin import asr_inference
 from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
+from espnet2.text.sentencepiece_tokenizer import SentencepiecesTokenizer
 from espnet2.torch_utils.device_funcs import is_out_of_memory_error, release_accelerator_memory
 from torch.nn.utils.rnn import pad_sequence
 
@@ -17,6 +18,7 @@ import espnet_ext  # noqa: F401
 from espnet_ext.audio import mono, read_channels, waveform
 from espnet_ext.checkpoint import StrictASRTask, StrictLMTask
 from espnet_ext.config import building
+from espnet_ext.data.tokens import load_bpe
 from espnet_ext.decoder import use_kv_cache
 from espnet_ext.errors import UserError, about, check_number
 from espnet_ext.frontend import front_end
@@ -54,8 +56,8 @@ class Speech2Text(ESPnetSpeech2Text):
             raise UserError(f"{kwargs['lm_file']}: lm_file: needs lm_train_config beside it")
         with building(args[0] if args else kwargs.get("asr_train_config")):
             super().__init__(*args, **kwargs)
-            if self.tokenizer is not None:
-                self.tokenizer.tokens2text([])  # a token model is read when it is first asked for
+            if isinstance(self.tokenizer, SentencepiecesTokenizer):
+                load_bpe(self.tokenizer.model)
         self._check_options()
         use_kv_cache(self, self.kv_cache)
         scorers = getattr(self.beam_search, "scorers", {}).values()

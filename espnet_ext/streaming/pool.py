@@ -130,13 +130,18 @@ class StreamPool:
             raise UserError("stream: has ended, start() begins another")
         if self.max_seconds is not None and total > self.max_seconds * fs:
             raise UserError(f"stream: is longer than max_seconds, {self.max_seconds:g} s")
-        if len(samples) + sum(map(len, list(stream.waiting))) > self.max_waiting * fs:
+        if len(samples) > self.room(stream):
             raise UserError(
                 f"stream: more than max_waiting, {self.max_waiting:g} s, would wait for a step"
             )
         stream.received = total
         parts = range(0, len(samples), self._part)
         stream.waiting.extend(samples[at : at + self._part] for at in parts)
+
+    def room(self, stream: PooledStream) -> int:
+        """How many samples of a stream may be pushed before a step has taken some."""
+        waiting = sum(map(len, list(stream.waiting)))
+        return int(self.max_waiting * self.speech2text.fs) - waiting
 
     def finish(self, stream: PooledStream) -> None:
         """No samples follow: steps to come encode what waits and give the last result."""

@@ -62,7 +62,7 @@ def test_init_from_keeps_the_model_and_takes_the_schedule(exp, tmp_path):
     "name, schedule, message",
     [
         ("asr_rank4", {"encoder_conf": {}}, "encoder_conf: comes from"),
-        ("asr_none", {}, "config.yaml: cannot be read"),
+        ("asr_none", {}, "asr_none: has no config.yaml"),
         ("asr_mha", {"model": "kv_distilled"}, "model_conf: needs teacher"),
     ],
 )

@@ -369,6 +369,33 @@ def test_other_sizes_than_those_of_the_export_are_refused(exported):
         ExportedSpeech2Text(None, path, left_context=-1)
 
 
+@pytest.mark.parametrize(
+    "option,words",
+    [
+        ({"rescore": True}, "rescore: an exported model has none"),
+        ({"device": "cuda"}, "device: an exported model has none"),
+        ({"asr_train_config": "config.yaml"}, "asr_train_config: an exported model has none"),
+        ({"search": "best"}, "search: must be greedy or beam"),
+        ({"asr_model_file": None}, "asr_model_file: must be the model.onnx"),
+        ({"runtime": "tensorrt"}, "runtime: must be torch or onnxruntime"),
+    ],
+)
+def test_what_an_export_does_not_have_is_refused(exported, option, words):
+    own = {"asr_model_file": exported("linear").path / "model.onnx", "runtime": "onnxruntime"}
+    with pytest.raises(UserError, match=words):
+        StreamingSpeech2Text(**own | option)
+
+
+def test_beam_search_is_that_of_the_model_in_pytorch(exported):
+    model, search = exported("linear"), {"search": "beam", "beam_size": 4}
+    ours = StreamingSpeech2Text(**model.files, **search)
+    theirs = StreamingSpeech2Text.from_pretrained(model.path, runtime="onnxruntime", **search)
+    wave = speech(2.0)
+    want, got = ours(ours.start(), wave, True), theirs(theirs.start(), wave, True)
+    assert (got.text, got.tokens) == (want.text, want.tokens) and len(want.tokens) > 3
+    assert got.score == pytest.approx(want.score, abs=1e-3)
+
+
 def test_files_that_are_no_export_are_refused(exported, tmp_path):
     source = exported("conformer").path
     for content in (b"", b"not a model", (source / "model.onnx").read_bytes()[:5000]):

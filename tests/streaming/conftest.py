@@ -1,14 +1,8 @@
 """A tiny streaming model that decoding tests share."""
 
-import numpy as np
 import pytest
-import torch
-import yaml
-from espnet2.tasks.asr import ASRTask
 
-from tiny import FS, randomize, speech
-
-TOKENS = ["<blank>", "<unk>", "ONE", "TWO", "THREE", "FOUR", "<sos/eos>"]
+from tiny_model import TOKENS, write_model  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -21,61 +15,3 @@ def model_dir(tmp_path_factory):
 def kaldi_model_dir(tmp_path_factory):
     """The same with ``frontend: kaldi_fbank``."""
     return write_model(tmp_path_factory.mktemp("kaldi_model"), frontend="kaldi_fbank")
-
-
-def write_model(path, **options):
-    """The model's directory, its config changed by options."""
-    rng = np.random.default_rng(0)
-    np.savez(
-        path / "feats_stats.npz",
-        count=100,
-        sum=rng.normal(size=20) - 400,
-        sum_square=np.full(20, 4000.0),
-    )
-    config = {
-        "token_type": "word",
-        "token_list": TOKENS,
-        "frontend_conf": {
-            "fs": FS,
-            "n_fft": 256,
-            "win_length": 200,
-            "hop_length": 80,
-            "n_mels": 20,
-        },
-        "normalize": "global_mvn",
-        "normalize_conf": {"stats_file": str(path / "feats_stats.npz")},
-        "encoder": "kv_conformer",
-        "encoder_conf": {
-            "output_size": 32,
-            "attention_heads": 4,
-            "num_blocks": 2,
-            "linear_units": 32,
-            "cnn_module_kernel": 7,
-            "macaron_style": True,
-            "attention": "mla",
-            "attention_conf": {"kv_lora_rank": 12},
-            "causal": True,
-            "dynamic_chunk": True,
-            "chunk_size": 8,
-            "left_context": 16,
-        },
-        "decoder": "transformer",
-        "decoder_conf": {"attention_heads": 2, "linear_units": 16, "num_blocks": 1},
-        "model_conf": {"ctc_weight": 0.3},
-    } | options
-    (path / "train.yaml").write_text(yaml.safe_dump(config))
-    args = ASRTask.get_parser().parse_args(
-        ["--config", str(path / "train.yaml"), "--output_dir", str(path)]
-    )
-    torch.manual_seed(0)
-    model = randomize(ASRTask.build_model(args))
-    # tokens that answer to what differs from frame to frame, so that the text is not one word
-    with torch.no_grad():
-        samples = torch.from_numpy(speech())[None]
-        y, _ = model.eval().encode(samples, torch.tensor([samples.size(1)]))
-        ctc = model.ctc.ctc_lo
-        ctc.weight.normal_(std=2.0)
-        ctc.bias.copy_(-ctc.weight @ y[0].mean(0))
-    torch.save(model.state_dict(), path / "model.pth")
-    (path / "config.yaml").write_text(yaml.safe_dump(vars(args)))
-    return path

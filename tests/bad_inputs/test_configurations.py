@@ -26,6 +26,7 @@ from espnet_ext.bin import (
 from espnet_ext.checkpoint import load_pretrained, read_state
 from espnet_ext.errors import UserError
 from espnet_ext.inference import StreamingSpeech2Text
+from tiny_model import write_lm
 
 BOMB = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
@@ -270,19 +271,9 @@ def write_case(path, good, case):
 
 
 @pytest.fixture(scope="module")
-def lm_dir(tmp_path_factory, model_dir):
+def lm_dir(tmp_path_factory):
     """A tiny language model of the ASR model's tokens, as a training run leaves it."""
-    path = tmp_path_factory.mktemp("lm")
-    tokens = yaml.safe_load((model_dir / "config.yaml").read_text())["token_list"]
-    (path / "train.yaml").write_text(
-        yaml.safe_dump({"lm": "seq_rnn", "lm_conf": {"unit": 8, "nlayers": 1}})
-    )
-    parser = checkpoint.StrictLMTask.get_parser()
-    args = parser.parse_args(["--config", str(path / "train.yaml"), "--output_dir", str(path)])
-    args.token_list = tokens
-    torch.save(checkpoint.StrictLMTask.build_model(args).state_dict(), path / "lm.pth")
-    (path / "config.yaml").write_text(yaml.safe_dump(vars(args)))
-    return path
+    return write_lm(tmp_path_factory.mktemp("lm"))
 
 
 @pytest.mark.parametrize("case", CASES)

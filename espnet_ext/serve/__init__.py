@@ -1,0 +1,1 @@
+"""A server of live streams, its page, and what speaks to it."""
