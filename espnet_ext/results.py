@@ -132,6 +132,7 @@ EVALUATION = {
 GRID = {
     **dict.fromkeys(("encoder", "attention"), str),
     "attention_conf": dict,
+    "sets": {...: {"utterances": [str], "speakers": [str], "words": [int]}},
     "cells": [
         {
             **_VIEW,
@@ -140,8 +141,7 @@ GRID = {
             "in_trained_range": bool,
             "input_cache_bytes": Maybe(NUMBER),
             "streamed": Maybe(dict.fromkeys(("utterances", "same_text"), int)),
-            "wer": {...: {"wer": NUMBER, "interval_95": [NUMBER, NUMBER]}},
-            "input_cache_bytes": Maybe(NUMBER),
+            "wer": {...: {"wer": NUMBER, "interval_95": [NUMBER, NUMBER], "errors": [int]}},
         }
     ],
 }

@@ -50,7 +50,7 @@ def main(argv=None):
     import torch
 
     from espnet_ext.evaluate.grid import grid
-    from espnet_ext.report.kept import GRID
+    from espnet_ext.report.compare import GRID
 
     torch.set_num_threads(args.threads)
 

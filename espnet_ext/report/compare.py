@@ -105,7 +105,8 @@ class Comparison:
             self.notes.append(f"skipped {error}")
             return None
         named = SEED.search(model["model"])
-        seed = model.get("seed", int(named[1]) if named else None)
+        seed = model.get("seed")
+        seed = int(named[1]) if seed is None and named else seed
         model |= {"path": path, "stem": SEED.sub("", model["model"]), "seed": seed}
         try:
             grid = path.with_name(GRID)
