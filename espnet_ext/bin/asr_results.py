@@ -34,13 +34,14 @@ def main(argv=None):
     for expdir in args.expdir:
         weights = args.weights, args.inference_asr_model
         print(gather(expdir, args.results, args.dumpdir, *weights), flush=True)
-    if args.expdir and not (args.page or args.figure or args.restore):
+    wanted = args.page or args.figure or args.restore
+    if args.expdir and not wanted:
         return
     kept = read_kept(args.results)
     if args.seed not in kept:
         raise UserError(f"{args.results}: keeps nothing of seed {args.seed}; give an EXPDIR first")
-    if not (args.page or args.restore):
-        raise UserError("give EXPDIR of a model to keep, --page or --restore")
+    if not wanted:
+        raise UserError("give EXPDIR of a model to keep, --page, --figure or --restore")
     if args.restore:
         restore(kept[args.seed], args.restore)
     if args.figure:

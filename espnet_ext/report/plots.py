@@ -207,6 +207,8 @@ def draw_cells(cells: list[Row], sets: list[str]) -> bytes:
             axes.step(*zip(*front, strict=True), "--", where="post", color="0.3", zorder=0)
             axes.set_xscale("log")
             plain_numbers(axes.xaxis)
+            if len(ticks := {CELL_COSTS[cost].of(row) for row in rows}) < 7:
+                axes.set_xticks(sorted(ticks))
             axes.set_xlabel(f"{CELL_COSTS[cost].title}, logarithmic")
             axes.set_ylabel(f"{str(CELL_WER.title).replace('{set}', name)}, %")
             axes.set_title(f"over {title}; hollow: not of the training; dashed: Pareto front")
