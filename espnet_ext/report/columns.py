@@ -233,12 +233,14 @@ TABLES = [
     Table(
         "Over seeds",
         "Of models that differ in the seed of their training alone: mean and sample standard "
-        "deviation of their WER in percent, and each seed's. Differences from MHA are of the seeds "
+        "deviation of their WER in percent, and each seed's; costs are those of the first. "
+        "Differences from MHA are of the seeds "
         "that both have; the interval is Student's, on the bootstrap's standard deviation. With "
         f"few seeds it is wide: what is within luck may be a difference all the same. {DRAWN}",
         [
             MODEL,
             Column("seeds", "seeds", show=_listed),
+            CACHE,
             Column("decoding", "view"),
             Column("WER {set}, mean", "spread.{set}.mean"),
             Column("deviation", "spread.{set}.deviation"),
