@@ -126,19 +126,22 @@ EVALUATION = {
     "decoder_cache": _DECODER,
     "input_cache": Maybe(_COSTS),
     "equivalence": Maybe(CERTIFICATE),
+    "seed": Maybe(int),
 }
 #: of grid.json
 GRID = {
     **dict.fromkeys(("encoder", "attention"), str),
     "attention_conf": dict,
+    "sets": {...: {"utterances": [str], "speakers": [str], "words": [int]}},
     "cells": [
         {
             **_VIEW,
             **dict.fromkeys(("frames", "bytes", "latency_ms"), NUMBER),
             "ledger": {"attention": NUMBER},
             "in_trained_range": bool,
-            "wer": {...: {"wer": NUMBER, "interval_95": [NUMBER, NUMBER]}},
             "input_cache_bytes": Maybe(NUMBER),
+            "streamed": Maybe(dict.fromkeys(("utterances", "same_text"), int)),
+            "wer": {...: {"wer": NUMBER, "interval_95": [NUMBER, NUMBER], "errors": [int]}},
         }
     ],
 }

@@ -113,11 +113,8 @@ def make_run():
             for left in [-1] if attention == "linear" else [4, 8]:
                 tag = f"streaming_C4_L{left}"
                 decode(directory / tag / name, errors + 8 - left, 30)
-                words = {
-                    "confidence_error": 0.125,
-                    "word_delay_ms": 250.0,
-                    "word_delay_ms_p95": None,
-                }
+                words = {"confidence_error": 0.125, "word_delay_ms": 250.0}
+                words |= {"word_delay_ms_p95": None}
                 (directory / tag / name / "words.json").write_text(json.dumps(words))
         profile = {
             "version": VERSION,

@@ -1,16 +1,17 @@
 """Lay evaluated models side by side.
 
-Reads EXPDIR/*/evaluation_results.json and writes, into --output, summary_report.txt,
-comparison_table.csv, cache_comparison.png, wer_vs_cache.png, inference_time_comparison.png and
-report.html. A model that is expected and not there is shown as missing; a file of no use is named
-and skipped.
+Reads evaluation_results.json, and grid.json beside it, of every model below --expdir: directories
+of models, of one model, or files, of several machines, too. Writes, into --output,
+summary_report.txt, comparison_table.csv, plots and report.html. A model that is expected and not
+there is shown as missing; a file of no use is named and skipped; a model that is there twice is
+refused, unless the seeds of its trainings differ.
 """
 
 import sys
 from pathlib import Path
 
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, listed, name
+from espnet_ext.options import Parser, listed, name, path
 from espnet_ext.options import output as output_path
 from espnet_ext.resources import PUBLISHED_BASELINES
 
@@ -35,7 +36,8 @@ def compare(expdir, output, encoders, attentions, published=PUBLISHED_BASELINES)
         print(f"{Path(sys.argv[0]).stem}: {note}", file=sys.stderr)
     if not comparison.models:
         raise UserError(
-            f"{expdir}: no */evaluation_results.json of use below it; run espnet-ext evaluate first"
+            f"{' '.join(map(str, comparison.expdirs))}: no */evaluation_results.json of use below "
+            "it; run espnet-ext evaluate first"
         )
     print(write_comparison(comparison, output))
     print(f"All of it with plots: {Path(output) / 'report.html'}")
@@ -44,7 +46,7 @@ def compare(expdir, output, encoders, attentions, published=PUBLISHED_BASELINES)
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.option("expdir", default="exp", help="directory of the models")
+    parser.option("expdir", path, ["exp"], "directories of models, or results [exp]", nargs="+")
     parser.option("output", output_path, "comparison")
     add_expected(parser)
     parser.option("published", default=PUBLISHED_BASELINES, help="YAML of published results")

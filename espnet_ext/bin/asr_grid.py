@@ -1,8 +1,8 @@
 """Word error rate, bytes and latency of trained models at many chunk sizes and left contexts.
 
 Writes EXPDIR/grid.json of each. A cell is decoded by the chunk-masked offline pass and greedy CTC
-search, whose text is a live stream's. Run it in the directory of the recipe. Exit status 1 if a
-model could not be decoded.
+search, whose text is a live stream's: the first cell is streamed as well. Run it in the directory
+of the recipe. Exit status 1 if a model could not be decoded.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from espnet_ext import model_options as shared
 from espnet_ext.errors import cli, each
 from espnet_ext.files import KB, write_atomic
-from espnet_ext.options import Parser, context, path, positive_int
+from espnet_ext.options import Parser, context, count, path, positive_int
 from espnet_ext.results import to_json
 
 
@@ -22,6 +22,8 @@ def announce(cell: dict) -> None:
         for name, wer in cell["wer"].items()
     )
     outside = "" if cell["in_trained_range"] else ", outside the trained range"
+    if live := cell.get("streamed"):
+        outside += f"; streamed, {live['same_text']} of {live['utterances']} with the same text"
     print(
         f"  chunk {cell['chunk_size']}, left context {left}: WER {wers}; "
         f"{cell['bytes'] / KB:.1f} KB, {cell['latency_ms']:.0f} ms{outside}",
@@ -44,13 +46,14 @@ def main(argv=None):
         "encoder frames before a chunk, -1 is all",
         nargs="+",
     )
+    parser.option("streamed", count, 10, "recordings that are streamed too, in the first cell")
     shared.add_checkpoint(parser)
     shared.add_device(parser)
     args = parser.parse_args(argv)
     import torch
 
     from espnet_ext.evaluate.grid import grid
-    from espnet_ext.report.kept import GRID
+    from espnet_ext.report.compare import GRID
 
     torch.set_num_threads(args.threads)
 
@@ -58,7 +61,7 @@ def main(argv=None):
         print(expdir, flush=True)
         sizes = args.chunk_sizes, args.left_contexts
         where = args.inference_asr_model, args.device
-        found = grid(expdir, args.data_dir, *sizes, *where, announce)
+        found = grid(expdir, args.data_dir, *sizes, *where, announce, args.streamed)
         write_atomic(Path(expdir) / GRID, to_json(found).encode())
 
     return each(args.expdir, measure)

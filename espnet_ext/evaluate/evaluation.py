@@ -220,6 +220,7 @@ class Evaluation:
             "equivalence": self._certificate(),
             "inference": self.settings.inference_tag,
             "config": str(self.config.get("config") or self.config_path),
+            "seed": self.config.get("seed"),
             "commit": commit(),
             "device": profile["device"],
             "threads": profile["threads"],

@@ -9,7 +9,8 @@ from espnet_ext.files import read_bytes, write_together
 from espnet_ext.packing import find_model
 from espnet_ext.relocate import beside
 from espnet_ext.report import schema
-from espnet_ext.report.kept import GRID, REFERENCES
+from espnet_ext.report.compare import GRID
+from espnet_ext.report.kept import REFERENCES
 from espnet_ext.results import read_json, to_json
 from espnet_ext.scoring import scored
 

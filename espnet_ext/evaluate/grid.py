@@ -1,7 +1,8 @@
 """Word error rates of a trained model at many chunk sizes and left contexts.
 
 Each cell is decoded by the chunk-masked offline pass and greedy CTC search, whose text is that of a
-live stream (``certify`` shows it of a model), in a small part of a stream's time.
+live stream (``certify`` shows it of a model), in a small part of a stream's time. The first cell is
+streamed as well.
 """
 
 from pathlib import Path
@@ -9,22 +10,25 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_ext.audio import read_audio, waveform
+from espnet_ext.audio import read_audio, read_packets, waveform
 from espnet_ext.data.kaldi import read_scp, read_wavs
 from espnet_ext.encoder.streaming import MAX_DYNAMIC_CHUNK, MAX_DYNAMIC_LEFT_CHUNKS
 from espnet_ext.errors import UserError, about
 from espnet_ext.evaluate.cache import chunk_samples, measure_cache
 from espnet_ext.evaluate.models import describe, read_model_config, with_encoder_conf
 from espnet_ext.evaluate.process import commit, device_name
+from espnet_ext.evaluate.streams import recognise
 from espnet_ext.packing import find_model
 from espnet_ext.report.schema import rounded
 from espnet_ext.scoring import nesting, score
 from espnet_ext.streaming import GreedySearch, StreamingSpeech2Text
+from espnet_ext.streaming.speech2text import packet_samples
 from espnet_ext.utterance import has_features
 
 VERSION = 1
 #: feature frames of a batch, padding included
 BATCH_FRAMES = 8000
+PACKET_MS = 100
 #: encoder frames that a stream has had whose left context is unlimited, where its bytes are counted
 FRAMES = 1000
 
@@ -101,6 +105,16 @@ def decode(speech2text, feats, chunk_size: int, left_context: int) -> dict[str, 
     return texts
 
 
+def streamed(speech2text, wavs: dict, texts: dict[str, str]) -> dict[str, int]:
+    """How many recordings get the same text as a live stream, whose cell the model is set to."""
+    packet, same = packet_samples(PACKET_MS, speech2text.fs), 0
+    for utt, path in wavs.items():
+        with about(utt):
+            packets = read_packets(path, speech2text.fs, packet)
+            same += recognise(speech2text, packets).text == texts[utt]
+    return {"utterances": len(wavs), "same_text": same}
+
+
 class TestSet:
     """References of a test set, a Kaldi-style directory, and how hypotheses do against them."""
 
@@ -170,6 +184,7 @@ def grid(
     checkpoint: str = "valid.acc.ave.pth",
     device: str = "cpu",
     announce=lambda cell: None,
+    stream: int = 0,
 ) -> dict:
     """Decode test sets in every cell, and say what a stream of that cell keeps and waits for.
 
@@ -181,6 +196,7 @@ def grid(
         checkpoint: File name of the weights.
         device: ``cpu`` or ``cuda``.
         announce: Called with each cell as soon as it is done.
+        stream: So many recordings of the first test set are streamed too, in the first cell.
 
     Returns:
         What ``grid.json`` holds; docs/results.md describes it.
@@ -206,13 +222,18 @@ def grid(
         _, waits = chunk_samples(encoder, front, chunk_size)
         for cell in costs(config, chunk_size, left_contexts):
             left = cell["left_context"]
+            texts = {n: decode(speech2text, feats[n], chunk_size, left) for n in sets}
+            if stream and not cells:
+                sizes = {"chunk_size": chunk_size, "left_context": left, "device": device}
+                live = StreamingSpeech2Text(config_file, model_file, **sizes)
+                name, data = next(iter(sets.items()))
+                cell["streamed"] = streamed(
+                    live, dict(list(data.wavs.items())[:stream]), texts[name]
+                )
             cell |= {
                 "in_trained_range": in_trained_range(config["encoder_conf"], chunk_size, left),
                 "latency_ms": rounded(1000 * waits / front.fs, 2),
-                "wer": {
-                    name: data.wer(decode(speech2text, feats[name], chunk_size, left))
-                    for name, data in sets.items()
-                },
+                "wer": {name: data.wer(texts[name]) for name, data in sets.items()},
             }
             announce(cell)
             cells.append(cell)

@@ -53,7 +53,7 @@ def decode(
             with about(utt):
                 packets = list(read_packets(wavs[utt], fs, packet))
                 begun, audio = time.perf_counter(), sum(map(len, packets)) / fs
-                result = results[utt] = _recognise(speech2text, packets, offline)
+                result = results[utt] = recognise(speech2text, packets, offline)
             seconds = time.perf_counter() - begun
             out = writer["1best_recog"]
             out["token"][utt] = " ".join(speech2text.converter.ids2tokens(result.tokens))
@@ -64,7 +64,7 @@ def decode(
     return results
 
 
-def _recognise(speech2text, packets, offline):
+def recognise(speech2text, packets, offline: bool = False) -> Result:
     """The text of a recording in packets; of one without samples, none."""
     if offline:
         return speech2text.offline(np.concatenate([np.zeros(0, np.float32), *packets]))

@@ -141,6 +141,15 @@ def _or_nothing(value: Any) -> str:
     return text(value, missing="")
 
 
+def _listed(values: Any) -> str:
+    return text(values) if values is None else ", ".join(map(str, values))
+
+
+def _streamed(row: Row) -> str | None:
+    found = row["cell"].get("streamed")
+    return found and f"{found['same_text']} of {found['utterances']}"
+
+
 def _error(key: str, name: str) -> Callable[[Row], str | None]:
     """An error of a certificate, which has null where it was not a number."""
 
@@ -166,6 +175,19 @@ STREAM = [
     Column("left context", "stream.left_context", show=show_frames),
 ]
 STATE_KB = Column("state KB", "stream.total_kb")
+DIFFERENCE = [
+    Column("difference {set}", "tests.{set}.difference", "difference_{set}"),
+    Interval("95% interval", "tests.{set}.interval_95", "difference_{set}"),
+    Column("p", "tests.{set}.p", "p_{set}"),
+    Column("drawn", "tests.{set}.drawn"),
+    Column("compared with", "tests.{set}.baseline"),
+    Column("that is", "tests.{set}.verdict", "verdict_{set}"),
+]
+CELL_WER = Column("WER {set}", "cell.wer.{set}")
+CELL_COSTS = {
+    "kb": Column("state KB", "cell.kb"),
+    "latency_ms": Column("latency ms", "cell.latency_ms"),
+}
 
 TABLES = [
     Table(
@@ -203,14 +225,29 @@ TABLES = [
         f"their number). {DRAWN}",
         [
             MODEL,
-            Column("difference {set}", "tests.{set}.difference", "difference_{set}"),
-            Interval("95% interval", "tests.{set}.interval_95", "difference_{set}"),
-            Column("p", "tests.{set}.p", "p_{set}"),
-            Column("drawn", "tests.{set}.drawn"),
-            Column("compared with", "tests.{set}.baseline"),
+            *DIFFERENCE,
         ],
         lambda comparison: (row for row in comparison.own if row["tests"]),
         per_model=True,
+    ),
+    Table(
+        "Over seeds",
+        "Of models that differ in the seed of their training alone: mean and sample standard "
+        "deviation of their WER in percent, and each seed's; costs are those of the first. "
+        "Differences from MHA are of the seeds "
+        "that both have; the interval is Student's, on the bootstrap's standard deviation. With "
+        f"few seeds it is wide: what is within luck may be a difference all the same. {DRAWN}",
+        [
+            MODEL,
+            Column("seeds", "seeds", show=_listed),
+            CACHE,
+            Column("decoding", "view"),
+            Column("WER {set}, mean", "spread.{set}.mean"),
+            Column("deviation", "spread.{set}.deviation"),
+            Column("of each seed", "spread.{set}.values", show=_listed),
+            *DIFFERENCE,
+        ],
+        lambda comparison: comparison.over_seeds,
     ),
     Table(
         "Latency and arithmetic",
@@ -296,6 +333,26 @@ TABLES = [
         lambda comparison: comparison.measured,
     ),
     Table(
+        "Chunk sizes and left contexts",
+        "From grid.json of each model: WER in percent by the chunk-masked offline pass, whose text "
+        "is a stream's, as the mean over the seeds that have the cell. Latency: of the first "
+        "chunk, without computing. Trained: whether the training has drawn such a chunk size and "
+        "left context. Front: no other cell has fewer bytes, or less latency, without more errors. "
+        f"Streamed: recordings streamed in that cell, with the same text. {STATE}",
+        [
+            MODEL,
+            Column("seeds", "cell.seeds"),
+            Column("chunk", "cell.chunk_size"),
+            Column("left context", "cell.left_context", show=show_frames),
+            Column("trained", lambda row: _yes(row["cell"]["in_trained_range"])),
+            *reversed(CELL_COSTS.values()),
+            CELL_WER,
+            Column("front", "cell.front.{set}", show=lambda names: _or_nothing(_listed(names))),
+            Column("streamed", _streamed, show=_or_nothing),
+        ],
+        lambda comparison: comparison.cells,
+    ),
+    Table(
         "State ledger",
         f"{STATE} Allocated: with the room that the caches have.",
         [
@@ -361,6 +418,7 @@ TABLES = [
         [
             MODEL,
             Column("directory", "model", "directory"),
+            Column("seed", "seed", "seed", _or_nothing),
             Column("config", "config", "config"),
             Column("decoding", "inference"),
             Column("commit", "commit", "commit"),

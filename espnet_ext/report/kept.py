@@ -16,18 +16,17 @@ import re
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
+from espnet_ext.attention.registry import cache_kind
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError
 from espnet_ext.files import KB, write_atomic
 from espnet_ext.report import schema
-from espnet_ext.report.statistics import paired_bootstrap
+from espnet_ext.report.compare import GRID, Row, grid_cells
+from espnet_ext.report.statistics import Errors, paired_bootstrap, seeds_bootstrap, spread
 from espnet_ext.results import GRID as CELLS
 from espnet_ext.results import read_json
 from espnet_ext.scoring import Score, score, write_score
 
-GRID = "grid.json"
 REFERENCES = ("text", "utt2spk")
 ENCODERS = ("conformer", "branchformer", "e_branchformer")
 ATTENTIONS = ("mha", "gqa", "mla", "linear")
@@ -77,6 +76,15 @@ class Kept:
                 "the left context; run espnet-ext grid and keep again"
             )
         return cells
+
+    def errors(self, dataset: str, cell: tuple[int, int]) -> tuple[Errors, dict[str, str]]:
+        """Errors and words, and the speaker, of each utterance in one of ``cells``."""
+        own, data = self.cells(dataset)[cell]["wer"][dataset]["errors"], self.grid["sets"][dataset]
+        ids, words, speakers = (data[key] for key in ("utterances", "words", "speakers"))
+        if not len(own) == len(ids) == len(words) == len(speakers):
+            raise UserError(f"{self.directory / GRID}: {dataset} has too few errors; make it again")
+        pairs = zip(own, words, strict=True)
+        return dict(zip(ids, pairs, strict=True)), dict(zip(ids, speakers, strict=True))
 
     @cached_property
     def scores(self) -> dict[str, Score]:
@@ -191,17 +199,13 @@ def table_models(models: dict[str, Kept], dataset: str) -> str:
         rates = [f"{counted.summary()['err']:.2f}", _to(counted.interval(speakers))]
         rates += [f"{streamed['wer']:.2f}", _to(streamed["interval_95"])]
         rates += [f"{narrow['wer']:.2f}" if narrow else ""]
-        difference = ["", ""]
+        test = None
         if model.grid["attention"] == "mha":
             mha[encoder] = own | {"counts": model.counts(place)}
         elif encoder in mha:
             test = paired_bootstrap(model.counts(place), mha[encoder]["counts"], speakers)
-            difference = [
-                f"{test['difference']:.2f} ({_to(test['interval_95'])})",
-                f"{test['p']:.2g}",
-            ]
         whole = mha.get(encoder, own)["cache"]
-        rows.append([label(model.grid), *rates, *_costs(own, whole), *difference])
+        rows.append([label(model.grid), *rates, *_costs(own, whole), *_difference(test)])
         if "input_cache_bytes" in wide:
             less = longest["bytes"] - longest["input_cache_bytes"]
             lossless = {"cache": own["cache"] - less, "state": wide["input_cache_bytes"]}
@@ -237,26 +241,59 @@ def _cell(cell, dataset):
 
 
 def table_seeds(kept: dict[int, dict[str, Kept]], dataset: str) -> str:
-    """Mean and spread over the seeds of what was decoded with each, in percent."""
-    header = ["model", "seeds", "chunk 16, left context 64", "smallest to largest"]
-    header += ["chunk 16, all", "smallest to largest"]
-    rows = []
+    """Mean and spread over the seeds of two cells, and in the second the difference from MHA."""
+    header = ["model", "seeds"]
+    for cell in ("64", "all"):
+        header += [f"chunk {CHUNK}, {cell}", "deviation", "of each seed"]
+    header += ["difference", "p", "that is"]
+    rows, mha = [], {}
     for name in dict.fromkeys(name for models in kept.values() for name in models):
         found = {s: models[name] for s, models in kept.items() if name in models}
-        found = {s: one.grid for s, one in found.items() if one.grid and one.cells(dataset)}
+        found = {seed: one for seed, one in found.items() if one.grid and one.cells(dataset)}
         if not found:
             continue
-        row = [label(next(iter(found.values()))), " ".join(map(str, found))]
+        first = next(iter(found.values()))
+        row = [label(first.grid), " ".join(map(str, found))]
         for left in (64, -1):
-            rates = [
-                cell["wer"][dataset]["wer"]
-                for one in found.values()
-                for cell in one["cells"]
-                if (cell["chunk_size"], cell["left_context"]) == (CHUNK, left)
-            ]
-            row += [f"{np.mean(rates):.2f}", _to((min(rates), max(rates)))] if rates else ["", ""]
+            cells = [one.cells(dataset).get((CHUNK, left)) for one in found.values()]
+            row += _spread([cell["wer"][dataset]["wer"] for cell in cells if cell])
+        counts = {seed: one.errors(dataset, (CHUNK, -1)) for seed, one in found.items()}
+        errors = {seed: own for seed, (own, _) in counts.items()}
+        encoder, test = first.grid["encoder"], None
+        if first.grid["attention"] == "mha":
+            mha[encoder] = errors
+        elif encoder in mha:
+            test = seeds_bootstrap(errors, mha[encoder], next(iter(counts.values()))[1])
+        row += _difference(test) + [test["verdict"] if test else ""]
         rows.append(row)
     return markdown(header, rows)
+
+
+def _spread(rates):
+    if not rates:
+        return ["", "", ""]
+    made = spread(rates)
+    deviation = "" if made["deviation"] is None else f"{made['deviation']:.2f}"
+    return [f"{made['mean']:.2f}", deviation, " ".join(f"{rate:.2f}" for rate in rates)]
+
+
+def _difference(test):
+    if test is None:
+        return ["", ""]
+    return [f"{test['difference']:.2f} ({_to(test['interval_95'])})", f"{test['p']:.2g}"]
+
+
+def grid_rows(models: dict[str, Kept], dataset: str) -> list[Row]:
+    """The cells of models, also with the lossless input cache; see ``grid_cells``."""
+    rows = []
+    for name, model in models.items():
+        if model.grid and model.cells(dataset):
+            row = {"status": "measured", "stem": name, **model.grid}
+            kind = cache_kind(row["attention"], row["attention_conf"])
+            lossless = [c for c in row["cells"] if c.get("input_cache_bytes") is not None]
+            rows.append(row | {"cache_kind": kind})
+            rows.append(row | {"cache_kind": "input", "cells": lossless})
+    return grid_cells(rows)
 
 
 def tables(results, dataset: str, seed: int = 1) -> dict[str, str]:

@@ -15,7 +15,7 @@ from espnet_ext.resources import RESOURCES
 def write_comparison(comparison: Comparison, output: str | Path) -> str:
     """Write tables, plots and the page into a directory; returns the tables as text."""
     output, summary = Path(output), summary_report(comparison)
-    plots = {name: draw(comparison) for name, draw in PLOTS.items()}
+    plots = {name: png for name, draw in PLOTS.items() if (png := draw(comparison))}
     for name, png in plots.items():
         write_atomic(output / name, png)
     write_atomic(output / "summary_report.txt", summary.encode())

@@ -1,4 +1,4 @@
-"""The three plots, readable in grey: hatches and marker shapes say what colours say."""
+"""The plots, readable in grey: hatches and marker shapes say what colours say."""
 
 import io
 from collections.abc import Callable
@@ -8,6 +8,8 @@ import matplotlib
 
 from espnet_ext.report.columns import (
     CACHE,
+    CELL_COSTS,
+    CELL_WER,
     MS_PER_CHUNK,
     MS_PER_CHUNK_P95,
     MS_PER_UTTERANCE,
@@ -18,7 +20,7 @@ from espnet_ext.report.columns import (
     Column,
     show_frames,
 )
-from espnet_ext.report.compare import Comparison, Row, row_name
+from espnet_ext.report.compare import COSTS, Comparison, Row, row_name
 from espnet_ext.report.schema import KINDS
 
 matplotlib.use("Agg")
@@ -32,9 +34,9 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 MARKERS = "osD^vPX*"
 
 
-def _styles(comparison: Comparison) -> dict[str, tuple[str, str, str]]:
+def _styles(rows: list[Row]) -> dict[str, tuple[str, str, str]]:
     """Attention (input cache apart) to colour, hatch and marker."""
-    kinds = list(dict.fromkeys(_kind(row) for row in comparison.measured))
+    kinds = list(dict.fromkeys(_kind(row) for row in rows))
     return {
         kind: (COLOURS[i % len(COLOURS)], HATCHES[i % len(HATCHES)], MARKERS[i % len(MARKERS)])
         for i, kind in enumerate(kinds)
@@ -58,7 +60,7 @@ def _bars(
 ) -> None:
     """Horizontal bars of a column, the first row on top, each with its value; lines to ``tail``."""
     values = [column.of(row) for row in rows]
-    styles = [_styles(comparison)[_kind(row)] for row in rows]
+    styles = [_styles(comparison.measured)[_kind(row)] for row in rows]
     bars = axes.barh(
         [row_name(row) for row in rows],
         values,
@@ -114,7 +116,7 @@ def cache_comparison(comparison: Comparison) -> bytes:
 
 def wer_vs_cache(comparison: Comparison) -> bytes:
     """PNG of WER with its interval against cache, a panel per test set."""
-    styles = _styles(comparison)
+    styles = _styles(comparison.measured)
     encoders = list(dict.fromkeys(row["encoder"] for row in comparison.measured))
     sets = comparison.sets
     figure, panels = pyplot.subplots(
@@ -164,9 +166,63 @@ def inference_time_comparison(comparison: Comparison) -> bytes:
     return png(figure)
 
 
-#: file name -> function that draws it
+def wer_over_costs(comparison: Comparison) -> bytes:
+    """PNG of ``draw_cells``; nothing where no model has a grid.json."""
+    return draw_cells(comparison.cells, comparison.sets) if comparison.cells else b""
+
+
+def draw_cells(cells: list[Row], sets: list[str]) -> bytes:
+    """PNG of WER over bytes and over latency with the Pareto fronts, two panels per test set.
+
+    Args:
+        cells: From ``grid_cells``.
+        sets: Test sets.
+    """
+    styles = _styles(cells)
+    encoders = list(dict.fromkeys(row["encoder"] for row in cells))
+    figure, panels = pyplot.subplots(
+        len(sets), 2, figsize=(12, 4.8 * len(sets)), squeeze=False, constrained_layout=True
+    )
+    for name, row_of_panels in zip(sets, panels, strict=True):
+        rows = [row for row in cells if CELL_WER.of(row, name) is not None]
+        for axes, (cost, title) in zip(row_of_panels, COSTS.items(), strict=True):
+            for row in rows:
+                colour, _, marker = styles[_kind(row)]
+                trained = row["cell"]["in_trained_range"]
+                axes.plot(
+                    CELL_COSTS[cost].of(row),
+                    CELL_WER.of(row, name),
+                    marker,
+                    markersize=7,
+                    markerfacecolor=colour if trained else "none",
+                    markeredgecolor="black",
+                    markeredgewidth=0.8 + encoders.index(row["encoder"]),
+                    label=row_name(row) if trained else None,
+                )
+            front = sorted(
+                (CELL_COSTS[cost].of(row), CELL_WER.of(row, name))
+                for row in rows
+                if title in row["cell"]["front"][name]
+            )
+            axes.step(*zip(*front, strict=True), "--", where="post", color="0.3", zorder=0)
+            axes.set_xscale("log")
+            plain_numbers(axes.xaxis)
+            if len(ticks := {CELL_COSTS[cost].of(row) for row in rows}) < 7:
+                axes.set_xticks(sorted(ticks))
+            axes.set_xlabel(f"{CELL_COSTS[cost].title}, logarithmic")
+            axes.set_ylabel(f"{str(CELL_WER.title).replace('{set}', name)}, %")
+            axes.set_title(f"over {title}; hollow: not of the training; dashed: Pareto front")
+            axes.grid(alpha=0.3)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=8)
+    return png(figure)
+
+
+#: file name -> function that draws it, or returns nothing
 PLOTS: dict[str, Callable[[Comparison], bytes]] = {
     "cache_comparison.png": cache_comparison,
     "wer_vs_cache.png": wer_vs_cache,
     "inference_time_comparison.png": inference_time_comparison,
+    "wer_over_costs.png": wer_over_costs,
 }

@@ -1,10 +1,13 @@
 """Whether two models differ: paired bootstrap over what both have transcribed."""
 
+import math
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as students_t
 
 from espnet_ext.data.kaldi import read_lines, read_scp
 from espnet_ext.errors import UserError
@@ -55,7 +58,7 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Difference of two word error rates on the same utterances.
+    """Difference of two word error rates on the same utterances, of one training each.
 
     Args:
         model: Utterance to (errors, words), from ``read_score``.
@@ -65,24 +68,93 @@ def paired_bootstrap(
         seed: Seed of the draws.
 
     Returns:
-        ``difference`` (model - baseline, percentage points), ``interval_95`` (percentiles),
-        ``drawn`` (speakers or utterances) and the two-sided ``p``: twice the share of draws on the
-        rarer side of zero, counting ties to both sides and one draw more, so that it is never 0.
+        See ``seeds_bootstrap``.
 
     Raises:
         UserError: The utterances or their words differ.
     """
-    if {i: w for i, (_, w) in model.items()} != {i: w for i, (_, w) in baseline.items()}:
+    return seeds_bootstrap({0: model}, {0: baseline}, speakers, resamples, seed)
+
+
+def seeds_bootstrap(
+    models: dict[int, Errors],
+    baselines: dict[int, Errors],
+    speakers: dict[str, str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Difference of two word error rates, over the trainings whose seeds both have.
+
+    Of several seeds, seeds are drawn as well, and the interval is Student's with one degree of
+    freedom less than there are, on the bootstrap's standard deviation: percentiles of what so few
+    units are drawn from are much too narrow (Hesterberg 2015, section 3.2).
+
+    Args:
+        models: Seed of the training to what ``paired_bootstrap`` takes.
+        baselines: The same of the model that they are compared with.
+        speakers: See ``paired_bootstrap``.
+        resamples: See ``paired_bootstrap``.
+        seed: Seed of the draws.
+
+    Returns:
+        ``difference`` (model - baseline, percentage points), ``interval_95`` (of one seed,
+        percentiles), ``drawn`` (speakers or utterances, and seeds), the two-sided ``p``, ``seeds``,
+        and what may be said of it, ``verdict``. ``p`` of one seed is twice the share of draws on
+        the rarer side of zero, counting ties to both sides and one draw more, so that it is never
+        0.
+
+    Raises:
+        UserError: They share no seed, or the utterances or their words differ.
+    """
+    if not (seeds := sorted(models.keys() & baselines.keys())):
+        raise UserError("the two models share no seed")
+    words = [
+        {i: w for i, (_, w) in errors[s].items()} for errors in (models, baselines) for s in seeds
+    ]
+    if any(other != words[0] for other in words):
         raise UserError("the two models were scored on different utterances")
-    ids = sorted(model)
-    values = np.array([[model[i][0] - baseline[i][0], model[i][1]] for i in ids])
+    ids = sorted(words[0])
+    values = np.array(
+        [[models[s][i][0] - baselines[s][i][0], words[0][i]] for s in seeds for i in ids]
+    )
     levels, unit = nesting({i: speakers[i] if speakers else "all" for i in ids})
+    levels = [np.repeat(seeds, len(ids)), *(np.tile(level, len(seeds)) for level in levels)]
     drawn = error_rates(bootstrap(values, levels, resamples, seed))
-    rarer = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    low, high = interval(drawn)
+    difference = float(error_rates(values.sum(0, keepdims=True))[0])
+    if len(seeds) == 1:
+        low, high = interval(drawn)
+        p = 2 * (int(min((drawn <= 0).sum(), (drawn >= 0).sum())) + 1) / (resamples + 1)
+    else:
+        # what is drawn with replacement from n units varies by (n - 1) / n of what they do
+        error = drawn.std() * math.sqrt(len(seeds) / (len(seeds) - 1))
+        times = students_t.ppf(0.975, len(seeds) - 1)
+        low, high = difference - times * error, difference + times * error
+        p = (
+            2 * students_t.sf(abs(difference) / error, len(seeds) - 1)
+            if error
+            else float(not difference)
+        )
+    low, high = round(low, 2), round(high, 2)
+    if low <= 0 <= high:
+        verdict = "within luck: the interval holds 0"
+    elif len(seeds) == 1:
+        verdict = "beyond luck of these recordings; another seed was not drawn"
+    else:
+        verdict = "beyond luck: the interval leaves 0 out"
     return {
-        "difference": round(float(error_rates(values.sum(0, keepdims=True))[0]), 2),
-        "interval_95": [round(low, 2), round(high, 2)],
-        "p": round(min(1.0, 2 * (int(rarer) + 1) / (resamples + 1)), 4),
-        "drawn": unit,
+        "difference": round(difference, 2),
+        "interval_95": [low, high],
+        "p": round(min(1.0, float(p)), 4),
+        "drawn": unit if len(seeds) == 1 else f"seeds and {unit}",
+        "seeds": seeds,
+        "verdict": verdict,
     }
+
+
+def spread(rates: list[float]) -> dict[str, Any]:
+    """Error rates over seeds: ``mean``, ``deviation`` (sample standard deviation) and ``values``.
+
+    Of one value there is no deviation: None.
+    """
+    deviation = round(statistics.stdev(rates), 2) if len(rates) > 1 else None
+    return {"mean": round(statistics.fmean(rates), 2), "deviation": deviation, "values": rates}

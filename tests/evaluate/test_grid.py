@@ -9,7 +9,14 @@ import torch
 
 from espnet_ext.bin import asr_grid
 from espnet_ext.evaluate import grid as module
-from espnet_ext.evaluate.grid import batches, costs, decode, features, in_trained_range
+from espnet_ext.evaluate.grid import (
+    batches,
+    costs,
+    decode,
+    features,
+    in_trained_range,
+    streamed,
+)
 from espnet_ext.evaluate.models import read_model_config
 from espnet_ext.pretrained import RECORDING, model_files
 from espnet_ext.streaming.speech2text import StreamingSpeech2Text
@@ -61,6 +68,9 @@ def test_text_of_a_cell_is_that_of_live_streams(recordings, chunk_size, left_con
         for start in range(0, len(samples), 700):
             live(stream, samples[start : start + 700])
         assert live(stream, is_final=True).text == texts[utt]
+    wavs = {p.stem: p for p in recordings.glob("*.wav")}
+    other = texts | {"u7": "ANOTHER"}
+    assert streamed(live, wavs, other) == {"utterances": 8, "same_text": 7}
 
 
 def test_padding_changes_no_frame(recordings, speech2text):
@@ -154,9 +164,12 @@ def test_command_writes_every_cell_with_what_paired_differences_need(
         wer = cell["wer"]["pieces"]
         assert sum(wer["errors"]) == wer["substituted"] + wer["deleted"] + wer["inserted"]
         assert wer["errors"][:2] == [5, 5] and wer["wer"] == 100 * sum(wer["errors"]) / 40
+    assert found["cells"][0]["streamed"] == {"utterances": 8, "same_text": 8}
+    assert not any("streamed" in cell for cell in found["cells"][1:])
     # 8 frames of 40 ms, the last ends 17.5 ms after it begins, and what the subsampling sees ahead
     assert found["cells"][0]["latency_ms"] == 340 + 17.5
-    assert "outside the trained range" in capsys.readouterr().out.splitlines()[1]
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.endswith("outside the trained range; streamed, 8 of 8 with the same text")
     (recordings / "text").rename(recordings / "text.away")
     assert asr_grid.main([str(expdir), "--data_dir", str(recordings), *cells]) == 1
     (recordings / "text.away").rename(recordings / "text")

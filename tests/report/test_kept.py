@@ -11,8 +11,8 @@ from espnet_ext.bin.asr_results import main
 from espnet_ext.errors import UserError
 from espnet_ext.evaluate.gather import LAST_LINES, gather
 from espnet_ext.report.compare import Comparison
-from espnet_ext.report.kept import Kept, read_kept, restore, tables, updated
-from espnet_ext.report.statistics import paired_bootstrap, read_score
+from espnet_ext.report.kept import Kept, grid_rows, read_kept, restore, tables, updated
+from espnet_ext.report.statistics import paired_bootstrap, read_score, seeds_bootstrap
 
 SET = "test_clean"
 LEDGER = {"attention": 1536, "convolution": 512}
@@ -20,12 +20,16 @@ CELL = {"in_trained_range": True, "latency_ms": 357.5, "bytes": 2048, "ledger": 
 
 
 def grid(expdir, rate):
-    """A ``grid.json`` of two cells, one of them not of the training; linear has one."""
+    """A ``grid.json`` of two cells, one of them not of the training; linear has one.
+
+    Of the four words of each of three utterances some are wrong; ``rate`` is what it says of that.
+    """
     config = yaml.safe_load((expdir / "config.yaml").read_text())
     encoder, attention = config["encoder"].removeprefix("kv_"), config["encoder_conf"]["attention"]
     cells = []
     for left in [-1] if attention == "linear" else [64, -1]:
         wer = {"wer": rate + left / 100, "interval_95": [1.0, 2.0]}
+        wer["errors"] = [rate % 3, 0, 1]
         cells.append(CELL | {"chunk_size": 16, "left_context": left, "wer": {SET: wer}})
         cells[-1] |= {"frames": 1000 if left < 0 else left}
         if attention == "mha":
@@ -34,6 +38,7 @@ def grid(expdir, rate):
             cells[-1] |= {"ledger": LEDGER | {"attention": 384}, "bytes": 896}
     cells[0]["in_trained_range"] = False
     found = {"encoder": encoder, "attention": attention, "cells": cells}
+    found["sets"] = {SET: {"utterances": ["a", "b", "c"], "words": [4] * 3, "speakers": ["s"] * 3}}
     found["attention_conf"] = config["encoder_conf"]["attention_conf"]
     (expdir / "grid.json").write_text(json.dumps(found))
 
@@ -128,7 +133,30 @@ def test_tables_hold_what_was_measured(recipe, results):
     linear = next(row for row in rows if "Conformer linear" in row)
     assert linear.split("|")[4:6] == [" ", " 14.99* (2) "]
     mean = made["seeds"].splitlines()[4]
-    assert mean.startswith("| Conformer MLA, rank 4 | 1 2 | 22.64 | 17.64 to 27.64 | 21.99 |")
+    begin = (
+        "| Conformer MLA, rank 4 | 1 2 | 22.64 | 7.07 | 17.64 27.64 | 21.99 | 7.07 | 16.99 26.99 |"
+    )
+    assert mean.startswith(begin)
+    both = [read_kept(results)[seed] for seed in (1, 2)]
+    mla, mha = (
+        {s: one[name].errors(SET, (16, -1))[0] for s, one in enumerate(both)}
+        for name in ("conformer_mla", "conformer_mha")
+    )
+    test = seeds_bootstrap(mla, mha)
+    assert test["drawn"] == "seeds and utterances"
+    low, high = test["interval_95"]
+    shown = f"| {test['difference']:.2f} ({low:.2f} to {high:.2f}) | {test['p']:.2g} |"
+    assert f"{shown} {test['verdict']} |" in mean
+
+
+def test_figure_has_every_cell_and_the_lossless_caches(results, tmp_path):
+    rows = grid_rows(read_kept(results)[1], SET)
+    assert len(rows) == 8 * 2 - 2 + 2 * 2  # linear has one cell each, MHA's input cache two
+    sizes = {row["cell"]["kb"] for row in rows if row["cache_kind"] == "input"}
+    assert sizes == {1.25}
+    figure = tmp_path / "figure.png"
+    main(["--results", str(results), "--figure", str(figure), "--test_set", SET])
+    assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_page_gets_its_tables_and_keeps_its_words(results, tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_ext.bin.score import main as score_main
-from espnet_ext.report.statistics import paired_bootstrap, read_score
+from espnet_ext.errors import UserError
+from espnet_ext.report.statistics import paired_bootstrap, read_score, seeds_bootstrap
 from espnet_ext.scoring import bootstrap, nesting
 from espnet_ext.scoring.resampling import FEWEST_SPEAKERS
 
@@ -48,6 +49,46 @@ def test_null_differences_by_speaker_are_called_significant_as_often_as_promised
         calls["utterances"] += flat["p"] <= 0.05
     assert calls["utterances"] > 0.4 * trials
     assert calls["speakers"] < 0.12 * trials
+
+
+def test_null_differences_by_seed_are_called_significant_as_often_as_promised():
+    """Models whose trainings scatter, drawn from one distribution: pairs of three seeds each."""
+    calls, trials = {"seeds": 0, "recordings": 0}, 100
+    for trial in range(trials):
+        draw = np.random.default_rng(trial)
+        one, other = (
+            {
+                seed: {f"u{n:03d}": (int(e), 10) for n, e in enumerate(errors)}
+                for seed, errors in enumerate(
+                    draw.binomial(10, draw.uniform(0.02, 0.2, (3, 1)), (3, 60))
+                )
+            }
+            for _ in range(2)
+        )
+        found = seeds_bootstrap(one, other, resamples=200)
+        assert found["drawn"] == "seeds and utterances" and found["seeds"] == [0, 1, 2]
+        assert ("within luck" in found["verdict"]) == (
+            found["interval_95"][0] <= 0 <= found["interval_95"][1]
+        )
+        calls["seeds"] += found["p"] <= 0.05
+        calls["recordings"] += paired_bootstrap(one[0], other[0], resamples=200)["p"] <= 0.05
+    assert calls["recordings"] > 0.4 * trials  # which says why one training each shows nothing
+    assert calls["seeds"] < 0.1 * trials
+
+
+def test_difference_over_seeds_is_of_those_that_both_have():
+    def model(rate):
+        return {f"u{n}": (int(n % 20 < rate), 1) for n in range(200)}
+
+    better, worse = ({s: model(r) for s, r in rates.items()} for rates in
+                     ({1: 2, 2: 3, 3: 2, 4: 3, 9: 20}, {4: 9, 3: 8, 2: 8, 1: 9}))  # fmt: skip
+    found = seeds_bootstrap(worse, better)
+    assert found["seeds"] == [1, 2, 3, 4] and found["difference"] == 30.0
+    assert found["p"] < 0.01 and found["verdict"] == "beyond luck: the interval leaves 0 out"
+    none = seeds_bootstrap(better, better)
+    assert (none["difference"], none["interval_95"], none["p"]) == (0.0, [0.0, 0.0], 1.0)
+    with pytest.raises(UserError, match="share no seed"):
+        seeds_bootstrap({1: model(1)}, {2: model(1)})
 
 
 def test_speaker_is_the_reader_and_few_of_them_are_not_drawn():
