@@ -1,6 +1,6 @@
 """An hour of stream through exported models in sherpa-onnx: memory and time, minute by minute.
 
-    python benchmarks/export_hour.py onnx ... --recording speech.flac
+python benchmarks/export_hour.py onnx ... --recording speech.flac
 """
 
 import argparse

@@ -44,6 +44,15 @@ BENCHMARKS = {
         [],
         ["--contexts", "64", "--repeats", "5", "--variants", "mha", "--layers", "2"],
     ),
+    "streams": (
+        "streams.py",
+        "Many streams in one step",
+        [],
+        [
+            *("--contexts", "64", "--streams", "8", "--repeats", "3"),
+            *("--variants", "mha", "linear", "--clients", "20", "--seconds", "5"),
+        ],
+    ),
     "beam_search": (
         "beam_search.py",
         "Beam search against ESPnet's",

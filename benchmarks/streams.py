@@ -3,8 +3,8 @@
 The first table alternates one step of many streams (``step_together``) with a step of each alone,
 in one process: streams of different ages whose left context is full. The second is what a stream
 holds: resident memory of a fresh process, before and after it opens streams, next to the bytes that
-``most_bytes`` counts on. ``--clients N`` runs a server of the small model in the package and N
-clients that speak in real time.
+``most_bytes`` counts on. The last runs a server of the small model in the package, and clients that
+speak in real time: how late an answer is, after the sound that it is about.
 
     OMP_NUM_THREADS=2 python benchmarks/streams.py --threads 2
 
@@ -12,9 +12,15 @@ clients that speak in real time.
 """
 
 import argparse
+import asyncio
 import ctypes
+import json
 import os
+import re
+import resource
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -190,6 +196,72 @@ def memory_rows(args):
             )
 
 
+async def speak(url, pcm, rate, begin, seconds):
+    """One client in real time: seconds that its answers were late, and its last text."""
+    from websockets.asyncio.client import connect
+
+    await asyncio.sleep(begin)
+    async with connect(url, compression=None) as socket:
+        await socket.send(json.dumps({"type": "start", "rate": rate}))
+        json.loads(await socket.recv())
+        packet, begun, late = rate // 10, time.monotonic(), []
+
+        async def send():
+            for n in range(round(10 * seconds)):
+                await asyncio.sleep(max(0, begun + n / 10 - time.monotonic()))
+                at = n * packet % len(pcm)
+                await socket.send(pcm[at : at + packet].tobytes())
+            await socket.send(json.dumps({"type": "finish"}))
+
+        sending, text = asyncio.create_task(send()), None
+        async for message in socket:
+            answer = json.loads(message)
+            if answer["type"] == "result":
+                late.append(time.monotonic() - begun - answer["heard"])
+                text = answer.get("text", text)
+        await sending
+        return late, text
+
+
+async def _speak_together(url, pcm, rate, clients, seconds):
+    begins = [3 * n / clients for n in range(clients)]
+    return await asyncio.gather(
+        *(speak(url, pcm, rate, begin, seconds) for begin in begins), return_exceptions=True
+    )
+
+
+def client_rows(args):
+    """Clients in real time on one server of the small model in the package."""
+    import soundfile
+
+    from espnet_ext.pretrained import RECORDING
+
+    pcm, rate = soundfile.read(RECORDING, dtype="int16")
+    command = [sys.executable, "-m", "espnet_ext", "serve", "--port", "0"]
+    command += ["--max_clients", str(args.clients + 8), "--threads", str(args.threads)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        while not (found := re.search(r"http://(\S+:[0-9]+)", server.stdout.readline())):
+            pass
+        url = f"ws://{found[1]}/stream"
+        begun = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = asyncio.run(_speak_together(url, pcm, rate, args.clients, args.seconds))
+        held = int(Path(f"/proc/{server.pid}/statm").read_text().split()[1])
+        server.terminate()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - begun.ru_utime - begun.ru_stime
+    whole = [result for result in done if not isinstance(result, BaseException)]
+    late = sorted(seconds for times, _ in whole for seconds in times)
+    print(
+        "\n| clients | with a last text | texts | answer late by, median | 95% | largest "
+        "| processor s | resident MB |\n|---|---|---|---|---|---|---|---|"
+    )
+    print(
+        f"| {args.clients} for {args.seconds} s | {len(whole)} | {len({t for _, t in whole})} "
+        f"| {statistics.median(late):.2f} s | {late[int(0.95 * len(late))]:.2f} s "
+        f"| {late[-1]:.2f} s | {cpu:.0f} | {held * os.sysconf('SC_PAGE_SIZE') / 2**20:.0f} |"
+    )
+
+
 @torch.no_grad()
 def main(argv=None):
     """Print the tables."""
@@ -203,20 +275,24 @@ def main(argv=None):
     parser.add_argument("--repeats", type=int, default=7, help="pairs per row")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--wenet", metavar="DIR", help="a checkout of WeNet, to be measured beside")
-    parser.add_argument("--only", nargs="+", choices=("batch", "wenet", "memory"))
+    parser.add_argument("--clients", type=int, default=200, help="that speak in real time")
+    parser.add_argument("--seconds", type=int, default=60, help="that each of them speaks")
+    parser.add_argument("--only", nargs="+", choices=("batch", "wenet", "memory", "clients"))
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, chunks of {args.chunk} frames")
     print("12-layer Conformer, 256-d, 4 heads, kernel 31, streams of different ages")
     begun = time.perf_counter()
-    only = args.only or ("batch", "wenet", "memory")
+    only = args.only or ("batch", "wenet", "memory", "clients")
     if "memory" in only:
         memory_rows(args)
     if "batch" in only:
         batch_rows(args)
     if "wenet" in only and args.wenet:
         wenet_rows(args)
+    if "clients" in only:
+        client_rows(args)
     print(f"\n{time.perf_counter() - begun:.0f} s")
 
 
