@@ -94,13 +94,16 @@ class Comparison:
             paths = [path for path in paths if path.is_file()]
             if not paths and len(self.expdirs) > 1:
                 self.notes.append(f"{expdir}: no {NAME} in it")
-            models += [model for path in paths if (model := self._model(path))]
+            # a directory may have been renamed since; the name of a lone file says nothing
+            names = [{} if path == expdir else {"model": path.parent.name} for path in paths]
+            found = (self._model(*each) for each in zip(paths, names, strict=True))
+            models += [model for model in found if model]
         return models
 
-    def _model(self, path: Path) -> Row | None:
+    def _model(self, path: Path, name: Row) -> Row | None:
         """A model's results, with ``cells`` of its grid, if it has one."""
         try:
-            model = read(path)
+            model = read(path) | name
         except UserError as error:
             self.notes.append(f"skipped {error}")
             return None

@@ -23,12 +23,13 @@ set -euo pipefail
 echo "$*" >> calls
 while [ $# -gt 1 ]; do declare "${1#--}=$2"; shift 2; done
 name=$(basename "${asr_config:-none}" .yaml)
-if [ "${print_asr_exp:-}" = true ]; then echo "exp/asr_${name}_raw_word"; exit; fi
+seed=$(sed -n 's/.*--seed \\([0-9]*\\)$/_seed\\1/p' <<< "${asr_args:-}")
+if [ "${print_asr_exp:-}" = true ]; then echo "exp/asr_${name}_raw_word${seed}"; exit; fi
 [ "${stop_stage}" = 11 ] || exit 0
 [ ! -f wait ] || { sleep 300 & echo $! >> started; wait; }
 [ "${name}" != train_asr_conformer_gqa ] || { echo "no luck"; exit 1; }
 if [ ! -d "${asr_exp}" ]; then
-    cp -rp "RUNS/$(basename "${asr_exp}")" exp/
+    cp -rp "RUNS/$(basename "${asr_exp%"${seed}"}")" "${asr_exp}"
     touch "${asr_exp}/1epoch.pth"
 fi
 """
@@ -43,7 +44,7 @@ def trained(tmp_path_factory, eight_runs):
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(eight_runs, folder / "exp")
     (folder / "conf").mkdir()
-    (folder / "conf" / "profile.yaml").touch()
+    (folder / "conf" / "profile.yaml").write_text("{}\n")
     with contextlib.chdir(folder):
         for directory in Path("exp").iterdir():
             mark(directory, SETTINGS)
@@ -64,7 +65,7 @@ def recipe(tmp_path, trained):
     for path in trained.iterdir():
         name = path.name.removeprefix("asr_").removesuffix("_raw_word")
         (recipe / "conf" / f"{name}.yaml").touch()
-    (recipe / "conf" / "profile.yaml").touch()
+    (recipe / "conf" / "profile.yaml").write_text("{}\n")
     (recipe / "run.sh").write_text(RUN.replace("RUNS", str(trained)))
     (recipe / "run.sh").chmod(0o755)
     return recipe
@@ -122,6 +123,23 @@ def test_failed_model_is_named_with_its_log_and_the_others_are_compared(recipe):
     ends = [line.split(" ", 1)[1] for line in again.stdout.splitlines() if " of 3 after " in line]
     assert [end.partition(" of ")[0] for end in ends] == ["1", "2", "3"]
     assert ["left" in end for end in ends] == [False, True, False]
+
+
+def test_a_model_is_trained_per_seed_and_the_options_of_all_stay(recipe):
+    """One whose training fails: what was asked of it is what counts."""
+    options = ["--encoders", "conformer", "--attentions", "gqa", "--seeds", "1 2"]
+    run_args = "--asr_args '--max_epoch 3' --nj 2"
+    done = run(recipe, "run_all_baselines.sh", *options, "--run_args", run_args)
+    calls = (recipe / "calls").read_text().splitlines()
+    for seed in (1, 2):
+        own = [call for call in calls if f"--asr_args --max_epoch 3 --seed {seed} --nj 2" in call]
+        assert len(own) == len(calls) / 2
+        directory = f"--asr_exp exp/asr_train_asr_conformer_gqa_raw_word_seed{seed} "
+        assert any(directory in call for call in own)
+        assert f"FAILED: conformer gqa seed {seed}: no luck" in done.stdout
+        assert (recipe / f"exp/run_all/conformer_gqa_seed_{seed}.log").is_file()
+    refused = run(recipe, "run_all_baselines.sh", *options, "--run_args", "--asr_args '--seed 3'")
+    assert refused.returncode == 1 and "has a --seed as well" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,22 @@ import io
 import json
 import re
 import shutil
+import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from espnet_ext.bin.asr_compare import main
 from espnet_ext.errors import UserError
 from espnet_ext.report import columns
-from espnet_ext.report.compare import BUDGETS, Comparison
+from espnet_ext.report.compare import BUDGETS, Comparison, grid_cells
 from espnet_ext.report.page import report_html
 from espnet_ext.report.plots import PLOTS
 from espnet_ext.report.schema import csv_text
-from espnet_ext.report.statistics import paired_bootstrap
+from espnet_ext.report.statistics import paired_bootstrap, read_score, seeds_bootstrap
 from espnet_ext.report.tables import comparison_csv, summary_report
 from espnet_ext.resources import PUBLISHED_BASELINES
 
@@ -337,3 +340,145 @@ def test_column_is_one_entry_for_text_csv_and_page(runs, monkeypatch):
     shown = {row["encoder_parameters"] for row in read_csv(comparison_csv(comparison))}
     assert shown == {row[-1] for row in rows} and "" not in shown
     assert title in summary_report(comparison) and title not in header[:-1]
+
+
+def rewrite(path, **changed):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+@pytest.fixture
+def two_seeds(runs, tmp_path):
+    """The Conformer's MHA and MLA, and on another machine a second seed with other scores."""
+    for attention in ("mha", "mla"):
+        own, other = (
+            runs / f"asr_train_asr_{encoder}_{attention}_raw_word" for encoder in ENCODERS
+        )
+        copied = shutil.copytree(other, tmp_path / "theirs" / f"{own.name}_seed2")
+        results = json.loads((own / "evaluation_results.json").read_text())
+        scores = json.loads((copied / "evaluation_results.json").read_text())
+        results |= {key: scores[key] for key in ("wer", "streaming_wer")}
+        results |= {"model": copied.name, "seed": 2, "device": "their machine"}
+        (copied / "evaluation_results.json").write_text(json.dumps(results))
+        rewrite(own / "evaluation_results.json", seed=1)
+    return [runs, tmp_path / "theirs"]
+
+
+def test_seeds_of_several_machines_are_one_model_with_mean_and_spread(two_seeds, tmp_path):
+    comparison = Comparison(two_seeds, ENCODERS, ATTENTIONS)
+    assert not comparison.notes
+    names = [row["model"] for row in read_csv(comparison_csv(comparison))]
+    assert len(names) == 10 + 3 and len(set(names)) == 13  # the second MHA has an input cache too
+    assert {"conformer mla, seed 1", "conformer mla, seed 2", "branchformer mla"} < set(names)
+    views = ["offline", "chunk 4, left context 4", "chunk 4, left context 8"]
+    rows = [row for row in comparison.over_seeds if row["attention"] == "mla"]
+    assert [row["view"] for row in rows] == views and len(comparison.over_seeds) == 6
+    mla, mha = (
+        {m["seed"]: m for m in comparison.models if (m["encoder"], m["attention"]) == own}
+        for own in (("conformer", "mla"), ("conformer", "mha"))
+    )
+    assert mla[2]["tests"]["test_clean"]["baseline"] == mha[2]["model"]
+    for row, wers in zip(rows, zip(*map(decodings, mla.values()), strict=True), strict=True):
+        spread, test = row["spread"]["test_clean"], row["tests"]["test_clean"]
+        assert spread["values"] == [wer["wer"] for wer in wers]
+        assert spread["mean"] == pytest.approx(statistics.fmean(spread["values"]), abs=0.006)
+        assert spread["deviation"] == pytest.approx(statistics.stdev(spread["values"]), abs=0.006)
+        errors = [
+            {seed: read_score(m["path"].parent / wer["directory"])[0] for (seed, m), wer in
+             zip(models.items(), wers, strict=True)}
+            for models in (mla, mha)
+        ]  # fmt: skip
+        assert test == seeds_bootstrap(*errors) | {"baseline": mha[1]["stem"]}
+        assert test["drawn"] == "seeds and utterances" and test["seeds"] == [1, 2]
+    main(["--expdir", *map(str, two_seeds), "--output", str(tmp_path / "out")])
+    summary = (tmp_path / "out" / "summary_report.txt").read_text()
+    assert re.search(r"^conformer mla +1, 2 .*offline .* (within|beyond) luck", summary, re.M)
+    assert re.search(r"^conformer mla, seed 2 .* their machine ", summary, re.M)
+
+
+def decodings(model):
+    streams = [stream["wer"]["test_clean"] for stream in model["streaming_wer"]]
+    return [model["wer"]["test_clean"], *streams]
+
+
+def test_results_may_be_files_and_a_model_of_two_machines_is_refused(two_seeds, tmp_path, capsys):
+    runs, theirs = two_seeds
+    directory = next(theirs.glob("*_mla_*"))
+    lone = shutil.copy(directory / "evaluation_results.json", tmp_path / "from_a_letter.json")
+    comparison = Comparison([runs, lone], ENCODERS, ATTENTIONS)
+    assert comparison.seeds["asr_train_asr_conformer_mla_raw_word"].keys() == {1, 2}
+    assert any("no statistics" in note for note in comparison.notes)  # its scores stayed there
+    copied = shutil.copytree(directory, tmp_path / "again" / directory.name)
+    for again in (copied, lone):
+        with pytest.raises(SystemExit):
+            main(["--expdir", *map(str, [*two_seeds, again]), "--output", str(tmp_path / "out")])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "give one of them" in line and str(directory) in line and "seed 2" in line
+    rewrite(directory / "evaluation_results.json", parameters=5)
+    with pytest.raises(UserError, match="not by its parameters: rename"):
+        Comparison(two_seeds, ENCODERS, ATTENTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def cell(chunk_size, left_context, size, latency, wer, **more):
+    place = {"chunk_size": chunk_size, "left_context": left_context, "frames": left_context}
+    costs = {"bytes": size, "latency_ms": latency, "ledger": {"attention": size}}
+    scored = {"wer": wer, "interval_95": [0, 9], "errors": [1]}
+    return place | costs | {"in_trained_range": True, "wer": {"test_clean": scored}} | more
+
+
+POINTS = st.lists(st.tuples(*[st.integers(1, 6)] * 3), min_size=1, max_size=12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(POINTS)
+def test_front_has_what_nothing_beats_and_beats_all_else(points):
+    cells = [cell(n, 0, 1024 * kb, ms, wer) for n, (kb, ms, wer) in enumerate(points)]
+    rows = grid_cells([{"stem": "a", "cache_kind": "kv", "cells": cells}])
+    assert len(rows) == len(points)
+    for cost, title in (("kb", "bytes"), ("latency_ms", "latency")):
+        at = {(row["cell"][cost], row["cell"]["wer"]["test_clean"]) for row in rows}
+        front = {
+            (row["cell"][cost], row["cell"]["wer"]["test_clean"])
+            for row in rows
+            if title in row["cell"]["front"]["test_clean"]
+        }
+        best = sorted(front)
+        assert [wer for _, wer in best] == sorted({wer for _, wer in best}, reverse=True)
+        assert all(any(c <= own and w <= wer for c, w in front) for own, wer in at)
+        assert len({own for own, _ in best}) == len(best)
+
+
+def test_grids_are_one_table_and_one_plot_means_over_seeds(two_seeds, tmp_path):
+    for expdir, wer in zip(two_seeds, (2.0, 3.0), strict=True):
+        cells = [
+            cell(8, 16, 2048, 340.0, wer, streamed={"utterances": 10, "same_text": 9}),
+            cell(8, 128, 4096, 340.0, wer + 1, in_trained_range=False, input_cache_bytes=3072),
+        ]
+        grid = {"encoder": "conformer", "attention": "mha", "attention_conf": {}, "cells": cells}
+        grid["sets"] = {"test_clean": {"utterances": ["u"], "speakers": ["s"], "words": [9]}}
+        (path,) = expdir.glob("*_conformer_mha_*/evaluation_results.json")
+        path.with_name("grid.json").write_text(json.dumps(grid))
+    broken = next(two_seeds[0].glob("*_conformer_mla_*")) / "grid.json"
+    broken.write_text("{")
+    output = tmp_path / "out"
+    main(["--expdir", *map(str, two_seeds), "--output", str(output)])
+    assert {path.name for path in output.iterdir()} == FILES | {"wer_over_costs.png"}
+    page = (output / "report.html").read_text()
+    assert f"skipped {broken}" in page and page.count("data:image/png;base64,") == 4
+    (shown,) = [table for table in Tables(page).tables if "front" in table[0]]
+    assert shown[1:] == [
+        [
+            "conformer mha",
+            "2",
+            "8",
+            "16",
+            "yes",
+            "340.0",
+            "2.0",
+            "2.5",
+            "bytes, latency",
+            "9 of 10",
+        ],
+        ["conformer mha", "2", "8", "128", "NO", "340.0", "4.0", "3.5", "", ""],
+        ["conformer mha (input cache)", "2", "8", "128", "NO", "340.0", "3.0", "3.5", "", ""],
+    ]
