@@ -57,8 +57,8 @@ class Comparison:
         attentions: list[str],
         baselines: str | Path | None = None,
     ) -> None:
-        one = isinstance(expdir, (str, Path))
-        self.expdirs = [Path(path) for path in ([expdir] if one else expdir)]
+        expdirs = [expdir] if isinstance(expdir, (str, Path)) else expdir
+        self.expdirs = [Path(path) for path in expdirs]
         self.notes: list[str] = []
         self.models = self._read()
         self.seeds = self._by_seed()
@@ -236,7 +236,9 @@ class Comparison:
                 )
         return rows
 
-    def _over_seeds(self, own: Row, other: Row, row: Row, name: str) -> Row | None:
+    def _over_seeds(
+        self, own: dict[int, Any], other: dict[int, Any], row: Row, name: str
+    ) -> Row | None:
         """``seeds_bootstrap`` of the decodings of two models by seed; see ``_of_view``."""
         try:
             mine, theirs = (
