@@ -29,6 +29,8 @@ import torch
 from common import in_fresh_process, pair_times
 
 from espnet_ext.encoder import ConformerEncoder
+from espnet_ext.state import FrameCache
+from streaming import filled_state
 
 VARIANTS = {
     "mha": ("mha", {}),
@@ -61,24 +63,32 @@ def make_encoder(variant, chunk):
     return encoder
 
 
-def streams_of(encoder, number, context, age=0):
+def streams_of(encoder, number, context):
     """States of streams of different ages whose left context is full."""
-    states = []
-    for i in range(number):
-        state = encoder.init_state(left_context=context)
+    states = [filled_state(encoder, context) for _ in range(number)]
+    for i, state in enumerate(states):
         for layer in state.layers:
             cache = layer.attention
-            if hasattr(cache, "buffers"):
-                for buffer in cache.buffers.values():
-                    buffer.normal_()
-                head = context + state.chunk_size * i * age
-                cache.lengths, cache.heads = (context,), (head % cache.capacity,)
-            else:
-                cache.s.normal_().abs_()
-                cache.z.normal_().abs_()
-        encoder.take(torch.zeros(1, 3, 80), state)  # what subsampling looks back at
-        states.append(state)
+            if isinstance(cache, FrameCache):
+                cache.heads = ((context + state.chunk_size * i) % cache.capacity,)
     return states
+
+
+def stepping(encoder, number, context, chunk):
+    """Functions that take streams a chunk further, together and one by one."""
+    states = streams_of(encoder, number, context)
+    packets = torch.randn(number, 1, 4 * chunk, 80)
+
+    def together():
+        for packet, state in zip(packets, states, strict=True):
+            encoder.take(packet, state)
+        encoder.step_together(states)
+
+    def alone():
+        for packet, state in zip(packets, states, strict=True):
+            encoder.forward_chunk(packet, state)
+
+    return together, alone
 
 
 def quartiles(values):
@@ -97,18 +107,7 @@ def batch_rows(args):
         encoder = make_encoder(variant, args.chunk)
         for context in args.contexts:
             for number in args.streams:
-                states = streams_of(encoder, number, context, age=1)
-                packets = torch.randn(number, 1, 4 * args.chunk, 80)
-
-                def together(encoder=encoder, states=states, packets=packets):
-                    for packet, state in zip(packets, states, strict=True):
-                        encoder.take(packet, state)
-                    encoder.step_together(states)
-
-                def alone(encoder=encoder, states=states, packets=packets):
-                    for packet, state in zip(packets, states, strict=True):
-                        encoder.forward_chunk(packet, state)
-
+                together, alone = stepping(encoder, number, context, args.chunk)
                 pairs = pair_times(together, alone, args.repeats)
                 ours, theirs = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
                 live = args.chunk * FRAME_SECONDS * number / ours / args.threads
@@ -132,14 +131,7 @@ def wenet_rows(args):
             peers = batched_steps(args.wenet, SIZES, args.chunk, context, number)
             for variant in args.variants:
                 encoder = make_encoder(variant, args.chunk)
-                states = streams_of(encoder, number, context, age=1)
-                packets = torch.randn(number, 1, 4 * args.chunk, 80)
-
-                def together(encoder=encoder, states=states, packets=packets):
-                    for packet, state in zip(packets, states, strict=True):
-                        encoder.take(packet, state)
-                    encoder.step_together(states)
-
+                together, _ = stepping(encoder, number, context, args.chunk)
                 for name, peer in peers.items():
                     pairs = pair_times(together, peer, args.repeats)
                     ours, theirs = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
@@ -168,7 +160,7 @@ def memory_of(variant, chunk, context):
     del warm, state
     ctypes.CDLL(None).malloc_trim(0)
     begun = resident()
-    states = streams_of(encoder, number, context, age=1)
+    states = streams_of(encoder, number, context)
     for state in states:
         encoder.take(torch.randn(1, 4 * chunk, 80), state)
     for i in range(0, number, 2):  # in steps as large as the warm one, which needs no more room

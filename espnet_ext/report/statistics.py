@@ -118,7 +118,8 @@ def seeds_bootstrap(
         [[models[s][i][0] - baselines[s][i][0], words[0][i]] for s in seeds for i in ids]
     )
     within, unit = nesting({i: speakers[i] if speakers else "all" for i in ids})
-    levels: list[Any] = [np.repeat(seeds, len(ids)), *(np.tile(level, len(seeds)) for level in within)]
+    tiled = (np.tile(level, len(seeds)) for level in within)
+    levels: list[Any] = [np.repeat(seeds, len(ids)), *tiled]
     drawn = error_rates(bootstrap(values, levels, resamples, seed))
     difference = float(error_rates(values.sum(0, keepdims=True))[0])
     if len(seeds) == 1:
