@@ -71,6 +71,7 @@ COMMANDS = {
     "keep": [
         f"{MLA} --results new --weights true --dumpdir dump",
         "--results results --page page.md",
+        "--results results --figure new.png",
         "--results results --restore new",
     ],
     "curve": [
