@@ -17,11 +17,14 @@ import yaml
 import espnet_ext
 from espnet_ext.config import read_config
 from espnet_ext.errors import UserError, no_checkpoint, printable
-from espnet_ext.files import whole
+from espnet_ext.files import MB, whole
 from espnet_ext.relocate import read_training_config
 
 #: the checkpoint that is decoded with, unless another is named
 CHECKPOINT = "valid.acc.ave.pth"
+
+#: an archive of a stranger may unpack to so many bytes, or to so many times its own
+FEW_BYTES, MOST_TIMES = 64 * MB, 50
 
 #: what an archive may hold, by the place in meta.yaml that says so: arguments of ``Speech2Text``
 ARGUMENTS = {
@@ -124,6 +127,12 @@ def _extract(archive, temporary, folder):
                 raise UserError(f"{archive}: {outside[0]} would be written elsewhere; refused")
             if odd := [name for name in names if not name.isprintable()]:
                 raise UserError(f"{archive}: {odd[0]!r} is no file name (control characters)")
+            size = sum(member.file_size for member in packed.infolist())  # no more is written
+            if size > max(FEW_BYTES, MOST_TIMES * os.path.getsize(archive)):
+                raise UserError(
+                    f"{archive}: would unpack to {size // MB} MB, more than a model does that is "
+                    f"packed into {os.path.getsize(archive) / MB:.1f} MB; refused"
+                )
             packed.extractall(temporary)
 
         def place(text):
@@ -146,7 +155,8 @@ def _extract(archive, temporary, folder):
             path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     except UserError as error:
         raise UserError(str(error).replace(f"{temporary}/", f"{archive}: ")) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    # encrypted, or compressed as nobody packs models here
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive}: damaged or no .zip archive ({error}); get it again") from error
     except FileNotFoundError as error:
         raise UserError(f"{archive}: no packed model ({error.filename} is not there)") from error

@@ -152,6 +152,19 @@ def test_damaged_archive_is_one_line_and_leaves_nothing(case, tmp_path):
     assert not (tmp_path.parent / "x").exists()
 
 
+def test_archive_that_would_fill_a_disk_is_refused(tmp_path):
+    archive = tmp_path / "model.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in GOOD.items():
+            packed.writestr(name, content)
+        with packed.open("more", "w") as member:
+            for _ in range(65):
+                member.write(bytes(2**20))
+    with pytest.raises(UserError, match="would unpack to 65 MB"):
+        packing.unpack(archive, tmp_path / "there")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.zip"]
+
+
 def test_directory_that_is_there_stays(tmp_path):
     write_zip(tmp_path / "model.zip", GOOD)
     (tmp_path / "there").mkdir()
