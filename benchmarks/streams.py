@@ -206,12 +206,14 @@ async def speak(url, pcm, rate, begin, seconds):
             await socket.send(json.dumps({"type": "finish"}))
 
         sending, text = asyncio.create_task(send()), None
-        async for message in socket:
-            answer = json.loads(message)
-            if answer["type"] == "result":
-                late.append(time.monotonic() - begun - answer["heard"])
-                text = answer.get("text", text)
-        await sending
+        try:
+            async for message in socket:
+                answer = json.loads(message)
+                if answer["type"] == "result":
+                    late.append(time.monotonic() - begun - answer["heard"])
+                    text = answer.get("text", text)
+        finally:
+            sending.cancel()
         return late, text
 
 
@@ -242,6 +244,9 @@ def client_rows(args):
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = used.ru_utime + used.ru_stime - begun.ru_utime - begun.ru_stime
     whole = [result for result in done if not isinstance(result, BaseException)]
+    if not whole:
+        print(f"\nNone of {args.clients} clients was served to the end: {done[0]!r:.200}")
+        return
     late = sorted(seconds for times, _ in whole for seconds in times)
     print(
         "\n| clients | with a last text | texts | answer late by, median | 95% | largest "
