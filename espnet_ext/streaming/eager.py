@@ -162,6 +162,12 @@ class EagerSpeech2Text(StreamingSpeech2Text):
         """See ``StreamingSpeech2Text``."""
         return self.model.encoder.ready(stream.encoder)
 
+    def lacking(self, stream: Stream) -> int:
+        """See ``StreamingSpeech2Text``."""
+        stride, field = self.model.encoder.subsampling
+        frames = (self.chunk_size - 1) * stride + field - len(stream.encoder.pending[0])
+        return (frames - 1) * self.frontend.front.hop - len(stream.frontend.samples[0])
+
     @torch.no_grad()
     def step(self, streams: list[Stream]) -> list[Result | UserError]:
         """See ``StreamingSpeech2Text``."""

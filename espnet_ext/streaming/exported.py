@@ -342,6 +342,11 @@ class ExportedSpeech2Text(StreamingSpeech2Text):
         """See ``StreamingSpeech2Text``."""
         return self._frames(stream) >= (1 if stream.ended else self.chunk_size)
 
+    def lacking(self, stream) -> int:
+        """See ``StreamingSpeech2Text``."""
+        frames = self.model.frames - len(stream.pending)
+        return (frames - 1) * stream.features.hop - len(stream.features.held)
+
     def _frames(self, stream):
         """Encoder frames that what is kept gives, a chunk at most."""
         step = self.model

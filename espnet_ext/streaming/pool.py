@@ -185,10 +185,14 @@ class StreamPool:
         """Take what waits until a chunk is full; whether one is."""
         speech2text, own = self.speech2text, stream.stream
         while not speech2text.ready(own):
-            if stream.waiting:
-                part = stream.waiting.popleft()
-                speech2text.take(own, part)
-            elif stream.finished and not own.ended:
+            finished = stream.finished  # first, as nothing is pushed after it
+            waiting = sum(map(len, list(stream.waiting)))
+            if waiting and (finished or waiting >= speech2text.lacking(own)):
+                parts = [stream.waiting.popleft()]  # features of much at once cost less
+                while stream.waiting and sum(map(len, [*parts, stream.waiting[0]])) <= self._part:
+                    parts.append(stream.waiting.popleft())
+                speech2text.take(own, np.concatenate(parts))
+            elif finished and not waiting and not own.ended:
                 speech2text.take(own, is_final=True)
             else:
                 return False

@@ -176,6 +176,10 @@ class StreamingSpeech2Text:
         """Whether packets for a step of the stream were taken."""
         raise NotImplementedError
 
+    def lacking(self, stream: Any) -> int:
+        """Samples without which the stream will not be ready, however many more it needs."""
+        raise NotImplementedError
+
     def step(self, streams: list[Any]) -> list[Result | UserError]:
         """One chunk of each stream, in one step of the model.
 
