@@ -12,7 +12,8 @@ from espnet_ext.audio import read_audio, read_packets
 from espnet_ext.data.kaldi import read_wavs
 from espnet_ext.errors import UserError, about
 from espnet_ext.streaming.equivalence import TOLERANCE, compare
-from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text, packet_samples
+from espnet_ext.streaming.speech2text import StreamingSpeech2Text, packet_samples
+from espnet_ext.streaming.transcriber import Result
 
 
 def decode(

@@ -12,7 +12,8 @@ from pathlib import Path
 from espnet_ext.attention import ATTENTIONS
 from espnet_ext.errors import UserError, about
 from espnet_ext.streaming.pool import PooledStream, StreamPool
-from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text
+from espnet_ext.streaming.speech2text import StreamingSpeech2Text
+from espnet_ext.streaming.transcriber import Result
 
 
 @dataclass(eq=False)

@@ -5,7 +5,8 @@ from typing import Any
 
 from espnet_ext.streaming.pool import PoolFull, StreamPool
 from espnet_ext.streaming.searches import GreedySearch, PrefixBeamSearch
-from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text
+from espnet_ext.streaming.speech2text import StreamingSpeech2Text
+from espnet_ext.streaming.transcriber import Result
 from espnet_ext.streaming.words import Word
 
 __all__ = [

@@ -21,7 +21,7 @@ from espnet_ext.frontend import FrontendState, StreamingFrontend
 from espnet_ext.register import ENCODERS
 from espnet_ext.state import FrameCache, StreamState
 from espnet_ext.streaming.searches import Hypothesis, make_search
-from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text, Transcript
+from espnet_ext.streaming.transcriber import Result, Transcriber, Transcript
 from espnet_ext.utterance import encode
 
 
@@ -68,7 +68,7 @@ class Stream(Transcript):
         return sum(n for kind, n in self.ledger().items() if kind != "positions")
 
 
-class EagerSpeech2Text(StreamingSpeech2Text):
+class EagerSpeech2Text(Transcriber):
     """A trained model in PyTorch; see ``StreamingSpeech2Text``."""
 
     def __init__(
@@ -84,7 +84,6 @@ class EagerSpeech2Text(StreamingSpeech2Text):
         ctc_weight: float = 0.3,
         endpoint: float | None = None,
         device: str = "cpu",
-        runtime: str = "torch",
     ) -> None:
         self._set_search(search, beam_size, endpoint)
         if rescore and search != "beam":

@@ -9,7 +9,7 @@ import numpy as np
 from espnet_ext.audio import checked_samples
 from espnet_ext.errors import UserError
 from espnet_ext.streaming.searches import make_search
-from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text, Transcript
+from espnet_ext.streaming.transcriber import Result, Transcriber, Transcript
 
 #: of the file's metadata that is this package's own
 KEY, VERSION = "espnet_ext", 1
@@ -254,7 +254,7 @@ class ExportedStream(Transcript):
         return sum(self.ledger().values())
 
 
-class ExportedSpeech2Text(StreamingSpeech2Text):
+class ExportedSpeech2Text(Transcriber):
     """An exported model in onnxruntime; see ``StreamingSpeech2Text``.
 
     Args:
@@ -265,7 +265,6 @@ class ExportedSpeech2Text(StreamingSpeech2Text):
         beam_size: The same.
         endpoint: The same.
         threads: Of one step.
-        runtime: ``onnxruntime``.
         others: What only PyTorch has; anything but its default is refused.
 
     Raises:
@@ -285,7 +284,6 @@ class ExportedSpeech2Text(StreamingSpeech2Text):
         beam_size=10,
         endpoint=None,
         threads=1,
-        runtime="onnxruntime",
         **others,
     ):
         others["asr_train_config"] = asr_train_config

@@ -9,7 +9,7 @@ import numpy as np
 
 from espnet_ext.audio import checked_samples
 from espnet_ext.errors import UserError
-from espnet_ext.streaming.speech2text import Result, StreamingSpeech2Text
+from espnet_ext.streaming.transcriber import Result, Transcriber
 
 
 class PoolFull(UserError):
@@ -67,7 +67,7 @@ class StreamPool:
 
     def __init__(
         self,
-        speech2text: StreamingSpeech2Text,
+        speech2text: Transcriber,
         budget: int | None = None,
         max_batch: int = 32,
         max_seconds: float | None = None,

@@ -131,6 +131,10 @@ def test_silence_ends_an_utterance_and_only_the_search_begins_anew(model_dir, se
         assert [(w.text, w.start, w.end) for w in words] == [(w.text, w.start, w.end) for w in want]
 
 
+def test_what_a_runtime_makes_is_one_of_the_class(model_dir):
+    assert isinstance(load(model_dir), StreamingSpeech2Text)
+
+
 def test_an_endpoint_that_cannot_be(model_dir):
     for value in (0.0, -1.0, math.nan):
         with pytest.raises(Exception, match="endpoint"):
