@@ -5,6 +5,7 @@ word, such as "is a number, not 'many'". ``KINDS`` names those that a script's o
 """
 
 import argparse
+import dataclasses
 import difflib
 import math
 import re
@@ -292,6 +293,12 @@ def listed(kind):
 def maybe(kind):
     """A type whose value may be empty too, which is None."""
     return lambda word: kind(word) if word else None
+
+
+def chosen(args, kind):
+    """The values of options that a dataclass has fields of the same names for."""
+    names = (field.name for field in dataclasses.fields(kind))
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def did_you_mean(word, known, prefix=""):

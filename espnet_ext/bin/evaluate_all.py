@@ -13,7 +13,7 @@ from pathlib import Path
 from espnet_ext import model_options as shared
 from espnet_ext.bin.asr_evaluate import announce
 from espnet_ext.errors import UserError, cli
-from espnet_ext.options import Parser, listed, path
+from espnet_ext.options import Parser, chosen, listed, path
 
 ROOT = Path(__file__).absolute().parents[2]
 
@@ -39,17 +39,8 @@ def settings(args):
     from espnet_ext.evaluate.evaluation import Settings
 
     decoding, checkpoint = Path(args.inference_config), Path(args.inference_asr_model)
-    return Settings(
-        inference_config=args.inference_config,
-        inference_asr_model=args.inference_asr_model,
-        inference_tag=f"{decoding.stem}_asr_model_{checkpoint.stem}",
-        streaming_config=args.streaming_config,
-        profile_config=args.profile_config,
-        dumpdir=args.dumpdir,
-        nj=args.nj,
-        device=args.device,
-        threads=args.threads,
-    )
+    tag = f"{decoding.stem}_asr_model_{checkpoint.stem}"
+    return Settings(inference_tag=tag, **chosen(args, Settings))
 
 
 def say(message):

@@ -12,9 +12,30 @@ from pathlib import Path
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, cli
 from espnet_ext.files import MB
-from espnet_ext.options import Parser, listed, maybe, path, port, positive, positive_int, text
+from espnet_ext.options import (
+    Parser,
+    chosen,
+    listed,
+    maybe,
+    path,
+    port,
+    positive,
+    positive_int,
+    text,
+)
 from espnet_ext.packing import find_model
 from espnet_ext.pretrained import PRETRAINED, RECORDING
+from espnet_ext.serve.limits import Limits
+
+LIMITS = {
+    "max_clients": (positive_int, "connections at once"),
+    "max_message": (positive_int, "bytes of a message"),
+    "max_messages": (positive_int, "messages of a client a second"),
+    "max_speed": (positive, "times real time that audio is taken at"),
+    "max_seconds": (positive, "length of a stream"),
+    "idle_seconds": (positive, "without a packet"),
+    "stop_seconds": (positive, "to finish streams after SIGTERM"),
+}
 
 
 def local(host):
@@ -45,16 +66,11 @@ def main(argv=None):
     parser.option("keyfile", maybe(path), help="its key")
     parser.option("budget_mb", positive, 256, "MB that the streams of each model may hold")
     parser.option("max_batch", positive_int, 32, "streams in one step")
-    parser.option("max_clients", positive_int, 100, "connections at once")
-    parser.option("max_message", positive_int, 65536, "bytes of a message")
-    parser.option("max_messages", positive_int, 200, "messages of a client a second")
-    parser.option("max_speed", positive, 20, "times real time that audio is taken at")
-    parser.option("max_seconds", positive, 3600, "length of a stream")
-    parser.option("idle_seconds", positive, 30, "without a packet")
-    parser.option("stop_seconds", positive, 10, "to finish streams after SIGTERM")
+    for name, (kind, said) in LIMITS.items():
+        parser.option(name, kind, getattr(Limits, name), said)
     args = parser.parse_args(argv)
     try:
-        from espnet_ext.serve.server import Limits, check_certificate, serve
+        from espnet_ext.serve.server import check_certificate, serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name}: missing; pip install 'espnet-ext[serve]'") from None
     check_certificate(args.certfile, args.keyfile)
@@ -65,17 +81,9 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     folders = args.expdirs or [RECORDING.parent]
     names = [Path(folder).resolve().name for folder in args.expdirs] or [PRETRAINED]
-    limits = Limits(
-        token=args.token or (None if local(args.host) else secrets.token_urlsafe(16)),
-        allowed_origins=tuple(origin.rstrip("/") for origin in args.allowed_origins),
-        max_clients=args.max_clients,
-        max_message=args.max_message,
-        max_messages=args.max_messages,
-        max_speed=args.max_speed,
-        max_seconds=args.max_seconds,
-        idle_seconds=args.idle_seconds,
-        stop_seconds=args.stop_seconds,
-    )
+    args.token = args.token or (None if local(args.host) else secrets.token_urlsafe(16))
+    args.allowed_origins = tuple(origin.rstrip("/") for origin in args.allowed_origins)
+    limits = Limits(**chosen(args, Limits))
     files = [find_model(folder, args.inference_asr_model) for folder in folders]
     models = load_models(
         list(zip(names, files, strict=True)),

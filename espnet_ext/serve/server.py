@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -32,6 +32,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.pretrained import RECORDING
 from espnet_ext.resources import RESOURCES
 from espnet_ext.serve.engine import Engine, Outcome, ServedModel
+from espnet_ext.serve.limits import Limits
 from espnet_ext.serve.picture import picture
 from espnet_ext.streaming.pool import PooledStream, PoolFull
 
@@ -55,34 +56,6 @@ SECURITY = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-
-
-@dataclass
-class Limits:
-    """What clients may do.
-
-    Attributes:
-        token: Word that a client must know; None lets everybody in.
-        allowed_origins: Pages of other addresses that may speak to the server, as browsers name
-            them (``https://example.org``); ``*`` is any.
-        max_clients: Connections at once.
-        max_message: Bytes of a message.
-        max_messages: Messages of a client a second.
-        max_speed: Times real time that a client's audio is taken at; what comes faster waits.
-        max_seconds: Length of a stream.
-        idle_seconds: Time without a packet.
-        stop_seconds: Time to finish what is begun when the server stops.
-    """
-
-    token: str | None = None
-    allowed_origins: tuple[str, ...] = ()
-    max_clients: int = 100
-    max_message: int = 2**16
-    max_messages: int = 200
-    max_speed: float = 20.0
-    max_seconds: float = 3600.0
-    idle_seconds: float = 30.0
-    stop_seconds: float = 10.0
 
 
 class Refusal(Exception):
