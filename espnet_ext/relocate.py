@@ -31,6 +31,12 @@ def read_training_config(path) -> dict:
     return beside(read_config(path), Path(path).parent)
 
 
+def validation_recordings(config: dict) -> str:
+    """The ``wav.scp`` that a model was validated on, "" where its config names none."""
+    paths = (str(entry[0]) for entry in config.get("valid_data_path_and_name_and_type") or ())
+    return next((path for path in paths if path.endswith("wav.scp")), "")
+
+
 def check_files(config: dict, path) -> None:
     """Find the files that a trained model needs beside its checkpoint.
 

@@ -56,16 +56,15 @@ def _recordings(args, config):
     """Files to compare on."""
     from pathlib import Path
 
-    from espnet_ext.data.kaldi import read_scp
-    from espnet_ext.relocate import read_training_config
+    from espnet_ext.data.kaldi import read_wavs
+    from espnet_ext.relocate import read_training_config, validation_recordings
 
     scp = args.wav_scp
     if scp is None:
-        valid = read_training_config(config).get("valid_data_path_and_name_and_type")
-        scp = valid[0][0] if valid else ""
+        scp = validation_recordings(read_training_config(config))
         if not Path(scp).is_file():
             return []
-    return list(read_scp(scp).values())[: args.num_utts or None]
+    return list(read_wavs(scp).values())[: args.num_utts or None]
 
 
 if __name__ == "__main__":
