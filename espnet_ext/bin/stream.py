@@ -109,6 +109,8 @@ def _through_server(args, source):
     shown, finals, failed, fs = {}, {}, [], source.rate
     for message in transcribe(args.server, source.packets(fs), fs, args.token, args.real_time):
         name = message.get("model")
+        if message["type"] == "started" and source.recording:
+            source.recording.expect(model["name"] for model in message["models"])
         if message["type"] == "failed":
             failed.append(f"{name}: {message['message']}")
         if message["type"] != "result":

@@ -1,5 +1,7 @@
 """A recording's picture: words over time, and what the models held and took for them."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from espnet_ext.resources import RESOURCES
@@ -18,6 +20,11 @@ class Recording:
         self.title, self.seconds = title, 0.0
         self.levels: list[float] = []
         self.models: dict[str, dict] = {}
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Draw these models in this order, whichever speaks first."""
+        for name in names:
+            self.models.setdefault(name, {"name": name, "chunks": [], "text": "", "words": []})
 
     def hear(self, samples: np.ndarray, fs: int) -> None:
         """Note the loudness of samples (n,), floats in [-1, 1] of one packet."""
@@ -40,7 +47,8 @@ class Recording:
             ms: Milliseconds that it took.
             nbytes: State by kind, as ``Stream.ledger`` gives it.
         """
-        model = self.models.setdefault(name, {"name": name, "chunks": []})
+        self.expect([name])
+        model = self.models[name]
         model["text"], model["words"] = text, words
         own = {kind: n for kind, n in nbytes.items() if kind != "positions"}
         model["chunks"].append({"at": round(at, 3), "ms": round(ms, 3), "bytes": own})
