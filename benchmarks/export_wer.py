@@ -38,8 +38,8 @@ def own_tokens(speech2text, samples):
     feats = speech2text.frontend.forward_chunk(
         torch.from_numpy(samples)[None], stream.frontend, is_final=True
     )[0]
-    step, sees = encoder.subsampling
-    frames, shift = (speech2text.chunk_size - 1) * step + sees, speech2text.chunk_size * step
+    frames = encoder.input_length(speech2text.chunk_size)
+    shift = speech2text.chunk_size * encoder.subsampling[0]
     steps = max(0, -(-(feats.size(1) - frames) // shift))
     seen = feats[:, : (steps - 1) * shift + frames] if steps else feats[:, :0]
     y, _ = encoder.forward_chunk(seen, stream.encoder)

@@ -455,16 +455,16 @@ def waveform(samples, dtype=None, device=None) -> "torch.Tensor":
     """
     import torch  # here, and below: who prepares data need not wait for it
 
-    try:
-        samples = torch.as_tensor(samples, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"samples: must be an array of numbers ({error!s:.80})") from None
-    samples = checked_samples(samples)
+    samples = checked_samples(samples, functools.partial(torch.as_tensor, device=device))
     return samples.to(dtype or samples.dtype)
 
 
-def checked_samples(samples):
-    """One utterance, an array or a tensor, as floats (n,); see ``waveform``."""
+def checked_samples(samples, convert=np.asarray):
+    """One utterance as floats (n,), as ``convert`` makes an array of it; see ``waveform``."""
+    try:
+        samples = convert(samples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"samples: must be an array of numbers ({error!s:.80})") from None
     kind = str(samples.dtype).removeprefix("torch.")
     if kind == "int16":
         samples = samples / 2**15

@@ -264,6 +264,11 @@ class StreamingEncoder(nn.Module):
         stride, field = self.subsampling
         return max(0, (frames - field) // stride + 1)
 
+    def input_length(self, frames: int) -> int:
+        """Fewest feature frames that give ``frames`` encoder frames, at least one."""
+        stride, field = self.subsampling
+        return (frames - 1) * stride + field
+
     # whole utterances
 
     def forward(
@@ -408,8 +413,7 @@ class StreamingEncoder(nn.Module):
             torch.cat([old, new[:n].to(old.dtype)])
             for old, new, n in zip(state.pending, feats, lengths, strict=True)
         ]
-        stride, field = self.subsampling
-        full = (state.chunk_size - 1) * stride + field  # feature frames that one chunk looks at
+        stride, full = self.subsampling[0], self.input_length(state.chunk_size)
         layers, produced = state.layers, state.produced
         outputs: list[Tensor] = []
         counts: list[list[int]] = []
@@ -528,8 +532,7 @@ class StreamingEncoder(nn.Module):
         """
         if len({state.chunk_size for state in states}) != 1 or not all(map(self.ready, states)):
             raise ValueError("states: must be one or more of one chunk size, each with a chunk")
-        stride, field = self.subsampling
-        full = (states[0].chunk_size - 1) * stride + field
+        stride, full = self.subsampling[0], self.input_length(states[0].chunk_size)
         parts = [state.pending[0][:full] for state in states]
         feats = nn.utils.rnn.pad_sequence(parts, True)
         real = [self.output_length(len(part)) for part in parts]

@@ -10,21 +10,13 @@ from espnet_ext.frontend import StreamingFrontend
 CHUNK = 250
 
 
-def feature_frames(encoder, frames: int) -> int:
-    """Fewest feature frames that give ``frames`` encoder frames."""
-    n = frames
-    while encoder.output_length(n) < frames:
-        n += 1
-    return n
-
-
 def chunk_samples(encoder, front, chunk_size: int) -> tuple[int, int]:
     """Samples from one chunk to the next, and those that the first chunk waits for.
 
     The first waits for all that its features look at, less what is mirrored before the start.
     """
-    first = feature_frames(encoder, chunk_size)
-    chunk = (feature_frames(encoder, 2 * chunk_size) - first) * front.hop
+    first = encoder.input_length(chunk_size)
+    chunk = (encoder.input_length(2 * chunk_size) - first) * front.hop
     return chunk, (first - 1) * front.hop + front.window - front.left
 
 
@@ -36,8 +28,8 @@ def stream_noise(encoder, frames: int, chunk_size: int, left_context: int):
     """
     state = encoder.init_state(chunk_size=chunk_size, left_context=left_context)
     yield state
-    first = feature_frames(encoder, chunk_size)
-    step = feature_frames(encoder, 2 * chunk_size) - first
+    first = encoder.input_length(chunk_size)
+    step = encoder.input_length(2 * chunk_size) - first
     for n in [first] + [step] * (frames // chunk_size - 1):
         feats = torch.randn(1, n, encoder.input_size, device=next(encoder.parameters()).device)
         _, state = encoder.forward_chunk(feats, state)

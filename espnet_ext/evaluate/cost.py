@@ -16,7 +16,7 @@ from espnet_ext.audio import read_audio
 from espnet_ext.config import read_config
 from espnet_ext.data.kaldi import read_wavs
 from espnet_ext.errors import UserError, about
-from espnet_ext.evaluate.cache import chunk_samples, feature_frames, measure_cache, stream_noise
+from espnet_ext.evaluate.cache import chunk_samples, measure_cache, stream_noise
 from espnet_ext.evaluate.models import (
     VERSION,
     build_encoder,
@@ -281,7 +281,7 @@ def multiply_adds(config: dict, stream: dict, front: FrontEnd) -> dict:
                 if next(chunks, None) is None:
                     break
             counts.append(counter.multiply_adds)
-    step = feature_frames(encoder, 2 * chunk_size) - feature_frames(encoder, chunk_size)
+    step = encoder.input_length(2 * chunk_size) - encoder.input_length(chunk_size)
     return {
         "offline": offline.multiply_adds // COUNTED_SECONDS,
         "streaming": int(counts[-1] / (step / second)),

@@ -121,8 +121,8 @@ class Step(nn.Module):
         super().__init__()
         self.encoder, self.ctc, self.normalize = model.encoder, model.ctc, model.normalize
         self.chunk_size, self.left_context = chunk_size, left_context
-        step, sees = self.encoder.subsampling
-        self.frames, self.shift = (chunk_size - 1) * step + sees, chunk_size * step
+        self.frames = self.encoder.input_length(chunk_size)
+        self.shift = chunk_size * self.encoder.subsampling[0]
         self.shapes = [
             self._shapes(layer)
             for layer in self.encoder.init_state(1, chunk_size, left_context).layers

@@ -144,8 +144,8 @@ class Engine:
             if stream not in model.pool.streams:
                 self._listeners.pop(stream, None)
             if listener:
-                taken = stream.received - sum(map(len, list(stream.waiting)))
-                heard, ledger = taken / model.speech2text.fs, stream.stream.ledger()
+                own = stream.stream
+                heard, ledger = own.received / model.speech2text.fs, own.ledger()
                 with contextlib.suppress(RuntimeError):  # its event loop has ended
                     listener(Outcome(result, ms, len(outcomes), heard, ledger))
         return bool(outcomes)

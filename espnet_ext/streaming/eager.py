@@ -1,11 +1,11 @@
 """Streams of a trained model in PyTorch."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
@@ -137,25 +137,24 @@ class EagerSpeech2Text(Transcriber):
     @torch.no_grad()
     def __call__(self, stream: Stream, samples: Any = (), is_final: bool = False) -> Result:
         """See ``StreamingSpeech2Text``."""
-        samples = self._checked(samples)[None]
-        try:
-            feats, _, frontend = self.frontend.forward_chunk(samples, stream.frontend, is_final)
-            y, stream.encoder = self.model.encoder.forward_chunk(feats, stream.encoder, is_final)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        stream.frontend = frontend
+        y, stream.encoder = self._hear(stream, samples, is_final, self.model.encoder.forward_chunk)
         return self.read(stream, y, is_final)
 
     @torch.no_grad()
     def take(self, stream: Stream, samples: Any = (), is_final: bool = False) -> None:
         """See ``StreamingSpeech2Text``."""
+        self._hear(stream, samples, is_final, self.model.encoder.take)
+
+    def _hear(self, stream: Stream, samples: Any, is_final: bool, pass_on: Callable) -> Any:
+        """Make features of a packet and pass them on; nothing of the stream changes in a fault."""
         samples = self._checked(samples)[None]
         try:
             feats, _, frontend = self.frontend.forward_chunk(samples, stream.frontend, is_final)
-            self.model.encoder.take(feats, stream.encoder, is_final)
+            given = pass_on(feats, stream.encoder, is_final)
         except ValueError as error:
             raise UserError(str(error)) from None
         stream.frontend = frontend
+        return given
 
     def ready(self, stream: Stream) -> bool:
         """See ``StreamingSpeech2Text``."""
@@ -163,8 +162,8 @@ class EagerSpeech2Text(Transcriber):
 
     def lacking(self, stream: Stream) -> int:
         """See ``StreamingSpeech2Text``."""
-        stride, field = self.model.encoder.subsampling
-        frames = (self.chunk_size - 1) * stride + field - len(stream.encoder.pending[0])
+        needed = self.model.encoder.input_length(self.chunk_size)
+        frames = needed - len(stream.encoder.pending[0])
         return (frames - 1) * self.frontend.front.hop - len(stream.frontend.samples[0])
 
     @torch.no_grad()
@@ -194,8 +193,7 @@ class EagerSpeech2Text(Transcriber):
         attention = sum(
             layer.attention.most_bytes(frames + self.chunk_size) for layer in state.layers
         )
-        step, sees = encoder.subsampling
-        pending = (2 * self.chunk_size - 1) * step + sees  # a chunk, and a packet of one
+        pending = encoder.input_length(2 * self.chunk_size)  # a chunk, and a packet of one
         held = front.window + self.samples(self.chunk_seconds)
         return (
             attention
@@ -221,8 +219,7 @@ class EagerSpeech2Text(Transcriber):
             encoder.chunk_size, encoder.left_context = saved
 
     def _checked(self, samples: Any) -> torch.Tensor:
-        if np.ndim(samples) != 1:
-            raise UserError(f"samples: must be mono (n,), got shape {np.shape(samples)}")
+        self._check_mono(samples)
         return waveform(samples, self.frontend.front.dtype, self.device)
 
     def read(self, stream: Stream, y: torch.Tensor, is_final: bool) -> Result:

@@ -140,6 +140,19 @@ def read_tokens(path) -> list[str]:
         raise UserError(f"{path}: must have a line 'symbol number' for each number") from None
 
 
+def read_arrays(path) -> tuple[np.ndarray, np.ndarray]:
+    """The window and the mel bands of a ``features.npz``.
+
+    Raises:
+        UserError: They are not there.
+    """
+    try:
+        with np.load(path) as arrays:
+            return arrays["window"], arrays["bands"]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
 def text_of(symbols) -> str:
     """Text of symbols as in ``tokens.txt``, where a word begins with a low line."""
     return "".join(symbols).replace("\u2581", " ").strip()
@@ -149,16 +162,12 @@ class Features:
     """Features of one stream, those of the exported model.
 
     Args:
-        path: ``features.npz``: the window and the mel bands.
+        arrays: Of ``features.npz``: the window and the mel bands.
         info: The rest: lengths in samples and what is done with a frame.
     """
 
-    def __init__(self, path, info):
-        try:
-            with np.load(path) as arrays:
-                self.window, self.bands = arrays["window"], arrays["bands"]
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from None
+    def __init__(self, arrays, info):
+        self.window, self.bands = arrays
         self.fs, self.length, self.hop, self.left = (
             info[name] for name in ("fs", "length", "hop", "left")
         )
@@ -306,11 +315,11 @@ class ExportedSpeech2Text(Transcriber):
         self.fs = self.model.info["features"]["fs"]
         self.frame_seconds = self.model.step * self.model.info["features"]["hop"] / self.fs
         self._set_search(search, beam_size, endpoint)
-        self.start()
+        self._arrays = read_arrays(self.model.features)
 
     def start(self) -> ExportedStream:
         """See ``StreamingSpeech2Text``."""
-        features = Features(self.model.features, self.model.info["features"])
+        features = Features(self._arrays, self.model.info["features"])
         pending = np.zeros((0, features.bands.shape[1]), np.float32)
         search = make_search(self.search, self.beam_size)
         return ExportedStream(features, pending, self.model.zeros(), search=search)
@@ -327,9 +336,8 @@ class ExportedSpeech2Text(Transcriber):
         """See ``StreamingSpeech2Text``."""
         if stream.ended:
             raise UserError("stream: has ended; start() begins another")
-        if np.ndim(samples) != 1:
-            raise UserError(f"samples: must be mono (n,), got shape {np.shape(samples)}")
-        feats = stream.features(checked_samples(np.asarray(samples)), is_final)
+        self._check_mono(samples)
+        feats = stream.features(checked_samples(samples), is_final)
         self._keep(stream, feats, is_final)
 
     @staticmethod
@@ -391,7 +399,7 @@ class ExportedSpeech2Text(Transcriber):
     def most_bytes(self, max_seconds=None) -> int:
         """See ``StreamingSpeech2Text``."""
         past = sum(x.nbytes for x in self.model.zeros())
-        feats = self.start().pending.itemsize * self.start().pending.shape[1]
+        feats = self.start().pending.itemsize * self._arrays[1].shape[1]
         held = 8 * (self.model.info["features"]["length"] + self.samples(self.chunk_seconds))
         return past + feats * (self.model.frames + self.model.shift) + held
 

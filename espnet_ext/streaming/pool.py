@@ -33,6 +33,11 @@ class PooledStream:
     finished: bool = False
 
     @property
+    def lag(self) -> int:
+        """Samples that wait."""
+        return self.received - self.stream.received
+
+    @property
     def nbytes(self) -> int:
         """Bytes in use, the samples that wait included."""
         return self.stream.nbytes + sum(part.nbytes for part in list(self.waiting))
@@ -121,10 +126,7 @@ class StreamPool:
             UserError: They are no such samples, the stream has ended, too many wait, or the stream
                 would be longer than ``max_seconds``. The stream is as it was.
         """
-        try:
-            samples = checked_samples(np.asarray(samples))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"samples: must be an array of numbers ({error!s:.80})") from None
+        samples = checked_samples(samples)
         fs, total = self.speech2text.fs, stream.received + len(samples)
         if stream not in self.streams or stream.finished:
             raise UserError("stream: has ended, start() begins another")
@@ -134,14 +136,13 @@ class StreamPool:
             raise UserError(
                 f"stream: more than max_waiting, {self.max_waiting:g} s, would wait for a step"
             )
-        stream.received = total
         parts = range(0, len(samples), self._part)
         stream.waiting.extend(samples[at : at + self._part] for at in parts)
+        stream.received = total  # last: what counts as waiting is there
 
     def room(self, stream: PooledStream) -> int:
         """How many samples of a stream may be pushed before a step has taken some."""
-        waiting = sum(map(len, list(stream.waiting)))
-        return int(self.max_waiting * self.speech2text.fs) - waiting
+        return int(self.max_waiting * self.speech2text.fs) - stream.lag
 
     def finish(self, stream: PooledStream) -> None:
         """No samples follow: steps to come encode what waits and give the last result."""
@@ -186,13 +187,14 @@ class StreamPool:
         speech2text, own = self.speech2text, stream.stream
         while not speech2text.ready(own):
             finished = stream.finished  # first, as nothing is pushed after it
-            waiting = sum(map(len, list(stream.waiting)))
-            if waiting and (finished or waiting >= speech2text.lacking(own)):
-                parts = [stream.waiting.popleft()]  # features of much at once cost less
-                while stream.waiting and sum(map(len, [*parts, stream.waiting[0]])) <= self._part:
+            lag = stream.lag
+            if lag and (finished or lag >= speech2text.lacking(own)):
+                parts, size = [], 0  # features of much at once cost less
+                while stream.waiting and size + len(stream.waiting[0]) <= self._part:
                     parts.append(stream.waiting.popleft())
+                    size += len(parts[-1])
                 speech2text.take(own, np.concatenate(parts))
-            elif finished and not waiting and not own.ended:
+            elif finished and not lag and not own.ended:
                 speech2text.take(own, is_final=True)
             else:
                 return False

@@ -103,6 +103,11 @@ class Transcriber:
         """
         raise NotImplementedError
 
+    @staticmethod
+    def _check_mono(samples: Any) -> None:
+        if np.ndim(samples) != 1:
+            raise UserError(f"samples: must be mono (n,), got shape {np.shape(samples)}")
+
     # many streams, see ``StreamPool``
 
     def take(self, stream: Any, samples: Any = (), is_final: bool = False) -> None:
