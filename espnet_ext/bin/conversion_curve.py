@@ -5,7 +5,6 @@ curve.csv, a plot curve_<test set>.png per test set, and report.html. Run it aga
 a failure: what is done is kept. One model's failure does not stop the others.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from espnet_ext import model_options as shared
@@ -63,11 +62,10 @@ def main(argv=None):
     if args.finetune_config:
         options += ["--finetune_config", args.finetune_config]
     expdir = Path(args.expdir or f"{source}_converted")
-    tag = args.inference_tag or Path(args.inference_config).stem
-    chosen = replace(settings(args), inference_tag=tag)
-    driver = Driver(chosen, source.parent, tuple(args.run_args), say=say)
+    args.inference_tag = args.inference_tag or Path(args.inference_config).stem
+    driver = Driver(settings(args), source.parent, tuple(args.run_args), say=say)
     models = sweep(driver, source, expdir, requested, args.finetune, options)
-    found = Curve(source, tag, chosen.inference_asr_model, args.dumpdir)
+    found = Curve(source, args.inference_tag, args.inference_asr_model, args.dumpdir)
     rows = found.rows(source)
     for model in models:
         driver.attempt(model, lambda model: rows.extend(found.rows(model.expdir)))

@@ -40,7 +40,7 @@ def settings(args):
 
     decoding, checkpoint = Path(args.inference_config), Path(args.inference_asr_model)
     tag = f"{decoding.stem}_asr_model_{checkpoint.stem}"
-    return Settings(inference_tag=tag, **chosen(args, Settings))
+    return Settings(**{"inference_tag": tag} | chosen(args, Settings))
 
 
 def say(message):
