@@ -23,6 +23,8 @@ from espnet_ext.options import (
 )
 from espnet_ext.packing import CHECKPOINT, find_model
 
+CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
+
 
 def add_device(parser: Parser) -> None:
     """Where a model runs."""
@@ -81,7 +83,7 @@ def add_stream(parser: Parser) -> None:
         "cache_dtype",
         default="float32",
         help="of keys and values",
-        choices=("float32", "bfloat16", "float16", "int8"),
+        choices=CACHE_DTYPES,
     )
 
 

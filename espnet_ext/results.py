@@ -128,6 +128,8 @@ EVALUATION = {
     "equivalence": Maybe(CERTIFICATE),
     "seed": Maybe(int),
 }
+_SAME = dict.fromkeys(("utterances", "same_text"), int)
+_RATES = {...: {"wer": NUMBER, "interval_95": [NUMBER, NUMBER], "errors": [int]}}
 #: of grid.json
 GRID = {
     **dict.fromkeys(("encoder", "attention"), str),
@@ -140,8 +142,9 @@ GRID = {
             "ledger": {"attention": NUMBER},
             "in_trained_range": bool,
             "input_cache_bytes": Maybe(NUMBER),
-            "streamed": Maybe(dict.fromkeys(("utterances", "same_text"), int)),
-            "wer": {...: {"wer": NUMBER, "interval_95": [NUMBER, NUMBER], "errors": [int]}},
+            "streamed": Maybe(_SAME),
+            "cache_dtypes": Maybe({...: {**_SAME, "bytes": NUMBER, "wer": _RATES}}),
+            "wer": _RATES,
         }
     ],
 }

@@ -24,6 +24,9 @@ def announce(cell: dict) -> None:
     outside = "" if cell["in_trained_range"] else ", outside the trained range"
     if live := cell.get("streamed"):
         outside += f"; streamed, {live['same_text']} of {live['utterances']} with the same text"
+    for dtype, live in cell.get("cache_dtypes", {}).items():
+        [wer] = live["wer"].values()
+        outside += f"; caches of {dtype}: WER {wer['wer']:.2f}, {live['bytes'] / KB:.1f} KB"
     print(
         f"  chunk {cell['chunk_size']}, left context {left}: WER {wers}; "
         f"{cell['bytes'] / KB:.1f} KB, {cell['latency_ms']:.0f} ms{outside}",
@@ -46,6 +49,13 @@ def main(argv=None):
         "encoder frames before a chunk, -1 is all",
         nargs="+",
     )
+    parser.option(
+        "cache_dtypes",
+        default=[],
+        help="stream all of the first test set in the first cell with caches of these",
+        choices=shared.CACHE_DTYPES,
+        nargs="+",
+    )
     parser.option("streamed", count, 10, "recordings that are streamed too, in the first cell")
     shared.add_checkpoint(parser)
     shared.add_device(parser)
@@ -61,7 +71,9 @@ def main(argv=None):
         print(expdir, flush=True)
         sizes = args.chunk_sizes, args.left_contexts
         where = args.inference_asr_model, args.device
-        found = grid(expdir, args.data_dir, *sizes, *where, announce, args.streamed)
+        found = grid(
+            expdir, args.data_dir, *sizes, *where, announce, args.streamed, args.cache_dtypes
+        )
         write_atomic(Path(expdir) / GRID, to_json(found).encode())
 
     return each(args.expdir, measure)

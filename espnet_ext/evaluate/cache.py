@@ -20,13 +20,15 @@ def chunk_samples(encoder, front, chunk_size: int) -> tuple[int, int]:
     return chunk, (first - 1) * front.hop + front.window - front.left
 
 
-def stream_noise(encoder, frames: int, chunk_size: int, left_context: int):
+def stream_noise(encoder, frames: int, chunk_size: int, left_context: int, **options):
     """Stream noise until ``frames`` encoder frames, a multiple of ``chunk_size``, are out.
+
+    ``options`` are more of ``init_state``.
 
     Yields:
         The live state: before the first frame and after every chunk.
     """
-    state = encoder.init_state(chunk_size=chunk_size, left_context=left_context)
+    state = encoder.init_state(chunk_size=chunk_size, left_context=left_context, **options)
     yield state
     first = encoder.input_length(chunk_size)
     step = encoder.input_length(2 * chunk_size) - first

@@ -14,7 +14,7 @@ from espnet_ext.audio import read_audio, read_packets, waveform
 from espnet_ext.data.kaldi import read_scp, read_wavs
 from espnet_ext.encoder.streaming import MAX_DYNAMIC_CHUNK, MAX_DYNAMIC_LEFT_CHUNKS
 from espnet_ext.errors import UserError, about
-from espnet_ext.evaluate.cache import chunk_samples, measure_cache
+from espnet_ext.evaluate.cache import chunk_samples, measure_cache, stream_noise
 from espnet_ext.evaluate.models import describe, read_model_config, with_encoder_conf
 from espnet_ext.evaluate.process import commit, device_name
 from espnet_ext.evaluate.streams import recognise
@@ -105,14 +105,27 @@ def decode(speech2text, feats, chunk_size: int, left_context: int) -> dict[str, 
     return texts
 
 
-def streamed(speech2text, wavs: dict, texts: dict[str, str]) -> dict[str, int]:
-    """How many recordings get the same text as a live stream, whose cell the model is set to."""
-    packet, same = packet_samples(PACKET_MS, speech2text.fs), 0
+def streamed(speech2text, wavs: dict) -> dict[str, str]:
+    """Text of each recording as a live stream, with the options that the model is set to."""
+    packet, texts = packet_samples(PACKET_MS, speech2text.fs), {}
     for utt, path in wavs.items():
         with about(utt):
             packets = read_packets(path, speech2text.fs, packet)
-            same += recognise(speech2text, packets).text == texts[utt]
-    return {"utterances": len(wavs), "same_text": same}
+            texts[utt] = recognise(speech2text, packets).text
+    return texts
+
+
+def same(texts: dict[str, str], others: dict[str, str]) -> dict[str, int]:
+    """How many utterances there are, and how many have the same text in another decoding."""
+    equal = sum(text == others[utt] for utt, text in texts.items())
+    return {"utterances": len(texts), "same_text": equal}
+
+
+@torch.no_grad()
+def attention_bytes(speech2text, frames: int) -> int:
+    """What the attention of a stream keeps after so many frames, with the model's options."""
+    *_, state = stream_noise(speech2text.model.encoder, frames, **speech2text.options)
+    return state.ledger()["attention"]
 
 
 class TestSet:
@@ -185,6 +198,7 @@ def grid(
     device: str = "cpu",
     announce=lambda cell: None,
     stream: int = 0,
+    cache_dtypes=(),
 ) -> dict:
     """Decode test sets in every cell, and say what a stream of that cell keeps and waits for.
 
@@ -197,6 +211,7 @@ def grid(
         device: ``cpu`` or ``cuda``.
         announce: Called with each cell as soon as it is done.
         stream: So many recordings of the first test set are streamed too, in the first cell.
+        cache_dtypes: The whole first test set is streamed in the first cell with caches of each.
 
     Returns:
         What ``grid.json`` holds; docs/results.md describes it.
@@ -212,9 +227,12 @@ def grid(
         if directory.name in sets:
             raise UserError(f"{directory}: another test set is called {directory.name}, too")
         sets[directory.name] = TestSet(directory)
-    speech2text = StreamingSpeech2Text(
-        config_file, model_file, chunk_size=chunk_sizes[0], device=device
-    )
+
+    def load(chunk_size, **options):
+        options |= {"chunk_size": chunk_size, "device": device}
+        return StreamingSpeech2Text(config_file, model_file, **options)
+
+    speech2text = load(chunk_sizes[0])
     feats = {name: features(speech2text, data.wavs) for name, data in sets.items()}
     front, encoder = speech2text.frontend.front, speech2text.model.encoder
     cells = []
@@ -223,13 +241,22 @@ def grid(
         for cell in costs(config, chunk_size, left_contexts):
             left = cell["left_context"]
             texts = {n: decode(speech2text, feats[n], chunk_size, left) for n in sets}
+            name, data = next(iter(sets.items()))
             if stream and not cells:
-                sizes = {"chunk_size": chunk_size, "left_context": left, "device": device}
-                live = StreamingSpeech2Text(config_file, model_file, **sizes)
-                name, data = next(iter(sets.items()))
-                cell["streamed"] = streamed(
-                    live, dict(list(data.wavs.items())[:stream]), texts[name]
-                )
+                live = load(chunk_size, left_context=left)
+                first = dict(list(data.wavs.items())[:stream])
+                cell["streamed"] = same(streamed(live, first), texts[name])
+            if cache_dtypes and not cells:
+                others = cell["bytes"] - cell["ledger"]["attention"]
+                cell["cache_dtypes"] = {}
+                for dtype in cache_dtypes:
+                    live = load(chunk_size, left_context=left, cache_dtype=dtype)
+                    heard = streamed(live, data.wavs)
+                    cell["cache_dtypes"][dtype] = {
+                        "bytes": others + attention_bytes(live, cell["frames"]),
+                        **same(heard, texts[name]),
+                        "wer": {name: data.wer(heard)},
+                    }
             cell |= {
                 "in_trained_range": in_trained_range(config["encoder_conf"], chunk_size, left),
                 "latency_ms": rounded(1000 * waits / front.fs, 2),

@@ -240,6 +240,26 @@ def _cell(cell, dataset):
     return f"{cell['wer'][dataset]['wer']:.2f}{mark} ({cell['bytes'] / KB:.0f})"
 
 
+def table_dtypes(models: dict[str, Kept], dataset: str) -> str:
+    """Error rates and states of streams with narrower caches, and how many texts are the same."""
+    found = {}
+    for model in models.values():
+        for cell in model.cells(dataset).values() if model.grid else ():
+            if cell.get("cache_dtypes"):
+                found[label(model.grid)] = cell
+    dtypes = list(dict.fromkeys(d for cell in found.values() for d in cell["cache_dtypes"]))
+    header = ["model", "chunk", "left context", "float32"]
+    header += [word for dtype in dtypes for word in (dtype, "same text")]
+    rows = []
+    for name, cell in found.items():
+        left = "all" if cell["left_context"] < 0 else str(cell["left_context"])
+        row = [name, str(cell["chunk_size"]), left, _cell(cell, dataset)]
+        for live in map(cell["cache_dtypes"].get, dtypes):
+            row += [_cell(cell | live, dataset), str(live["same_text"])] if live else ["", ""]
+        rows.append(row)
+    return markdown(header, rows)
+
+
 def table_seeds(kept: dict[int, dict[str, Kept]], dataset: str) -> str:
     """Mean and spread over the seeds of two cells, and in the second the difference from MHA."""
     header = ["model", "seeds"]
@@ -303,6 +323,7 @@ def tables(results, dataset: str, seed: int = 1) -> dict[str, str]:
     return {
         "models": table_models(models, dataset),
         "grid": table_grid(models, dataset),
+        "dtypes": table_dtypes(models, dataset),
         "seeds": table_seeds(kept, dataset),
     }
 

@@ -67,7 +67,9 @@ COMMANDS = {
     "evaluate": [f"{MLA} {DECODED}"],
     "export": [f"{MLA} --client onnxruntime --wav_scp {SCP} --num_utts 1 --output new"],
     "compare": ["--expdir exp --encoders conformer --output new --published published.yaml"],
-    "grid": [f"{MLA} --data_dir dump/raw/test --chunk_sizes 16 --left_contexts 16 -1"],
+    "grid": [
+        f"{MLA} --data_dir dump/raw/test --chunk_sizes 16 --left_contexts 16 -1 --cache_dtypes int8"
+    ],
     "keep": [
         f"{MLA} --results new --weights true --dumpdir dump",
         "--results results --page page.md",
@@ -211,7 +213,7 @@ def _models():
     shutil.rmtree("exp/run_all")
     write(
         "page.md",
-        "# Page\n\n<!-- table: models -->\n\n<!-- table: grid -->\n\n<!-- table: seeds -->\n\n",
+        "# Page\n\n<!-- table: models -->\n\n<!-- table: grid -->\n\n<!-- table: dtypes -->\n\n<!-- table: seeds -->\n\n",
     )
 
 

@@ -15,6 +15,7 @@ from espnet_ext.evaluate.grid import (
     decode,
     features,
     in_trained_range,
+    same,
     streamed,
 )
 from espnet_ext.evaluate.models import read_model_config
@@ -68,9 +69,9 @@ def test_text_of_a_cell_is_that_of_live_streams(recordings, chunk_size, left_con
         for start in range(0, len(samples), 700):
             live(stream, samples[start : start + 700])
         assert live(stream, is_final=True).text == texts[utt]
-    wavs = {p.stem: p for p in recordings.glob("*.wav")}
-    other = texts | {"u7": "ANOTHER"}
-    assert streamed(live, wavs, other) == {"utterances": 8, "same_text": 7}
+    heard = streamed(live, {p.stem: p for p in recordings.glob("*.wav")})
+    assert same(heard, texts) == {"utterances": 8, "same_text": 8}
+    assert same(heard, texts | {"u7": "ANOTHER"}) == {"utterances": 8, "same_text": 7}
 
 
 def test_padding_changes_no_frame(recordings, speech2text):
@@ -152,7 +153,8 @@ def test_command_writes_every_cell_with_what_paired_differences_need(
     (expdir / "feats_stats.npz").write_bytes((RECORDING.parent / "feats_stats.npz").read_bytes())
     threads = torch.get_num_threads()
     cells = ["--chunk_sizes", "8", "16", "--left_contexts", "128", "-1"]
-    assert asr_grid.main([str(expdir), "--data_dir", str(recordings), *cells]) == 0
+    dtypes = ["--cache_dtypes", "float16", "int8"]
+    assert asr_grid.main([str(expdir), "--data_dir", str(recordings), *cells, *dtypes]) == 0
     torch.set_num_threads(threads)
     found = json.loads((expdir / "grid.json").read_text())
     pieces = found["sets"]["pieces"]
@@ -165,11 +167,19 @@ def test_command_writes_every_cell_with_what_paired_differences_need(
         assert sum(wer["errors"]) == wer["substituted"] + wer["deleted"] + wer["inserted"]
         assert wer["errors"][:2] == [5, 5] and wer["wer"] == 100 * sum(wer["errors"]) / 40
     assert found["cells"][0]["streamed"] == {"utterances": 8, "same_text": 8}
-    assert not any("streamed" in cell for cell in found["cells"][1:])
+    assert not any({"streamed", "cache_dtypes"} & cell.keys() for cell in found["cells"][1:])
+    first = found["cells"][0]
+    kept = {"float32": first} | first["cache_dtypes"]
+    # 128 frames in 4 layers of rank 32: 4, 2, and 1 byte a value with a float32 scale a vector
+    assert kept["float32"]["bytes"] - kept["float16"]["bytes"] == 128 * 4 * 32 * 2
+    assert kept["float32"]["bytes"] - kept["int8"]["bytes"] == 128 * 4 * (32 * 3 - 4)
+    for live in first["cache_dtypes"].values():
+        assert live["utterances"] == len(live["wer"]["pieces"]["errors"]) == 8
+    assert kept["float16"]["wer"] == first["wer"] and kept["float16"]["same_text"] == 8
     # 8 frames of 40 ms, the last ends 17.5 ms after it begins, and what the subsampling sees ahead
     assert found["cells"][0]["latency_ms"] == 340 + 17.5
     line = capsys.readouterr().out.splitlines()[1]
-    assert line.endswith("outside the trained range; streamed, 8 of 8 with the same text")
+    assert "outside the trained range; streamed, 8 of 8 with the same text; caches of" in line
     (recordings / "text").rename(recordings / "text.away")
     assert asr_grid.main([str(expdir), "--data_dir", str(recordings), *cells]) == 1
     (recordings / "text.away").rename(recordings / "text")

@@ -37,6 +37,9 @@ def grid(expdir, rate):
         if attention == "mla":
             cells[-1] |= {"ledger": LEDGER | {"attention": 384}, "bytes": 896}
     cells[0]["in_trained_range"] = False
+    if attention == "mla":
+        narrow = {"wer": {SET: wer | {"wer": 50.0}}, "utterances": 3, "same_text": 2}
+        cells[0]["cache_dtypes"] = {"int8": narrow | {"bytes": 600}}
     found = {"encoder": encoder, "attention": attention, "cells": cells}
     found["sets"] = {SET: {"utterances": ["a", "b", "c"], "words": [4] * 3, "speakers": ["s"] * 3}}
     found["attention_conf"] = config["encoder_conf"]["attention_conf"]
@@ -132,6 +135,10 @@ def test_tables_hold_what_was_measured(recipe, results):
     assert rows[4] == "| Conformer MLA, rank 4 | 16 | 358 | 17.64* (1) | 16.99 (1) |"
     linear = next(row for row in rows if "Conformer linear" in row)
     assert linear.split("|")[4:6] == [" ", " 14.99* (2) "]
+    rows = made["dtypes"].splitlines()
+    assert len(rows) == 2 + 2
+    assert rows[0] == "| model | chunk | left context | float32 | int8 | same text |"
+    assert rows[2] == "| Conformer MLA, rank 4 | 16 | 64 | 17.64* (1) | 50.00* (1) | 2 |"
     mean = made["seeds"].splitlines()[4]
     begin = (
         "| Conformer MLA, rank 4 | 1 2 | 22.64 | 7.07 | 17.64 27.64 | 21.99 | 7.07 | 16.99 26.99 |"
