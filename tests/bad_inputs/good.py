@@ -211,10 +211,8 @@ def _models():
     run(["grid", *COMMANDS["grid"][0].split()]).must_work()
     run(["keep", MLA, "--results", "results"]).must_work()
     shutil.rmtree("exp/run_all")
-    write(
-        "page.md",
-        "# Page\n\n<!-- table: models -->\n\n<!-- table: grid -->\n\n<!-- table: dtypes -->\n\n<!-- table: seeds -->\n\n",
-    )
+    marks = (f"<!-- table: {table} -->\n\n" for table in ("models", "grid", "dtypes", "seeds"))
+    write("page.md", "# Page\n\n" + "".join(marks))
 
 
 def _corpora():
