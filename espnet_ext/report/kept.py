@@ -16,10 +16,11 @@ import re
 from functools import cached_property
 from pathlib import Path
 
-from espnet_ext.attention.registry import cache_kind
+from espnet_ext.attention.registry import ATTENTIONS, cache_kind
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError
 from espnet_ext.files import KB, write_atomic
+from espnet_ext.register import ENCODERS
 from espnet_ext.report import schema
 from espnet_ext.report.compare import GRID, Row, grid_cells
 from espnet_ext.report.statistics import Errors, paired_bootstrap, seeds_bootstrap, spread
@@ -28,8 +29,6 @@ from espnet_ext.results import read_json
 from espnet_ext.scoring import Score, score, write_score
 
 REFERENCES = ("text", "utt2spk")
-ENCODERS = ("conformer", "branchformer", "e_branchformer")
-ATTENTIONS = ("mha", "gqa", "mla", "linear")
 #: chunk size of the live streams whose tables are made, as evaluation decodes them
 CHUNK = 16
 MARK = re.compile(r"<!-- table: (\w+) -->\n\n(?:(?:\|[^\n]*\n)+\n?)?")
@@ -76,6 +75,10 @@ class Kept:
                 "the left context; run espnet-ext grid and keep again"
             )
         return cells
+
+    def streamed(self, dataset: str) -> tuple[int, int]:
+        """The one of ``cells`` that pages show first: 64 frames of left context, or all."""
+        return (CHUNK, 64) if (CHUNK, 64) in self.cells(dataset) else (CHUNK, -1)
 
     def errors(self, dataset: str, cell: tuple[int, int]) -> tuple[Errors, dict[str, str]]:
         """Errors and words, and the speaker, of each utterance in one of ``cells``."""
@@ -127,13 +130,11 @@ class Kept:
 def read_kept(results) -> dict[int, dict[str, Kept]]:
     """The kept models by seed and name, in the order of tables."""
 
+    encoders = [name.removeprefix("kv_") for name in ENCODERS]
+    known = [f"{encoder}_{attention}" for encoder in encoders for attention in ATTENTIONS]
+
     def order(path):
-        encoder, _, attention = path.name.rpartition("_")
-        places = [
-            known.index(own) if own in known else len(known)
-            for own, known in ((encoder, ENCODERS), (attention, ATTENTIONS))
-        ]
-        return *places, path.name
+        return known.index(path.name) if path.name in known else len(known), path.name
 
     found = {}
     for path in sorted(Path(results).glob("seed*")):
@@ -191,11 +192,10 @@ def table_models(models: dict[str, Kept], dataset: str) -> str:
             continue
         encoder, speakers = model.grid["encoder"], model.speakers(place)
         cells = model.cells(dataset)
-        longest = min((c for (_, left), c in cells.items() if left < 0), key=lambda c: c["frames"])
-        wide = cells.get((CHUNK, 64), cells[CHUNK, -1])
+        own, lossless = _sizes(model, dataset)
         narrow = cells.get((CHUNK, 16), {"wer": {}})["wer"].get(dataset)
-        own = {"cache": longest["ledger"]["attention"], "state": wide["bytes"]}
-        counted, streamed = model.scores[place], wide["wer"][dataset]
+        counted = model.scores[place]
+        streamed = cells[model.streamed(dataset)]["wer"][dataset]
         rates = [f"{counted.summary()['err']:.2f}", _to(counted.interval(speakers))]
         rates += [f"{streamed['wer']:.2f}", _to(streamed["interval_95"])]
         rates += [f"{narrow['wer']:.2f}" if narrow else ""]
@@ -206,11 +206,21 @@ def table_models(models: dict[str, Kept], dataset: str) -> str:
             test = paired_bootstrap(model.counts(place), mha[encoder]["counts"], speakers)
         whole = mha.get(encoder, own)["cache"]
         rows.append([label(model.grid), *rates, *_costs(own, whole), *_difference(test)])
-        if "input_cache_bytes" in wide:
-            less = longest["bytes"] - longest["input_cache_bytes"]
-            lossless = {"cache": own["cache"] - less, "state": wide["input_cache_bytes"]}
+        if lossless:
             rows.append(["the same, input cache", *rates, *_costs(lossless, whole), "", ""])
     return markdown(header, rows)
+
+
+def _sizes(model, dataset):
+    """Bytes of the cache after 1000 frames and of a stream, and with the input cache, if MHA."""
+    cells = model.cells(dataset)
+    longest = min((c for (_, left), c in cells.items() if left < 0), key=lambda c: c["frames"])
+    stream = cells[model.streamed(dataset)]
+    own = {"cache": longest["ledger"]["attention"], "state": stream["bytes"]}
+    if "input_cache_bytes" not in stream:
+        return own, None
+    less = longest["bytes"] - longest["input_cache_bytes"]
+    return own, {"cache": own["cache"] - less, "state": stream["input_cache_bytes"]}
 
 
 def _costs(own, whole):
@@ -266,27 +276,57 @@ def table_seeds(kept: dict[int, dict[str, Kept]], dataset: str) -> str:
     for cell in ("64", "all"):
         header += [f"chunk {CHUNK}, {cell}", "deviation", "of each seed"]
     header += ["difference", "p", "that is"]
-    rows, mha = [], {}
+    rows = []
+    for found, test in _over_seeds(kept, dataset, lambda model: (CHUNK, -1)):
+        row = [label(next(iter(found.values())).grid), " ".join(map(str, found))]
+        for left in (64, -1):
+            cells = [one.cells(dataset).get((CHUNK, left)) for one in found.values()]
+            row += _spread([cell["wer"][dataset]["wer"] for cell in cells if cell])
+        rows.append([*row, *_difference(test), test["verdict"] if test else ""])
+    return markdown(header, rows)
+
+
+def table_summary(kept: dict[int, dict[str, Kept]], dataset: str) -> str:
+    """Of models with several seeds: mean, spread and difference of a stream, and what it keeps."""
+    header = ["model", "WER, mean", "deviation", "difference from MHA", "that is"]
+    header += ["cache, KB per 1000 frames", "state of a stream, KB"]
+    rows = []
+    for found, test in _over_seeds(kept, dataset, lambda model: model.streamed(dataset)):
+        if len(found) == 1:
+            continue
+        cells = [one.cells(dataset)[one.streamed(dataset)] for one in found.values()]
+        mean, deviation, _ = _spread([cell["wer"][dataset]["wer"] for cell in cells])
+        said = test["verdict"].partition(":")[0] if test else ""
+        rates = [mean, deviation, _difference(test)[0], said]
+        first = next(iter(found.values()))
+        own, lossless = _sizes(first, dataset)
+        for name, sizes in ((label(first.grid), own), ("the same, input cache", lossless)):
+            if sizes:
+                cache, _, state = _costs(sizes, 0)
+                rows.append([name, *rates, cache, state])
+    return markdown(header, rows)
+
+
+def _over_seeds(kept, dataset, cell):
+    """Per model its trainings by seed, and the difference from MHA's in a cell, of most of them.
+
+    The cell is that of ``cell(model)``.
+    """
+    mha = {}
     for name in dict.fromkeys(name for models in kept.values() for name in models):
         found = {s: models[name] for s, models in kept.items() if name in models}
         found = {seed: one for seed, one in found.items() if one.grid and one.cells(dataset)}
         if not found:
             continue
-        first = next(iter(found.values()))
-        row = [label(first.grid), " ".join(map(str, found))]
-        for left in (64, -1):
-            cells = [one.cells(dataset).get((CHUNK, left)) for one in found.values()]
-            row += _spread([cell["wer"][dataset]["wer"] for cell in cells if cell])
-        counts = {seed: one.errors(dataset, (CHUNK, -1)) for seed, one in found.items()}
+        counts = {seed: one.errors(dataset, cell(one)) for seed, one in found.items()}
         errors = {seed: own for seed, (own, _) in counts.items()}
-        encoder, test = first.grid["encoder"], None
-        if first.grid["attention"] == "mha":
-            mha[encoder] = errors
-        elif encoder in mha:
-            test = seeds_bootstrap(errors, mha[encoder], next(iter(counts.values()))[1])
-        row += _difference(test) + [test["verdict"] if test else ""]
-        rows.append(row)
-    return markdown(header, rows)
+        first, test = next(iter(found.values())).grid, None
+        if first["attention"] == "mha":
+            mha[first["encoder"]] = errors
+        elif first["encoder"] in mha:
+            speakers = next(iter(counts.values()))[1]
+            test = seeds_bootstrap(errors, mha[first["encoder"]], speakers)
+        yield found, test
 
 
 def _spread(rates):
@@ -325,6 +365,7 @@ def tables(results, dataset: str, seed: int = 1) -> dict[str, str]:
         "grid": table_grid(models, dataset),
         "dtypes": table_dtypes(models, dataset),
         "seeds": table_seeds(kept, dataset),
+        "summary": table_summary(kept, dataset),
     }
 
 

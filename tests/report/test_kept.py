@@ -144,6 +144,9 @@ def test_tables_hold_what_was_measured(recipe, results):
         "| Conformer MLA, rank 4 | 1 2 | 22.64 | 7.07 | 17.64 27.64 | 21.99 | 7.07 | 16.99 26.99 |"
     )
     assert mean.startswith(begin)
+    rows = made["summary"].splitlines()
+    assert rows[4].startswith("| Conformer MLA, rank 4 | 22.64 | 7.07 | ") and len(rows) == 2 + 10
+    assert rows[4].endswith(" | 0 | 0.9 |") and rows[3].endswith(" | | 1 | 1.2 |")
     both = [read_kept(results)[seed] for seed in (1, 2)]
     mla, mha = (
         {s: one[name].errors(SET, (16, -1))[0] for s, one in enumerate(both)}
