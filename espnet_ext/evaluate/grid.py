@@ -5,30 +5,30 @@ live stream (``certify`` shows it of a model), in a small part of a stream's tim
 streamed as well.
 """
 
+import itertools
 from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_ext.audio import read_audio, read_packets, waveform
+from espnet_ext.audio import read_audio, waveform
 from espnet_ext.data.kaldi import read_scp, read_wavs
 from espnet_ext.encoder.streaming import MAX_DYNAMIC_CHUNK, MAX_DYNAMIC_LEFT_CHUNKS
 from espnet_ext.errors import UserError, about
 from espnet_ext.evaluate.cache import chunk_samples, measure_cache, stream_noise
 from espnet_ext.evaluate.models import describe, read_model_config, with_encoder_conf
 from espnet_ext.evaluate.process import commit, device_name
-from espnet_ext.evaluate.streams import recognise
 from espnet_ext.packing import find_model
 from espnet_ext.report.schema import rounded
 from espnet_ext.scoring import nesting, score
 from espnet_ext.streaming import GreedySearch, StreamingSpeech2Text
-from espnet_ext.streaming.speech2text import packet_samples
+from espnet_ext.streaming.pool import StreamPool
 from espnet_ext.utterance import has_features
 
 VERSION = 1
 #: feature frames of a batch, padding included
 BATCH_FRAMES = 8000
-PACKET_MS = 100
+TOGETHER = 32  # streams
 #: encoder frames that a stream has had whose left context is unlimited, where its bytes are counted
 FRAMES = 1000
 
@@ -106,12 +106,22 @@ def decode(speech2text, feats, chunk_size: int, left_context: int) -> dict[str, 
 
 
 def streamed(speech2text, wavs: dict) -> dict[str, str]:
-    """Text of each recording as a live stream, with the options that the model is set to."""
-    packet, texts = packet_samples(PACKET_MS, speech2text.fs), {}
-    for utt, path in wavs.items():
-        with about(utt):
-            packets = read_packets(path, speech2text.fs, packet)
-            texts[utt] = recognise(speech2text, packets).text
+    """Text of each recording as a live stream, of which many are stepped together."""
+    pool, texts = StreamPool(speech2text, max_batch=TOGETHER, max_waiting=10**9), {}
+    for batch in itertools.batched(wavs.items(), TOGETHER):
+        streams = {}
+        for utt, path in batch:
+            with about(utt):
+                stream = pool.start()
+                pool.push(stream, read_audio(path, speech2text.fs))
+                pool.finish(stream)
+                streams[stream] = utt
+        while pool.streams:
+            for stream, result in pool.step():
+                with about(streams[stream]):
+                    if isinstance(result, UserError):
+                        raise result
+                texts[streams[stream]] = result.text
     return texts
 
 
