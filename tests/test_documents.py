@@ -11,7 +11,7 @@ import pytest
 import espnet_ext
 from espnet_ext.evaluate.cache import measure_cache
 from espnet_ext.evaluate.models import read_model_config, with_encoder_conf
-from espnet_ext.report.kept import tables, updated
+from espnet_ext.report.kept import read_kept, tables, updated
 
 ROOT = Path(__file__).parents[1]
 FSDD = ROOT / "egs2/fsdd/asr1"
@@ -57,15 +57,16 @@ def test_versions_agree():
 
 
 def results():
-    """Encoder and attention of each row of FSDD's table, and the row."""
-    encoder = None
-    for row in table(FSDD / "RESULTS.md", "model | offline | interval"):
-        kind = "input" if "input cache" in row[0] else row[0].split(",")[0].split()[1].lower()
-        encoder = encoder if kind == "input" else row[0].split()[0].lower()
-        yield encoder, kind, row
+    """Model of each row of FSDD's table, whether with the input cache, and the row."""
+    rows = iter(table(FSDD / "RESULTS.md", "model | offline | interval"))
+    for model in read_kept(FSDD / "results")[1]:
+        yield model, False, next(rows)
+        if model.endswith("_mha"):
+            yield model, True, next(rows)
+    assert not list(rows)
 
 
-@pytest.mark.parametrize("path, count", [(FSDD / "RESULTS.md", 3), (ROOT / "README.md", 1)])
+@pytest.mark.parametrize("path, count", [(FSDD / "RESULTS.md", 4), (ROOT / "README.md", 1)])
 def test_tables_of_fsdd_are_made_from_the_kept_results(path, count):
     page = path.read_text()
     assert page.count("<!-- table: ") == count
@@ -74,19 +75,21 @@ def test_tables_of_fsdd_are_made_from_the_kept_results(path, count):
 
 def test_sizes_of_the_fsdd_models_are_those_of_their_configs():
     seen = []
-    for encoder, kind, row in results():
-        attention = "mha" if kind == "input" else kind
-        config = read_model_config(FSDD / f"conf/train_asr_{encoder}_{attention}.yaml")
+    for model, lossless, row in results():
+        config = read_model_config(FSDD / f"conf/train_asr_{model}.yaml")
         config["frontend_conf"]["fs"] = "8k"  # as run.sh tells the training
-        if kind == "input":
+        assert lossless == ("input cache" in row[0])
+        if lossless:
             config = with_encoder_conf(config, attention_conf={"cache": "input"})
-        cache = measure_cache(config, 16, 16, [64])
+        cache = measure_cache(config, 1000, 16, [64])
         stream = cache["streams"][0]
-        kb = (1000 * cache["bytes_per_frame"] or cache["bytes"]) / 1024
-        assert [row[6], row[8]] == [f"{kb:g}", f"{stream['bytes'] / 1024:.1f}"], row
+        assert [row[6], row[8]] == [
+            f"{cache['bytes'] / 1024:.0f}",
+            f"{stream['bytes'] / 1024:.1f}",
+        ], row
         assert stream["capacity_bytes"] >= stream["bytes"]
-        seen.append((encoder, kind))
-    assert len(set(seen)) == 10
+        seen.append(row[0])
+    assert len(seen) == 12
 
 
 def test_measured_ratios_and_costs_stand_in_the_benchmarks_page_alone():
