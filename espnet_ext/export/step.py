@@ -110,6 +110,7 @@ class Step(nn.Module):
         model: ESPnet's model with an encoder of this package and a CTC output, in ``eval``.
         chunk_size: Encoder frames per step, n.
         left_context: Encoder frames seen before a chunk, L; -1 where no attention has one.
+        adapter: An ``Adapter`` that makes the model's features of Kaldi's, or None.
 
     Attributes:
         frames: Feature frames of a step, T.
@@ -117,12 +118,14 @@ class Step(nn.Module):
         shapes: For each layer, name of a tensor of its past to its shape without B.
     """
 
-    def __init__(self, model, chunk_size, left_context):
+    def __init__(self, model, chunk_size, left_context, adapter=None):
         super().__init__()
+        self.adapter = adapter
         self.encoder, self.ctc, self.normalize = model.encoder, model.ctc, model.normalize
         self.chunk_size, self.left_context = chunk_size, left_context
         self.frames = self.encoder.input_length(chunk_size)
         self.shift = chunk_size * self.encoder.subsampling[0]
+        self.frames += adapter is not None  # it makes one frame of two
         self.shapes = [
             self._shapes(layer)
             for layer in self.encoder.init_state(1, chunk_size, left_context).layers
@@ -165,6 +168,8 @@ class Step(nn.Module):
             after the step.
         """
         n = self.chunk_size
+        if self.adapter is not None:
+            feats = self.adapter(feats)
         if self.normalize is not None:
             feats = self._normalized(feats)
         real = n - padding[:, None]  # (B, 1)
