@@ -88,7 +88,7 @@ class Adapter(nn.Module):
                 f"few, each half of them needs {needed * kaldi.front.hop / kaldi.front.fs:.1f} s"
             )
         fits = {width: _solve(*sums, m, width) for width in WIDTHS}
-        width = min(WIDTHS, key=lambda width: np.nan_to_num(fits[width][1], nan=np.inf))
+        width = min(WIDTHS, key=lambda width: fits[width][1])
         weight, residual = fits[width]
         if not residual < 1:
             raise UserError(
@@ -107,7 +107,10 @@ class Adapter(nn.Module):
 
 
 def _solve(fitted, held_out, m, width):
-    """Weights (1 + 2m, m) of bands at most ``width`` apart, and their error on what is held out."""
+    """Weights (1 + 2m, m) of bands at most ``width`` apart, and their error on what is held out.
+
+    The error is in deviations of a band, over the bands that change.
+    """
     weight, band = np.zeros((1 + 2 * m, m)), np.arange(2 * m) % m
     ridge = fitted + RIDGE * np.diag(np.arange(len(fitted)) > 0)
     for j in range(m):
@@ -117,7 +120,10 @@ def _solve(fitted, held_out, m, width):
     frames, target = held_out[0, 0], slice(1 + 2 * m, None)
     variance = np.diag(held_out)[target] / frames - (held_out[0, target] / frames) ** 2
     errors = np.einsum("ij,ik,kj->j", error, held_out, error) / frames
-    return weight, np.sqrt(np.mean(errors / np.maximum(variance, RIDGE)))
+    changes = variance > RIDGE  # a band above what was recorded may not
+    if not changes.any():
+        return weight, np.inf
+    return weight, np.sqrt(np.mean((errors[changes] / variance[changes]).clip(0)))
 
 
 def word_error_rates(speech2text, path, recordings) -> dict:
