@@ -11,6 +11,7 @@ from espnet_ext.options import Parser, boolean, context, count, output, path, po
 
 QUANTIZE = ("none", "int8", "int8_dynamic")
 CLIENTS = ("sherpa-onnx", "onnxruntime")
+ADAPTED_ON = 500  # recordings, the most
 
 
 @cli
@@ -32,13 +33,9 @@ def main(argv=None):
         nargs="?",
         const=True,
     )
-    parser.option(
-        "wav_scp",
-        path,
-        help="recordings to compare on [the model's validation set], or to adapt on [its training "
-        "set]",
-    )
-    parser.option("num_utts", count, help="of them, 0 for all [10, to adapt 500]")
+    parser.option("train_scp", path, help="recordings to map on [the model's training set]")
+    parser.option("wav_scp", path, help="recordings to compare on [the model's validation set]")
+    parser.option("num_utts", count, 10, "of them, 0 for all")
     args = parser.parse_args(argv)
     model = shared.model_files(args)
     model |= {"chunk_size": args.chunk_size, "left_context": args.left_context}
@@ -69,41 +66,38 @@ def main(argv=None):
 
 
 def _data(args, config):
-    """Files to compare on and to adapt on."""
+    """Files to compare on, and those to adapt and to count words on."""
     from pathlib import Path
 
     from espnet_ext.data.kaldi import read_scp, read_wavs
-    from espnet_ext.relocate import read_training_config
+    from espnet_ext.relocate import data_table, read_training_config
 
     content = read_training_config(config)
 
-    def table(part, name):
-        """One of the tables that the model was trained with."""
-        rows = content.get(f"{part}_data_path_and_name_and_type") or []
-        found = next((path for path, kind, *_ in rows if kind == name), "")
-        return read_scp(found) if Path(found).is_file() else {}
+    def table(read, *which):
+        """A table that the model was trained with, empty where it is not here."""
+        found = data_table(content, *which)
+        return read(found) if Path(found).is_file() else {}
 
+    wavs = read_wavs(args.wav_scp) if args.wav_scp else table(read_wavs, "valid")
+    data = {"recordings": list(wavs.values())[: args.num_utts or None]}
     if not args.adapt_features:
-        most = 10 if args.num_utts is None else args.num_utts
-        wavs = read_wavs(args.wav_scp) if args.wav_scp else table("valid", "speech")
-        return {"recordings": list(wavs.values())[: most or None]}
-    most = 500 if args.num_utts is None else args.num_utts
-    wavs, texts = table("valid", "speech"), table("valid", "text")
-    train = read_wavs(args.wav_scp) if args.wav_scp else table("train", "speech")
+        return data
+    train = read_wavs(args.train_scp) if args.train_scp else table(read_wavs, "train")
     if not train:
         raise UserError(
             f"{config}: train_data_path_and_name_and_type: no recordings here to adapt on; go to "
-            "the recipe's directory, or name some with --wav_scp"
+            "the recipe's directory, or name some with --train_scp"
         )
-    valid = {key: (wavs[key], texts[key]) for key in _spread(wavs, most) if texts.get(key)}
-    train = [train[key] for key in _spread(train, most)]
-    return {"recordings": list(wavs.values())[:10], "adapt": (train, valid)}
+    wavs, texts = table(read_wavs, "valid"), table(read_scp, "valid", "text")
+    valid = {key: (wavs[key], texts[key]) for key in _spread(wavs) if texts.get(key)}
+    return data | {"adapt": ([train[key] for key in _spread(train)], valid)}
 
 
-def _spread(table, most):
-    """At most so many keys, of all speakers of a sorted table; 0 for all."""
+def _spread(table):
+    """At most ``ADAPTED_ON`` keys, of all speakers of a sorted table."""
     keys = list(table)
-    return keys[:: -(-len(keys) // most)] if most and keys else keys
+    return keys[:: max(1, -(-len(keys) // ADAPTED_ON))]
 
 
 if __name__ == "__main__":

@@ -125,11 +125,12 @@ class Step(nn.Module):
         self.chunk_size, self.left_context = chunk_size, left_context
         self.frames = self.encoder.input_length(chunk_size)
         self.shift = chunk_size * self.encoder.subsampling[0]
-        self.frames += adapter is not None  # it makes one frame of two
         self.shapes = [
             self._shapes(layer)
             for layer in self.encoder.init_state(1, chunk_size, left_context).layers
         ]
+        if adapter is not None:  # a convolution too, before the first layer
+            self.shapes[0]["convolution.features"] = (1, adapter.frontend.n_mels)
         keys = chunk_size + max(0, left_context)
         with plain_tensors():
             distances = torch.arange(keys - 1, -chunk_size, -1)
@@ -168,10 +169,6 @@ class Step(nn.Module):
             after the step.
         """
         n = self.chunk_size
-        if self.adapter is not None:
-            feats = self.adapter(feats)
-        if self.normalize is not None:
-            feats = self._normalized(feats)
         real = n - padding[:, None]  # (B, 1)
         unseen = (self.age >= past_frames[:, None] + n) | (self.age < padding[:, None])  # (B, K)
         # half the smallest number: a score added to it cannot overflow
@@ -181,6 +178,13 @@ class Step(nn.Module):
             ShiftingPast(tensors, positions, hidden, speech)
             for tensors, positions in zip(pasts, self.positions, strict=True)
         ]
+        if self.adapter is not None:
+            last, begins = layers[0].convolution["features"], past_frames[:, None, None] == 0
+            before = torch.where(begins, feats[:, :1], last.past)
+            last.past = feats[:, self.shift - 1 : self.shift]  # steps overlap
+            feats = self.adapter(feats, before)
+        if self.normalize is not None:
+            feats = self._normalized(feats)
         y = self.encoder.encode_chunk(feats, layers)
         return self.ctc.log_softmax(y), [layer.after() for layer in layers]
 
