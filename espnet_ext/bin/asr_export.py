@@ -82,6 +82,8 @@ def _data(args, config):
     wavs = read_wavs(args.wav_scp) if args.wav_scp else table(read_wavs, "valid")
     data = {"recordings": list(wavs.values())[: args.num_utts or None]}
     if not args.adapt_features:
+        if args.train_scp:
+            raise UserError("train_scp: recordings to adapt on, give --adapt_features too")
         return data
     train = read_wavs(args.train_scp) if args.train_scp else table(read_wavs, "train")
     if not train:
