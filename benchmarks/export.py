@@ -1,9 +1,10 @@
 """One streaming step in the exported graph against the eager step, and against WeNet's TorchScript.
 
-All sides are in one process and take turns; ``--wenet DIR`` adds WeNet's step from a checkout.
+All sides are in one process and take turns; ``--wenet DIR`` adds WeNet's step from a checkout. With
+one thread, times are processor time, which other work on the machine disturbs least.
 Columns: milliseconds of the onnxruntime step, of the other side, and the ratio of times per pair,
 median and quartiles. ``--streams`` adds sherpa-onnx end to end, the numbers of streams in turns:
-processor time, which is of use with one thread, and its ratio to that of the first number given.
+processor time, and its ratio to that of the first number given.
 
     OMP_NUM_THREADS=1 python benchmarks/export.py --threads 1 --wenet DIR
 """
@@ -129,6 +130,8 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, chunks of {args.chunk} frames")
     print(f"\n{args.layers}-layer Conformer, {args.width}-d, {args.heads} heads\n\n{HEAD}")
+    # two threads that wait for each other on a busy machine say nothing of the work
+    clock = time.process_time if args.threads == 1 else time.perf_counter
     clients = []
     for variant in args.variants:
         for context in args.contexts:
@@ -159,7 +162,7 @@ def main(argv=None):
                     theirs()  # TorchScript specialises in its first runs
                 others["WeNet's TorchScript"] = theirs
             for name, other in others.items():
-                pairs = pair_times(ours, other, args.repeats)
+                pairs = pair_times(ours, other, args.repeats, clock)
                 print(row(f"{variant} / {name}", context, pairs), flush=True)
             clients.append((made, variant, context))
     if args.streams:
