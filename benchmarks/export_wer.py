@@ -6,9 +6,13 @@ search). A step is one chunk of one stream in onnxruntime, in turns, median and 
 
     python benchmarks/export_wer.py exp/asr_x ... --wav_scp dump/raw/test/wav.scp \
         --text dump/raw/test/text --chunk_size 16 --left_context 64
+
+``--exports`` takes directories of exports as they are, such as a model's with its own features and
+with adapted ones, and adds onnxruntime; words and their times are compared with the first one's.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -26,7 +30,7 @@ from espnet_ext.export.model import export
 from espnet_ext.export.quantize import quantized
 from espnet_ext.packing import find_model
 from espnet_ext.streaming import StreamingSpeech2Text
-from espnet_ext.streaming.exported import ExportedStep
+from espnet_ext.streaming.exported import ExportedSpeech2Text, ExportedStep, text_of
 
 HEAD = "| model | weights | file, KB | ms of a step | WER | WER, own | same tokens and times |"
 
@@ -75,6 +79,41 @@ def client_tokens(folder, name, waves, rate, dim):
     return found
 
 
+def export_rows(folders, read_waves, references):
+    """Rows of exports as they are, in onnxruntime and in the client that each was made for."""
+    first = None
+    print(
+        "| export | in | WER | texts of the first row | its words, later by ms |\n"
+        + "|---" * 5
+        + "|"
+    )
+    for folder in map(Path, folders):
+        certificate = json.loads((folder / "certificate.json").read_text())
+        model = ExportedSpeech2Text(asr_model_file=folder / "model.onnx")
+        waves = read_waves(model.fs)
+        results = [model(model.start(), wave, True) for wave in waves]
+        clients = {"onnxruntime": [(r.text, [word.start for word in r.words]) for r in results]}
+        if certificate["client"] == "sherpa-onnx":
+            rate, dim, symbols = model.fs, certificate["feature_dim"], model.model.tokens
+            clients["sherpa-onnx"] = [
+                (
+                    text_of(symbols[token] for token, _ in row),
+                    [start for token, start in row if symbols[token].startswith("\u2581")],
+                )
+                for row in client_tokens(folder, "model.onnx", waves, rate, dim)
+            ]
+        for client, found in clients.items():
+            first = first or found
+            same = [pair for pair in zip(found, first, strict=True) if pair[0][0] == pair[1][0]]
+            later = [np.subtract(a[1], b[1]) for a, b in same]
+            print(
+                f"| {folder.name} | {client} | "
+                f"{100 * jiwer.wer(references, [text for text, _ in found]):.2f} | "
+                f"{len(same)} of {len(first)} | {1000 * np.concatenate(later).mean():.1f} |",
+                flush=True,
+            )
+
+
 def step_times(folder, names, repeats):
     """Milliseconds of a step by file, which take turns."""
     steps = {name: ExportedStep(folder / name) for name in names}
@@ -95,7 +134,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("expdirs", nargs="+", metavar="EXPDIR")
+    parser.add_argument("expdirs", nargs="*", metavar="EXPDIR")
+    parser.add_argument("--exports", nargs="+", metavar="DIR")
     parser.add_argument("--wav_scp", required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--chunk_size", type=int, default=16)
@@ -107,6 +147,15 @@ def main(argv=None):
     wavs = read_scp(args.wav_scp)
     texts = dict(line.split(" ", 1) for line in read_lines(args.text))
     references = [texts[utt] for utt in wavs]
+    tail = args.chunk_size * 0.04 + 0.1  # seconds of silence
+
+    def read_waves(rate):
+        zeros = np.zeros(int(tail * rate), np.float32)
+        return [np.concatenate([read_audio(path, rate), zeros]) for path in wavs.values()]
+
+    if args.exports:
+        export_rows(args.exports, read_waves, references)
+        return
     print(HEAD + "\n" + "|---" * 7 + "|")
     for expdir in args.expdirs:
         config, checkpoint = find_model(expdir, args.inference_asr_model)
@@ -117,8 +166,7 @@ def main(argv=None):
         model["left_context"] = -1 if linear else args.left_context
         ours = StreamingSpeech2Text(**model)
         rate = ours.fs
-        tail = np.zeros(int((args.chunk_size * 0.04 + 0.1) * rate), np.float32)
-        waves = [np.concatenate([read_audio(path, rate), tail]) for path in wavs.values()]
+        waves = read_waves(rate)
         own = [own_tokens(ours, wave) for wave in waves]
 
         def wer(found, ours=ours):

@@ -5,6 +5,7 @@ current PyTorch or a bare machine lacks is put in place here.
 """
 
 import ast
+import logging
 import sys
 import types
 from pathlib import Path
@@ -28,6 +29,7 @@ def load(checkout: str):
             setattr(torch.nn.modules.conv, name, getattr(typing, name))
     from wenet.models.transformer.encoder import ConformerEncoder
 
+    logging.getLogger().setLevel(logging.WARNING)  # its import makes every package talk
     return ConformerEncoder
 
 

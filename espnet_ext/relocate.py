@@ -31,10 +31,13 @@ def read_training_config(path) -> dict:
     return beside(read_config(path), Path(path).parent)
 
 
-def validation_recordings(config: dict) -> str:
-    """The ``wav.scp`` that a model was validated on, "" where its config names none."""
-    paths = (str(entry[0]) for entry in config.get("valid_data_path_and_name_and_type") or ())
-    return next((path for path in paths if path.endswith("wav.scp")), "")
+def data_table(config: dict, part: str, name: str = "wav.scp") -> str:
+    """A table that a model was trained (``train``) or validated (``valid``) on, "" where none is.
+
+    ``name`` is how its path ends.
+    """
+    paths = (str(entry[0]) for entry in config.get(f"{part}_data_path_and_name_and_type") or ())
+    return next((path for path in paths if path.endswith(name)), "")
 
 
 def check_files(config: dict, path) -> None:

@@ -6,11 +6,12 @@ streaming; whole or not at all. The attention decoder is left out: text is the C
 """
 
 from espnet_ext import model_options as shared
-from espnet_ext.errors import cli
-from espnet_ext.options import Parser, context, count, output, path, positive_int
+from espnet_ext.errors import UserError, cli
+from espnet_ext.options import Parser, boolean, context, count, output, path, positive_int
 
 QUANTIZE = ("none", "int8", "int8_dynamic")
 CLIENTS = ("sherpa-onnx", "onnxruntime")
+ADAPTED_ON = 500  # recordings, the most
 
 
 @cli
@@ -24,6 +25,15 @@ def main(argv=None):
     parser.option("left_context", context, help="encoder frames before [the model's own]")
     parser.option("quantize", default="none", choices=QUANTIZE, help="also model.int8.onnx")
     parser.option("client", default=CLIENTS[0], choices=CLIENTS, help="what will run it")
+    parser.option(
+        "adapt_features",
+        boolean,
+        False,
+        "map Kaldi's features to the model's log-mel, and print the WER before and after",
+        nargs="?",
+        const=True,
+    )
+    parser.option("train_scp", path, help="recordings to map on [the model's training set]")
     parser.option("wav_scp", path, help="recordings to compare on [the model's validation set]")
     parser.option("num_utts", count, 10, "of them, 0 for all")
     args = parser.parse_args(argv)
@@ -32,7 +42,7 @@ def main(argv=None):
     import torch
 
     from espnet_ext.evaluate.process import commit
-    from espnet_ext.export.model import export
+    from espnet_ext.export.model import adapted_words, export
 
     torch.set_num_threads(args.threads)
     certificate = export(
@@ -40,31 +50,56 @@ def main(argv=None):
         model,
         quantize=args.quantize,
         client=args.client,
-        recordings=_recordings(args, model["asr_train_config"]),
         commit=commit(args.output),
+        **_data(args, model["asr_train_config"]),
     )
     print("The attention decoder is left out: text is the CTC's.")
+    adapted = " of adapted features" if args.adapt_features else ""
     for name, worst in certificate["max_error"].items():
         print(
             f"{args.output}/{name}: log probabilities within {worst['log_probs']:.1e} of the "
-            f"model's own streaming, tokens of {worst['tokens_differ']} recordings differ "
+            f"model's own streaming{adapted}, tokens of {worst['tokens_differ']} recordings differ "
             f"({certificate['recordings'] or 'noise, no'} recordings, {certificate['seconds']} s)"
         )
+    if args.adapt_features:
+        print(adapted_words(certificate["adapted"]))
 
 
-def _recordings(args, config):
-    """Files to compare on."""
+def _data(args, config):
+    """Files to compare on, and those to adapt and to count words on."""
     from pathlib import Path
 
-    from espnet_ext.data.kaldi import read_wavs
-    from espnet_ext.relocate import read_training_config, validation_recordings
+    from espnet_ext.data.kaldi import read_scp, read_wavs
+    from espnet_ext.relocate import data_table, read_training_config
 
-    scp = args.wav_scp
-    if scp is None:
-        scp = validation_recordings(read_training_config(config))
-        if not Path(scp).is_file():
-            return []
-    return list(read_wavs(scp).values())[: args.num_utts or None]
+    content = read_training_config(config)
+
+    def table(read, *which):
+        """A table that the model was trained with, empty where it is not here."""
+        found = data_table(content, *which)
+        return read(found) if Path(found).is_file() else {}
+
+    wavs = read_wavs(args.wav_scp) if args.wav_scp else table(read_wavs, "valid")
+    data = {"recordings": list(wavs.values())[: args.num_utts or None]}
+    if not args.adapt_features:
+        if args.train_scp:
+            raise UserError("train_scp: recordings to adapt on, give --adapt_features too")
+        return data
+    train = read_wavs(args.train_scp) if args.train_scp else table(read_wavs, "train")
+    if not train:
+        raise UserError(
+            f"{config}: train_data_path_and_name_and_type: no recordings here to adapt on; go to "
+            "the recipe's directory, or name some with --train_scp"
+        )
+    wavs, texts = table(read_wavs, "valid"), table(read_scp, "valid", "text")
+    valid = {key: (wavs[key], texts[key]) for key in _spread(wavs) if texts.get(key)}
+    return data | {"adapt": ([train[key] for key in _spread(train)], valid)}
+
+
+def _spread(table):
+    """At most ``ADAPTED_ON`` keys, of all speakers of a sorted table."""
+    keys = list(table)
+    return keys[:: max(1, -(-len(keys) // ADAPTED_ON))]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.evaluate.driver import Driver, Model
 from espnet_ext.evaluate.models import read_model_config
 from espnet_ext.jobs import markers
-from espnet_ext.relocate import validation_recordings
+from espnet_ext.relocate import data_table
 
 
 def requests(ranks, budgets, groups, calibration_scp, num_utts: int) -> dict[str, Request]:
@@ -92,7 +92,7 @@ def _convert(model, source, request, checkpoint):
 
 def calibration_recordings(source) -> str:
     """The recordings that a model was validated on."""
-    found = validation_recordings(read_model_config(Path(source) / "config.yaml"))
+    found = data_table(read_model_config(Path(source) / "config.yaml"), "valid")
     if not Path(found).is_file():
         raise UserError(f"--calibration_scp is needed: {source}/config.yaml does not say it")
     return found

@@ -8,6 +8,7 @@ import torch
 
 from espnet_ext.audio import read_audio
 from espnet_ext.errors import UserError, about
+from espnet_ext.export.adapt import Adapter, word_error_rates
 from espnet_ext.files import whole
 from espnet_ext.frontend import KaldiFbank, StreamingFrontend
 from espnet_ext.frontend.kaldi_fbank import FLOOR, PREEMPHASIS, constants
@@ -22,7 +23,9 @@ CONV2D = 4, 7
 BLANK = "<blank>"
 
 
-def export(output, model, quantize="none", client="sherpa-onnx", recordings=(), commit=""):
+def export(
+    output, model, quantize="none", client="sherpa-onnx", recordings=(), commit="", adapt=None
+):
     """Write ``model.onnx``, ``tokens.txt``, ``features.npz``, ``README.md`` and a certificate.
 
     Args:
@@ -33,6 +36,8 @@ def export(output, model, quantize="none", client="sherpa-onnx", recordings=(), 
         client: ``sherpa-onnx``, or ``onnxruntime`` for what sherpa-onnx cannot run.
         recordings: Files that the certificate compares on; noise without any.
         commit: Of this package, for the certificate.
+        adapt: Recordings to fit a map from Kaldi's features to the model's own log-mel on, and
+            those to count words of, id to path and text; None to take the features as they are.
 
     Returns:
         The certificate.
@@ -51,10 +56,17 @@ def export(output, model, quantize="none", client="sherpa-onnx", recordings=(), 
         raise UserError(f"{output}: is there already; give a directory that is not")
     speech2text = EagerSpeech2Text(**model)
     with about(model["asr_train_config"]):
-        check(speech2text, client)
+        check(speech2text, client, adapt is not None)
         tokens = token_lines(speech2text.model.token_list, speech2text.token_type)
-        info, arrays = features_of(speech2text.frontend.front)
-    graph = _graph(speech2text, client, info)
+        front, adapter = speech2text.frontend.front, None
+        if adapt:
+            adapter = Adapter(front)
+            front = adapter.frontend
+        info, arrays = features_of(front)
+    if adapt:
+        train, valid = adapt
+        adapted = adapter.fit(StreamingFrontend(speech2text.model.frontend), train)
+    graph = _graph(speech2text, client, info, adapter)
     graphs = {"model.onnx": graph}
     if quantize != "none":
         from espnet_ext.export.quantize import quantized
@@ -75,7 +87,11 @@ def export(output, model, quantize="none", client="sherpa-onnx", recordings=(), 
             "left_context": speech2text.left_context,
             "sample_rate": info["fs"],
             "feature_dim": arrays["bands"].shape[1],
-        } | compare(speech2text, [folder / name for name in graphs], recordings)
+        } | compare(speech2text, [folder / name for name in graphs], recordings, adapter)
+        if adapt:
+            path = folder / "model.onnx"  # what 8 bits cost is another matter
+            wer = word_error_rates(speech2text, path, valid) if valid else None
+            certificate["adapted"] = adapted | {"wer": wer}
         _refuse_unequal(certificate)
         (folder / "certificate.json").write_text(to_json(certificate, indent=1))
         readme = readme_of(certificate, list(graphs), speech2text)
@@ -83,7 +99,7 @@ def export(output, model, quantize="none", client="sherpa-onnx", recordings=(), 
     return certificate
 
 
-def check(speech2text, client):
+def check(speech2text, client, adapt=False):
     """Refuse a model that the client cannot run, or none can.
 
     Raises:
@@ -95,12 +111,17 @@ def check(speech2text, client):
             "left_context: an exported step has a cache of one size; give --left_context of at "
             "least 0, only linear attention can see everything"
         )
+    if adapt and isinstance(speech2text.model.frontend, KaldiFbank):
+        raise UserError("adapt_features: the front end is kaldi_fbank, there is nothing to adapt")
     if client != "sherpa-onnx":
+        if adapt:
+            raise UserError(f"adapt_features: {client} is given the model's own features, drop it")
         return
     other = "; --client onnxruntime exports it for onnxruntime alone"
-    if not isinstance(speech2text.model.frontend, KaldiFbank):
+    if not adapt and not isinstance(speech2text.model.frontend, KaldiFbank):
         raise UserError(
-            f"frontend: sherpa-onnx calculates Kaldi's features alone, frontend: kaldi_fbank{other}"
+            "frontend: sherpa-onnx calculates Kaldi's features alone, frontend: kaldi_fbank; "
+            f"--adapt_features maps them to the model's own{other}"
         )
     if encoder.subsampling != CONV2D:
         raise UserError(
@@ -170,12 +191,12 @@ def features_of(front):
     return info, {"window": window, "bands": logmel.melmat.double().numpy()}
 
 
-def _graph(speech2text, client, features):
+def _graph(speech2text, client, features, adapter=None):
     from espnet_ext.export.container import Container
     from espnet_ext.export.graph import to_onnx
     from espnet_ext.export.step import Step
 
-    step = Step(speech2text.model, speech2text.chunk_size, speech2text.left_context)
+    step = Step(speech2text.model, speech2text.chunk_size, speech2text.left_context, adapter)
     container = Container(step.shapes)
     own = {
         "version": VERSION,
@@ -193,8 +214,10 @@ def _graph(speech2text, client, features):
 
 
 @torch.no_grad()
-def compare(speech2text, paths, recordings) -> dict:
+def compare(speech2text, paths, recordings, adapter=None) -> dict:
     """Exported files against our own streaming of the same recordings, to the end of each.
+
+    With an adapter, our own is that of adapted features.
 
     Returns:
         ``recordings`` (how many, 0 for noise), ``seconds``, and by file the largest differences of
@@ -206,12 +229,13 @@ def compare(speech2text, paths, recordings) -> dict:
         waves = [read_audio(path, fs) for path in recordings]
     else:
         waves = [np.random.default_rng(0).normal(size=10 * fs).astype(np.float32) / 10]
-    front, ours = StreamingFrontend(model.frontend), []
+    front, ours = StreamingFrontend(adapter.frontend if adapter else model.frontend), []
     for wave in waves:
         stream = speech2text.start()
         samples = torch.from_numpy(wave)[None]
-        raw = front.forward_chunk(samples, stream.frontend, True)[0]
-        feats = raw.clone()  # ESPnet's normalisation changes what it is given
+        raw = front.forward_chunk(samples, front.init_state(), True)[0]
+        # ESPnet's normalisation changes what it is given
+        feats = adapter(raw, raw[:, :1]) if adapter else raw.clone()
         if model.normalize is not None:
             feats = model.normalize(feats, torch.tensor([feats.size(1)]))[0]
         y, stream.encoder = model.encoder.forward_chunk(feats, stream.encoder, True)
@@ -249,6 +273,21 @@ def _refuse_unequal(certificate):
         )
 
 
+def adapted_words(adapted) -> str:
+    """A sentence about what adapted features cost."""
+    wer = adapted["wer"] or {}
+    counted = (
+        "WER {own:.2f} % with the model's own features, {adapted:.2f} % with adapted ones "
+        "({utterances} utterances, {words} words)".format(**wer)
+        if wer
+        else "the WER was not counted, the validation data was not there"
+    )
+    return (
+        f"Error of mapped features on held-out recordings: {adapted['residual']:.3f} of their "
+        f"deviation; {counted}."
+    )
+
+
 def readme_of(certificate, names, speech2text) -> str:
     """What is in the directory, and the commands that run it."""
     rate, dim = certificate["sample_rate"], certificate["feature_dim"]
@@ -265,6 +304,13 @@ def readme_of(certificate, names, speech2text) -> str:
         "certificate.json: differences from the trained model's own streaming.",
         "",
     ]
+    if adapted := certificate.get("adapted"):
+        lines += [
+            "Kaldi's features are mapped to the log-mel that the model was trained on, so the text",
+            "is not quite the model's own. certificate.json compares with its streaming of mapped",
+            f"features. {adapted_words(adapted)}",
+            "",
+        ]
     if certificate["client"] == "sherpa-onnx":
         lines += [
             "sherpa-onnx (pip install sherpa-onnx), in Python:",

@@ -110,6 +110,7 @@ class Step(nn.Module):
         model: ESPnet's model with an encoder of this package and a CTC output, in ``eval``.
         chunk_size: Encoder frames per step, n.
         left_context: Encoder frames seen before a chunk, L; -1 where no attention has one.
+        adapter: An ``Adapter`` that makes the model's features of Kaldi's, or None.
 
     Attributes:
         frames: Feature frames of a step, T.
@@ -117,8 +118,9 @@ class Step(nn.Module):
         shapes: For each layer, name of a tensor of its past to its shape without B.
     """
 
-    def __init__(self, model, chunk_size, left_context):
+    def __init__(self, model, chunk_size, left_context, adapter=None):
         super().__init__()
+        self.adapter = adapter
         self.encoder, self.ctc, self.normalize = model.encoder, model.ctc, model.normalize
         self.chunk_size, self.left_context = chunk_size, left_context
         self.frames = self.encoder.input_length(chunk_size)
@@ -127,6 +129,8 @@ class Step(nn.Module):
             self._shapes(layer)
             for layer in self.encoder.init_state(1, chunk_size, left_context).layers
         ]
+        if adapter is not None:  # a convolution too, before the first layer
+            self.shapes[0]["convolution.features"] = (1, adapter.frontend.n_mels)
         keys = chunk_size + max(0, left_context)
         with plain_tensors():
             distances = torch.arange(keys - 1, -chunk_size, -1)
@@ -165,8 +169,6 @@ class Step(nn.Module):
             after the step.
         """
         n = self.chunk_size
-        if self.normalize is not None:
-            feats = self._normalized(feats)
         real = n - padding[:, None]  # (B, 1)
         unseen = (self.age >= past_frames[:, None] + n) | (self.age < padding[:, None])  # (B, K)
         # half the smallest number: a score added to it cannot overflow
@@ -176,6 +178,13 @@ class Step(nn.Module):
             ShiftingPast(tensors, positions, hidden, speech)
             for tensors, positions in zip(pasts, self.positions, strict=True)
         ]
+        if self.adapter is not None:
+            last, begins = layers[0].convolution["features"], past_frames[:, None, None] == 0
+            before = torch.where(begins, feats[:, :1], last.past)
+            last.past = feats[:, self.shift - 1 : self.shift]  # steps overlap
+            feats = self.adapter(feats, before)
+        if self.normalize is not None:
+            feats = self._normalized(feats)
         y = self.encoder.encode_chunk(feats, layers)
         return self.ctc.log_softmax(y), [layer.after() for layer in layers]
 

@@ -247,6 +247,7 @@ def run(capsys, *words):
         (["--left_context", -1], "left_context: an exported step has a cache of one size"),
         (["--inference_asr_model", "nothing.pth"], "nothing.pth: no such file"),
         (["--chunk_size", 0], "chunk_size is a whole number of at least 1"),
+        (["--train_scp", "wav.scp"], "train_scp: recordings to adapt on, give --adapt_features"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_one_line(exported, capsys, tmp_path, options, words):
