@@ -1,9 +1,9 @@
 """Measure what models keep in memory while they stream, and what they cost.
 
---measure cache prints one table: bytes of the attention cache,
-read off the live tensors, beside the formula. --measure all adds latency, memory, parameters and
-multiply-adds, each model in a fresh process. Without --asr_model_file the weights are random.
-Exit status 1 if a measured cache differs from its formula.
+One table: bytes of the attention cache, read off the live tensors, beside the formula. --measure
+all adds latency, memory, parameters and multiply-adds, each model in a fresh process. A YAML alone
+has random weights, which need as many bytes and as much time. Exit status 1 if a measured cache
+differs from its formula.
 """
 
 from pathlib import Path

@@ -16,10 +16,11 @@ import re
 from functools import cached_property
 from pathlib import Path
 
-from espnet_ext.attention.registry import cache_kind
+from espnet_ext.attention.registry import ATTENTIONS, cache_kind
 from espnet_ext.data.kaldi import read_scp
 from espnet_ext.errors import UserError
 from espnet_ext.files import KB, write_atomic
+from espnet_ext.register import ENCODERS
 from espnet_ext.report import schema
 from espnet_ext.report.compare import GRID, Row, grid_cells
 from espnet_ext.report.statistics import Errors, paired_bootstrap, seeds_bootstrap, spread
@@ -28,8 +29,6 @@ from espnet_ext.results import read_json
 from espnet_ext.scoring import Score, score, write_score
 
 REFERENCES = ("text", "utt2spk")
-ENCODERS = ("conformer", "branchformer", "e_branchformer")
-ATTENTIONS = ("mha", "gqa", "mla", "linear")
 #: chunk size of the live streams whose tables are made, as evaluation decodes them
 CHUNK = 16
 MARK = re.compile(r"<!-- table: (\w+) -->\n\n(?:(?:\|[^\n]*\n)+\n?)?")
@@ -129,10 +128,8 @@ def read_kept(results) -> dict[int, dict[str, Kept]]:
 
     def order(path):
         encoder, _, attention = path.name.rpartition("_")
-        places = [
-            known.index(own) if own in known else len(known)
-            for own, known in ((encoder, ENCODERS), (attention, ATTENTIONS))
-        ]
+        names = ((f"kv_{encoder}", list(ENCODERS)), (attention, list(ATTENTIONS)))
+        places = [known.index(own) if own in known else len(known) for own, known in names]
         return *places, path.name
 
     found = {}
@@ -147,10 +144,17 @@ def restore(models: dict[str, Kept], expdir) -> None:
     """Write directories of models as evaluation leaves them, for ``asr_compare --expdir``.
 
     Those without ``evaluation_results.json`` are left out.
+
+    Raises:
+        UserError: There are no others.
     """
-    for name, model in models.items():
-        if model.evaluation is None:
-            continue
+    evaluated = {name: model for name, model in models.items() if model.evaluation}
+    if not evaluated:
+        raise UserError(
+            f"{expdir}: no kept model of this seed has {schema.NAME}; run espnet-ext evaluate and "
+            "keep again"
+        )
+    for name, model in evaluated.items():
         target = Path(expdir) / name
         for place, counted in model.scores.items():
             write_score(target / place / "score_wer", counted, model.speakers(place))
