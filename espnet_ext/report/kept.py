@@ -296,7 +296,7 @@ def grid_rows(models: dict[str, Kept], dataset: str) -> list[Row]:
             kind = cache_kind(row["attention"], row["attention_conf"])
             lossless = [c for c in row["cells"] if c.get("input_cache_bytes") is not None]
             rows.append(row | {"cache_kind": kind})
-            rows.append(row | {"cache_kind": "input", "cells": lossless})
+            rows.append(row | {"cache_kind": "input", "is_view": True, "cells": lossless})
     return grid_cells(rows)
 
 
