@@ -18,10 +18,10 @@ from espnet_ext.resources import PUBLISHED_BASELINES
 
 def add_expected(parser):
     """Options that say which models a comparison is of."""
-    parser.option("encoders", listed(name), "conformer branchformer", "rows that are expected")
     parser.option(
-        "attentions", listed(name), help="rows that are expected [every attention there is]"
+        "encoders", listed(name), "conformer branchformer", "each with every one of --attentions"
     )
+    parser.option("attentions", listed(name), help="their attentions [every one there is]")
 
 
 def compare(expdir, output, encoders, attentions, published=PUBLISHED_BASELINES):
