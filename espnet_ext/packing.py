@@ -176,8 +176,6 @@ def find_model(directory, checkpoint=CHECKPOINT):
         UserError: The directory is neither, or lacks one of them.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory; give that of a trained or unpacked model")
     config = directory / "config.yaml"
     if config.is_file():
         found = directory / checkpoint
