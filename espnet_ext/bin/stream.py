@@ -11,7 +11,9 @@ imported. With --server the models of espnet-ext serve hear it, and each line na
 """
 
 import os
+import time
 from dataclasses import asdict
+from functools import partial
 
 from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, cli
@@ -58,6 +60,24 @@ def _loaded(args):
     return StreamingSpeech2Text(args.asr_train_config, file, threads=args.threads, **options)
 
 
+def _packets(args, recording, fs):
+    """Samples (n,) as they come, which the picture hears too."""
+    from espnet_ext.audio import read_packets, standard_input
+    from espnet_ext.streaming.speech2text import packet_samples
+
+    source = standard_input() if args.source == "-" else args.source
+    heard, began = 0, time.monotonic()
+    for samples in read_packets(source, fs, packet_samples(args.packet_ms, fs)):
+        heard += len(samples)
+        if args.real_time:
+            time.sleep(max(0, began + heard / fs - time.monotonic()))
+        if recording:
+            recording.hear(samples, fs)
+        yield samples
+    if not heard:
+        raise UserError(f"{args.name}: has no samples, so there is nothing to transcribe")
+
+
 def _line(heard, ledger, text):
     kb = sum(n for kind, n in ledger.items() if kind != "positions") / KB
     tail = text if len(text) <= SHOWN else "..." + text[-SHOWN:]
@@ -101,12 +121,12 @@ def _through_server(args, packets, recording):
 
 def _through_model(args, packets, recording):
     """Let a model hear the source, and print what it says."""
-    from espnet_ext.streaming.live import hear, source_name
+    from espnet_ext.streaming.live import hear
 
     speech2text, shown = _loaded(args), None
     own = args.expdir == RECORDING.parent
     name = PRETRAINED if own else str(args.expdir or args.asr_train_config)
-    for heard in hear(speech2text, packets(speech2text.fs), source_name(args.source)):
+    for heard in hear(speech2text, packets(speech2text.fs), args.name):
         result = heard.utterances[-1]
         if recording and (heard.has_stepped or result.is_final):
             text = " ".join(heard.texts)
@@ -142,17 +162,12 @@ def main(argv=None):
     parser.option("rate", positive_int, 16000, "Hz of - for a server")
     args = parser.parse_args(argv)
     _choose_model(args)
+    from espnet_ext.audio import STANDARD_INPUT
     from espnet_ext.serve.picture import Recording, picture
-    from espnet_ext.streaming.live import live_packets, source_name
 
-    recording = Recording(os.path.basename(source_name(args.source))) if args.picture else None
-
-    def packets(fs):
-        for samples in live_packets(args.source, fs, args.packet_ms, args.real_time):
-            if recording:
-                recording.hear(samples, fs)
-            yield samples
-
+    args.name = STANDARD_INPUT if args.source == "-" else str(args.source)
+    recording = Recording(os.path.basename(args.name)) if args.picture else None
+    packets = partial(_packets, args, recording)
     (_through_server if args.server else _through_model)(args, packets, recording)
     if recording:
         write_atomic(args.picture, picture(recording).encode())

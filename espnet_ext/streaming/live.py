@@ -1,6 +1,5 @@
-"""A recording as it comes, and what a model that hears it knows after each packet."""
+"""What a model that hears a recording as it comes knows after each packet."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -8,40 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from espnet_ext.audio import STANDARD_INPUT, read_packets, standard_input
 from espnet_ext.errors import UserError, about
-from espnet_ext.streaming.speech2text import packet_samples
 from espnet_ext.streaming.transcriber import Result, Transcriber
-
-
-def source_name(source: str | os.PathLike) -> str:
-    """What a file, or standard input, which is -, is called."""
-    return STANDARD_INPUT if source == "-" else str(source)
-
-
-def live_packets(
-    source: str | os.PathLike, fs: int, milliseconds: float, real_time: bool = False
-) -> Iterator[np.ndarray]:
-    """Packets of a file or, where ``source`` is -, of standard input; see ``read_packets``.
-
-    Args:
-        source: The file.
-        fs: The rate in Hz that is needed.
-        milliseconds: Of a packet.
-        real_time: Wait with each until it would have been spoken.
-
-    Raises:
-        UserError: See ``read_packets``; or there are no samples.
-    """
-    heard, began = 0, time.monotonic()
-    stream = standard_input() if source == "-" else source
-    for samples in read_packets(stream, fs, packet_samples(milliseconds, fs)):
-        heard += len(samples)
-        if real_time:
-            time.sleep(max(0, began + heard / fs - time.monotonic()))
-        yield samples
-    if not heard:
-        raise UserError(f"{source_name(source)}: has no samples, so there is nothing to transcribe")
 
 
 @dataclass
