@@ -437,14 +437,15 @@ def mono(samples):
     return samples.mean(1) if is_array else samples
 
 
-def waveform(samples, dtype=None, device=None) -> "torch.Tensor":
+def waveform(samples, dtype=None, device=None, channels=True) -> "torch.Tensor":
     """One utterance as a model takes it.
 
     Args:
-        samples: Floats in [-1, 1] or 16-bit integers, (n,), or (n, channels), which become their
-            mean as in stage 3.
+        samples: Floats in [-1, 1] or 16-bit integers, (n,) or, with ``channels``, (n, channels),
+            which become their mean as in stage 3. A stream's have one channel.
         dtype: Of the result; that of the samples by default, float32 for integers.
         device: Of the result.
+        channels: Take several.
 
     Returns:
         (n,).
@@ -455,12 +456,12 @@ def waveform(samples, dtype=None, device=None) -> "torch.Tensor":
     """
     import torch  # here, and below: who prepares data need not wait for it
 
-    samples = checked_samples(samples, functools.partial(torch.as_tensor, device=device))
+    samples = checked_samples(samples, functools.partial(torch.as_tensor, device=device), channels)
     return samples.to(dtype or samples.dtype)
 
 
-def checked_samples(samples, convert=np.asarray):
-    """One utterance as floats (n,), as ``convert`` makes an array of it; see ``waveform``."""
+def checked_samples(samples, convert=np.asarray, channels=False):
+    """Samples as floats (n,), as ``convert`` makes an array of them; see ``waveform``."""
     try:
         samples = convert(samples)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -470,9 +471,10 @@ def checked_samples(samples, convert=np.asarray):
         samples = samples / 2**15
     elif "float" not in kind and 0 not in samples.shape:
         raise UserError(f"samples: must be floats in [-1, 1] or int16, got {kind}; scale them")
-    samples = mono(samples)
+    samples = mono(samples) if channels else samples
     if samples.ndim != 1:
-        raise UserError(f"samples: must be (n,) or (n, channels), got {tuple(samples.shape)}")
+        shapes = "(n,) or (n, channels)" if channels else "mono (n,)"
+        raise UserError(f"samples: must be {shapes}, got shape {tuple(samples.shape)}")
     fine = abs(samples) <= MAX_SAMPLE  # not-a-number is not
     if not fine.all():
         at = int((fine * 1).argmin())

@@ -123,10 +123,10 @@ def add_decoding(parser: Parser) -> None:
 
 def add_costs(parser: Parser) -> None:
     """What is measured of a model."""
-    parser.option("frames", positive_int, 1000, "encoder frames")
-    parser.option("chunk_size", positive_int, 16, "where a config has none")
-    parser.option("left_contexts", context, [64], "-1 is all", nargs="+")
-    parser.option("vocab_size", positive_int, 5000, "tokens")
+    parser.option("frames", positive_int, 1000, "encoder frames that fill the cache")
+    parser.option("chunk_size", positive_int, 16, "encoder frames, where a config has none")
+    parser.option("left_contexts", context, [64], "-1 is all; the last one is timed", nargs="+")
+    parser.option("vocab_size", positive_int, 5000, "tokens, where a config has none")
     parser.option("num_utts", positive_int, 20, "recordings timed")
     parser.option("decoder_tokens", positive_int, 100, "for the decoder's ledger")
     parser.option("wav_scp", help="recordings to time; noise without it")

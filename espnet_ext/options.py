@@ -197,7 +197,8 @@ def declare(parser, types=DECODING):
 
 def usage_error(message):
     """Raise what a parser has to say about a command line as ``UserError``."""
-    message = re.sub(r"^argument ([^:]*): (?=is |has )", r"\1 ", str(message))
+    message = str(message).replace(": expected one argument", ": needs a value")
+    message = re.sub(r"^argument ([^:]*): (?=is |has |needs )", r"\1 ", message)
     raise UserError(" ".join(message.split()))
 
 
@@ -277,6 +278,12 @@ KINDS = {
 }
 
 
+#: how help shows a value, where the option's name does not
+SHOWN = {boolean: "true|false", path: "PATH", output: "PATH", name: "NAME"}
+SHOWN |= dict.fromkeys((positive_int, count, context, port), "N")
+SHOWN |= dict.fromkeys((finite, positive, non_negative, packet_length, probability), "X")
+
+
 def split(words):
     """Words of a list in one string; quotes group as in a shell, and nothing is expanded."""
     try:
@@ -322,8 +329,11 @@ class Parser(argparse.ArgumentParser):
         """Add ``--name``, whose help shows the default."""
         if isinstance(default, bool):
             help = f"{help or ''} [{str(default).lower()}]".strip()
-        elif isinstance(default, (int, float, str)) and default != "":
-            help = f"{help or ''} [{default}]".strip()
+        elif isinstance(default, (int, float, str, list)) and default not in ("", []):
+            shown = " ".join(map(str, default)) if isinstance(default, list) else default
+            help = f"{help or ''} [{shown}]".strip()
+        if "choices" not in more:
+            more.setdefault("metavar", SHOWN.get(kind))
         self.add_argument(f"--{name}", type=kind, default=default, help=help, **more)
 
     def parse_args(self, args=None, namespace=None):

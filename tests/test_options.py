@@ -110,6 +110,22 @@ def test_parser_says_in_one_line_what_is_wrong():
         parser.parse_args(["--seconds", "nan"])
     with pytest.raises(UserError, match="--file is text without control characters"):
         parser.parse_args(["--file", "a\nb"])
+    with pytest.raises(UserError, match="^--file needs a value$"):
+        parser.parse_args(["--file"])
+
+
+def test_help_shows_what_a_value_is_and_its_default():
+    parser = options.Parser(prog="x")
+    parser.option("fast", options.boolean, False, "no waiting")
+    parser.option("sizes", options.context, [16, -1], "frames", nargs="+")
+    parser.option("kind", default="a", choices=("a", "b"))
+    words = " ".join(parser.format_help().split())
+    for said in (
+        "--fast true|false no waiting [false]",
+        "--sizes N [N ...] frames [16 -1]",
+        "--kind {a,b} [a]",
+    ):
+        assert said in words
 
 
 def test_defaults_of_a_file_are_checked_as_words_are():

@@ -1,7 +1,7 @@
 """Lay evaluated models side by side.
 
-Reads evaluation_results.json, and grid.json beside it, of every model below --expdir: directories
-of models, of one model, or files, of several machines, too. Writes, into --output,
+Reads evaluation_results.json, and grid.json beside it, of every model below EXPDIR: directories of
+models, of one model, or files, of several machines, too. Writes, into --output,
 summary_report.txt, comparison_table.csv, plots and report.html. A model that is expected and not
 there is shown as missing; a file of no use is named and skipped; a model that is there twice is
 refused, unless the seeds of its trainings differ.
@@ -18,10 +18,10 @@ from espnet_ext.resources import PUBLISHED_BASELINES
 
 def add_expected(parser):
     """Options that say which models a comparison is of."""
-    parser.option("encoders", listed(name), "conformer branchformer", "rows that are expected")
     parser.option(
-        "attentions", listed(name), help="rows that are expected [every attention there is]"
+        "encoders", listed(name), "conformer branchformer", "each with every one of --attentions"
     )
+    parser.option("attentions", listed(name), help="their attentions [every one there is]")
 
 
 def compare(expdir, output, encoders, attentions, published=PUBLISHED_BASELINES):
@@ -46,12 +46,17 @@ def compare(expdir, output, encoders, attentions, published=PUBLISHED_BASELINES)
 @cli
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.option("expdir", path, ["exp"], "directories of models, or results [exp]", nargs="+")
+    parser.add_argument(
+        "expdirs", nargs="*", type=path, metavar="EXPDIR", help="directories of models, or results"
+    )
+    parser.option("expdir", path, ["exp"], "the same", nargs="+")
     parser.option("output", output_path, "comparison")
     add_expected(parser)
     parser.option("published", default=PUBLISHED_BASELINES, help="YAML of published results")
     args = parser.parse_args(argv)
-    compare(args.expdir, args.output, args.encoders, args.attentions, args.published)
+    compare(
+        args.expdirs or args.expdir, args.output, args.encoders, args.attentions, args.published
+    )
 
 
 if __name__ == "__main__":

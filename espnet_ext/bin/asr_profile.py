@@ -1,9 +1,9 @@
 """Measure what models keep in memory while they stream, and what they cost.
 
---measure cache prints one table: bytes of the attention cache,
-read off the live tensors, beside the formula. --measure all adds latency, memory, parameters and
-multiply-adds, each model in a fresh process. Without --asr_model_file the weights are random.
-Exit status 1 if a measured cache differs from its formula.
+One table: bytes of the attention cache, read off the live tensors, beside the formula. --measure
+all adds latency, memory, parameters and multiply-adds, each model in a fresh process. A YAML alone
+has random weights, which need as many bytes and as much time. Exit status 1 if a measured cache
+differs from its formula.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from espnet_ext import model_options as shared
 from espnet_ext.config import parse_with_file
 from espnet_ext.errors import UserError, about, cli
-from espnet_ext.files import KB, MB, write_atomic
+from espnet_ext.files import write_atomic
 from espnet_ext.options import Parser, output, path
 from espnet_ext.results import to_json
 
@@ -43,10 +43,12 @@ def main(argv=None):
     for config, _ in models:
         read_model_config(config)
     results = measure_all(models, args) if args.measure == "all" else measure_caches(models, args)
-    wrong = show(results)
+    from espnet_ext.report.profiles import profile_report
+
+    print(profile_report(results), end="")
     if args.output:
         write_atomic(args.output, "".join(map(to_json, results)).encode())
-    return wrong
+    return int(any(result["cache"]["differences"] for result in results))
 
 
 def find_models(args) -> list[tuple]:
@@ -90,104 +92,6 @@ def measure_all(models, args) -> list[dict]:
     with workers(1, max_tasks_per_child=1) as fresh:
         jobs = [fresh.submit(profile, *files, **options) for files in models]
         return [job.result() for job in jobs]
-
-
-def print_table(rows: list[tuple[str, dict, dict]]) -> None:
-    """Print the caches of (name, description, cache) rows."""
-    from espnet_ext.report.schema import KINDS
-
-    frames = rows[0][2]["frames"]
-    titles = ["model", "attention", "B/frame", f"measured, {frames} frames", "formula", "MHA/this"]
-    titles += ["left context", *KINDS, "whole state"]
-    table = [titles]
-    for name, description, cache in rows:
-        for number, stream in enumerate(cache["streams"]):
-            figures = [
-                name,
-                description["attention"],
-                str(cache["bytes_per_frame"]),
-                f"{cache['bytes'] / MB:.10g} MB",
-                f"{cache['formula_bytes'] / MB:.10g} MB",
-                f"{cache['mha_bytes'] / cache['bytes']:.4g}x",
-            ]
-            kept = "all" if stream["left_context"] < 0 else stream["left_context"]
-            parts = [*(stream["ledger"][kind] for kind in KINDS), stream["bytes"]]
-            kb = [f"{part / KB:.10g} KB" for part in parts]
-            table.append([*(figures if not number else [""] * 6), str(kept), *kb])
-    from espnet_ext.report.tables import text_table
-
-    print(text_table(table[0], table[1:]), end="")
-
-
-def show(results: list[dict]) -> int:
-    """Print the measurements and return the exit status."""
-    names = [model_name(result["config"]) for result in results]
-    print_table([(name, r, r["cache"]) for name, r in zip(names, results, strict=True)])
-    if any(result["cache"]["rebuilt_causal"] for result in results):
-        print(
-            "Configs that are not causal cannot stream: their siblings with causal: true, which "
-            "have the same weights and caches, were measured."
-        )
-    for name, result in zip(names, results, strict=True):
-        if reason := result["cache"]["frontend_missing"]:
-            print(f"{name}: a front end is not counted: {reason}")
-        if "offline" in result:
-            print_cost(name, result)
-    wrong = 0
-    for name, result in zip(names, results, strict=True):
-        for difference in result["cache"]["differences"]:
-            print(f"measured cache differs from the formula: {name}: {difference}")
-            wrong = 1
-    return wrong
-
-
-def model_name(config) -> str:
-    """The name of a YAML of conf/, or of the directory of a run."""
-    path = Path(config)
-    name = path.parent.name if path.name == "config.yaml" else path.stem
-    return name.removeprefix("asr_").removeprefix("train_asr_")
-
-
-def print_cost(name: str, result: dict) -> None:
-    """Print latency, memory and arithmetic of one model."""
-    offline, streaming = result["offline"], result["streaming"]
-    print(f"{name}, {result['device']}, {result['threads']} thread(s)")
-    sizes = ", ".join(f"{k} {n / 1e6:.2f} M" for k, n in result["parameters"].items())
-    print(f"  parameters      {sizes}")
-    print(
-        f"  offline         {offline['ms_per_utterance']:.1f} ms per utterance, real-time factor "
-        f"{offline['real_time_factor']:.3f}, {_memory(offline['memory'])}"
-    )
-    if streaming:
-        token = {key: f"{ms:.1f}" for key, ms in streaming["first_token_ms"].items()}
-        print(
-            f"  streaming       {streaming['ms_per_chunk_median']:.1f} ms per chunk (median), "
-            f"{streaming['ms_per_chunk_p95']:.1f} (p95), real-time factor "
-            f"{streaming['real_time_factor']:.3f}, {_memory(streaming['memory'])}"
-        )
-        print(
-            f"  first token     {token['total']} ms after speech begins: chunk {token['chunk']} "
-            f"+ look-ahead {token['lookahead']} + computing {token['compute']}"
-        )
-    else:
-        print(f"  streaming       not measured: {result['streaming_missing']}")
-    adds = result["multiply_adds"]
-    print(
-        f"  multiply-adds   {adds['offline'] / 1e6:.1f} M offline, {adds['streaming'] / 1e6:.1f} M "
-        "streaming, per second of audio (encoder)"
-    )
-    if decoder := result["decoder"]:
-        print(
-            f"  decoder cache   self {decoder['self_attention'] / KB:.0f} KB, cross "
-            f"{decoder['src_attention'] / KB:.0f} KB ({decoder['hypotheses']} hypotheses, "
-            f"{decoder['tokens']} tokens, {decoder['frames']} frames)"
-        )
-
-
-def _memory(memory):
-    peak = memory["peak_mb"]
-    cuda = "" if memory["cuda_peak_mb"] is None else f", CUDA {memory['cuda_peak_mb']:.0f} MB"
-    return f"peak {'unknown' if peak is None else f'{peak:.0f} MB'} over the weights{cuda}"
 
 
 if __name__ == "__main__":

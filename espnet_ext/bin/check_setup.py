@@ -1,7 +1,4 @@
-"""Does this machine work? One line per check, exit status 1 if any fails.
-
-A check returns a line that says what it found, or raises an error that says what is wrong.
-"""
+"""Does this machine work? One line per check, exit status 1 if any fails."""
 
 import importlib.metadata
 import platform
@@ -15,6 +12,7 @@ from packaging.requirements import Requirement
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser
 
+# A check returns a line that says what it found, or raises an error that says what is wrong.
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_RATE = 16000
 # Archives 7.7, extracted 7.7, speed-perturbed copies 13, one experiment 3.5.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_ext import options
-from espnet_ext.errors import UserError, cli
+from espnet_ext.errors import cli
 
 OPTION = re.compile(
     r"(?P<name>[a-z]\w*)=(?P<default>\"[^\"]*\"|\S*)\s+# (?P<kind>\S+): (?P<help>.+)"
@@ -84,25 +84,10 @@ def declared_options(script):
 
 def parse(known, argv):
     """Values of the options in ``argv``, of those ``known``; what is wrong is a ``UserError``."""
-    values, words = {}, list(argv)
-    while words:
-        word = words.pop(0)
-        option, equals, value = word.partition("=")
-        name = option.removeprefix("--").replace("-", "_")
-        if not word.startswith("--"):
-            raise UserError(f"{word!r} is not an option")
-        if name not in known:
-            near = options.did_you_mean(name, known, "--") or ", --help lists them"
-            raise UserError(f"unknown option {option}{near}")
-        if not equals:
-            if not words:
-                raise UserError(f"option {option} needs a value")
-            value = words.pop(0)
-        try:
-            values[name] = known[name].value(value)
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"option {option} {error}") from None
-    return values
+    parser = options.Parser(add_help=False)
+    for name, option in known.items():
+        parser.add_argument(f"--{name}", type=option.value, default=argparse.SUPPRESS)
+    return vars(parser.parse_args(argv))
 
 
 @cli

@@ -13,10 +13,11 @@ imported. With --server the models of espnet-ext serve hear it, and each line na
 import os
 import time
 from dataclasses import asdict
+from functools import partial
 
 from espnet_ext import model_options as shared
-from espnet_ext.errors import UserError, about, cli
-from espnet_ext.files import KB
+from espnet_ext.errors import UserError, cli
+from espnet_ext.files import KB, write_atomic
 from espnet_ext.options import Parser, boolean, output, positive_int
 from espnet_ext.packing import CHECKPOINT
 from espnet_ext.pretrained import PRETRAINED, RECORDING
@@ -59,71 +60,56 @@ def _loaded(args):
     return StreamingSpeech2Text(args.asr_train_config, file, threads=args.threads, **options)
 
 
-class _Source:
-    """What is transcribed, and its picture."""
+def _packets(args, recording, fs):
+    """Samples (n,) as they come, which the picture hears too."""
+    from espnet_ext.audio import read_packets, standard_input
+    from espnet_ext.streaming.speech2text import packet_samples
 
-    def __init__(self, args):
-        from espnet_ext.audio import STANDARD_INPUT
-        from espnet_ext.serve.picture import Recording
-
-        self.args, self.heard = args, 0
-        self.name = STANDARD_INPUT if args.source == "-" else str(args.source)
-        self.recording = Recording(os.path.basename(self.name)) if args.picture else None
-
-    @property
-    def rate(self):
-        """Its own, Hz."""
-        from espnet_ext.audio import open_audio
-
-        return self.args.rate if self.args.source == "-" else open_audio(self.args.source).rate
-
-    def packets(self, fs):
-        """Its samples (n,), float32, as they come."""
-        from espnet_ext.audio import read_packets, standard_input
-        from espnet_ext.streaming.speech2text import packet_samples
-
-        source = standard_input() if self.args.source == "-" else self.args.source
-        began = time.monotonic()
-        for samples in read_packets(source, fs, packet_samples(self.args.packet_ms, fs)):
-            self.heard += len(samples)
-            if self.args.real_time:
-                time.sleep(max(0, began + self.heard / fs - time.monotonic()))
-            if self.recording:
-                self.recording.hear(samples, fs)
-            yield samples
-        if not self.heard:
-            raise UserError(f"{self.name}: has no samples, so there is nothing to transcribe")
+    source = standard_input() if args.source == "-" else args.source
+    heard, began = 0, time.monotonic()
+    for samples in read_packets(source, fs, packet_samples(args.packet_ms, fs)):
+        heard += len(samples)
+        if args.real_time:
+            time.sleep(max(0, began + heard / fs - time.monotonic()))
+        if recording:
+            recording.hear(samples, fs)
+        yield samples
+    if not heard:
+        raise UserError(f"{args.name}: has no samples, so there is nothing to transcribe")
 
 
-def _line(heard, nbytes, text):
+def _line(heard, ledger, text):
+    kb = sum(n for kind, n in ledger.items() if kind != "positions") / KB
     tail = text if len(text) <= SHOWN else "..." + text[-SHOWN:]
-    print(f"{heard:9.2f} s {nbytes / KB:9.1f} KB  {tail}", flush=True)
+    print(f"{heard:9.2f} s {kb:9.1f} KB  {tail}", flush=True)
 
 
-def _through_server(args, source):
+def _through_server(args, packets, recording):
     """Let a server's models hear the source, and print what they say."""
     try:
         from espnet_ext.serve.client import transcribe
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name}: missing; pip install 'espnet-ext[serve]'") from None
-    shown, finals, failed, fs = {}, {}, [], source.rate
-    for message in transcribe(args.server, source.packets(fs), fs, args.token, args.real_time):
+    from espnet_ext.audio import open_audio
+
+    fs = args.rate if args.source == "-" else open_audio(args.source).rate
+    shown, finals, failed = {}, {}, []
+    for message in transcribe(args.server, packets(fs), fs, args.token, args.real_time):
         name = message.get("model")
-        if message["type"] == "started" and source.recording:
-            source.recording.expect(model["name"] for model in message["models"])
+        if message["type"] == "started" and recording:
+            recording.expect(model["name"] for model in message["models"])
         if message["type"] == "failed":
             failed.append(f"{name}: {message['message']}")
         if message["type"] != "result":
             continue
         text, heard, state = message["text"], message["heard"], message["bytes"]
-        ms = message["ms"] / message["batch"]
-        if source.recording:
-            source.recording.add(name, text, message["words"], heard, ms, state)
+        if recording:
+            ms = message["ms"] / message["batch"]
+            recording.add(name, text, message["words"], heard, ms, state)
         if args.output == "json":
             print(to_json(message), end="", flush=True)
         elif not message["is_final"] and text != shown.get(name):
-            own = sum(n for kind, n in state.items() if kind != "positions")
-            _line(heard, own, f"{name}: {text}")
+            _line(heard, state, f"{name}: {text}")
         shown[name] = text
         if message["is_final"]:
             finals[name] = text
@@ -133,46 +119,29 @@ def _through_server(args, source):
         raise UserError("; ".join(failed))
 
 
-def _through_model(args, source):
+def _through_model(args, packets, recording):
     """Let a model hear the source, and print what it says."""
-    speech2text = _loaded(args)
-    fs = speech2text.fs
-    stream, shown, texts, words = speech2text.start(), None, [], []
+    from espnet_ext.streaming.live import hear
+
+    speech2text, shown = _loaded(args), None
     own = args.expdir == RECORDING.parent
     name = PRETRAINED if own else str(args.expdir or args.asr_train_config)
-
-    def hear(samples=(), is_final=False):
-        """Read a packet, print what is new, and keep it for the picture."""
-        nonlocal shown
-        heard, frames, began = source.heard / fs, stream.frames, time.perf_counter()
-        result = speech2text(stream, samples, is_final)
-        ms = 1000 * (time.perf_counter() - began)
-        if is_final and not stream.frames:
-            raise UserError(f"{source.heard} samples ({heard:.4f} s) are too short for any text")
-        found = [ended.text for ended in result.utterances]
-        texts.extend(found)
-        if source.recording and (stream.frames > frames or is_final):
-            words.extend(asdict(word) for ended in result.utterances for word in ended.words)
-            text = " ".join(filter(None, [*texts, result.text]))
-            known = words + [asdict(word) for word in result.words]
-            source.recording.add(name, text, known, heard, ms, stream.ledger())
+    for heard in hear(speech2text, packets(speech2text.fs), args.name):
+        result = heard.utterances[-1]
+        if recording and (heard.has_stepped or result.is_final):
+            text = " ".join(heard.texts)
+            recording.add(name, text, heard.words, heard.seconds, heard.ms, heard.ledger)
         if args.output == "json":
-            if found or is_final or result.text != shown:
-                known = {"heard": heard, "ledger": stream.ledger()}
+            if result.utterances or result.is_final or result.text != shown:
+                known = {"heard": heard.seconds, "ledger": heard.ledger}
                 print(to_json(known | asdict(result)), end="", flush=True)
-        elif is_final:
-            print("\n".join(filter(None, [*texts, result.text])))
+        elif result.is_final:
+            print("\n".join(heard.texts))
         else:
-            for text in filter(None, [*found, result.text]):
-                if text != shown:
-                    _line(heard, stream.nbytes, text)
+            for text in (*(ended.text for ended in result.utterances), result.text):
+                if text and text != shown:
+                    _line(heard.seconds, heard.ledger, text)
         shown = result.text
-
-    for samples in source.packets(fs):
-        with about(f"{source.name}: from {(source.heard - len(samples)) / fs:.2f} s on"):
-            hear(samples)
-    with about(source.name):
-        hear(is_final=True)
 
 
 @cli
@@ -193,13 +162,15 @@ def main(argv=None):
     parser.option("rate", positive_int, 16000, "Hz of - for a server")
     args = parser.parse_args(argv)
     _choose_model(args)
-    source = _Source(args)
-    (_through_server if args.server else _through_model)(args, source)
-    if args.picture:
-        from espnet_ext.files import write_atomic
-        from espnet_ext.serve.picture import picture
+    from espnet_ext.audio import STANDARD_INPUT
+    from espnet_ext.serve.picture import Recording, picture
 
-        write_atomic(args.picture, picture(source.recording).encode())
+    args.name = STANDARD_INPUT if args.source == "-" else str(args.source)
+    recording = Recording(os.path.basename(args.name)) if args.picture else None
+    packets = partial(_packets, args, recording)
+    (_through_server if args.server else _through_model)(args, packets, recording)
+    if recording:
+        write_atomic(args.picture, picture(recording).encode())
 
 
 if __name__ == "__main__":

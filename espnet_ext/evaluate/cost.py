@@ -24,6 +24,7 @@ from espnet_ext.evaluate.models import (
     describe,
     read_model_config,
     with_encoder_conf,
+    with_input_cache,
 )
 from espnet_ext.evaluate.process import PeakMemory, commit, device_name
 from espnet_ext.evaluate.products import ProductCounter
@@ -109,11 +110,8 @@ def profile(
         **stream_costs(config, full),
     }
     result["parameters"]["encoder"] = result["cache"].pop("parameters")
-    if result["attention"] == "mha" and result["attention_conf"].get("cache", "kv") == "kv":
-        lossless = {"attention_conf": {"cache": "input"}}
-        result["input_cache"] = stream_costs(
-            with_encoder_conf(config, **lossless), with_encoder_conf(full, **lossless)
-        )
+    if lossless := with_input_cache(config):
+        result["input_cache"] = stream_costs(lossless, with_input_cache(full))
     return result | {
         "commit": commit(),
         "device": device_name(device),

@@ -16,7 +16,12 @@ from espnet_ext.data.kaldi import read_scp, read_wavs
 from espnet_ext.encoder.streaming import MAX_DYNAMIC_CHUNK, MAX_DYNAMIC_LEFT_CHUNKS
 from espnet_ext.errors import UserError, about
 from espnet_ext.evaluate.cache import chunk_samples, measure_cache, stream_noise
-from espnet_ext.evaluate.models import describe, read_model_config, with_encoder_conf
+from espnet_ext.evaluate.models import (
+    describe,
+    read_model_config,
+    with_encoder_conf,
+    with_input_cache,
+)
 from espnet_ext.evaluate.process import commit, device_name
 from espnet_ext.packing import find_model
 from espnet_ext.report.schema import rounded
@@ -178,23 +183,19 @@ class TestSet:
 def costs(config: dict, chunk_size: int, left_contexts) -> list[dict]:
     """Bytes that a stream keeps at its most, per left context; one of -1 where none is forgotten.
 
-    MHA and GQA say what their lossless input cache keeps as well.
+    MHA says what its lossless input cache keeps as well.
     """
     config = with_encoder_conf(config, chunk_size=None, left_context=-1)
-    conf = config["encoder_conf"]
-    streams = measure_cache(config, FRAMES, chunk_size, list(left_contexts))["streams"]
+
+    def streams(config):
+        return measure_cache(config, FRAMES, chunk_size, list(left_contexts))["streams"]
+
     cells = [
         {key: s[key] for key in ("chunk_size", "left_context", "frames", "bytes", "ledger")}
-        for s in streams
+        for s in streams(config)
     ]
-    options = conf.get("attention_conf") or {}
-    if conf.get("attention", "mha") == "mha" and options.get("cache", "kv") == "kv":
-        lossless = with_encoder_conf(config, attention_conf=options | {"cache": "input"})
-        for cell, stream in zip(
-            cells,
-            measure_cache(lossless, FRAMES, chunk_size, list(left_contexts))["streams"],
-            strict=True,
-        ):
+    if lossless := with_input_cache(config):
+        for cell, stream in zip(cells, streams(lossless), strict=True):
             cell["input_cache_bytes"] = stream["bytes"]
     return cells
 

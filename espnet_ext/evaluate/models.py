@@ -55,6 +55,14 @@ def with_encoder_conf(config: dict, **options) -> dict:
     return config | {"encoder_conf": config.get("encoder_conf", {}) | options}
 
 
+def with_input_cache(config: dict) -> dict | None:
+    """The config of a multi-head model with the lossless input cache; None of any other model."""
+    conf = config.get("encoder_conf", {}).get("attention_conf") or {}
+    if describe(config, "")["attention"] != "mha" or conf.get("cache", "kv") != "kv":
+        return None
+    return with_encoder_conf(config, attention_conf=conf | {"cache": "input"})
+
+
 def build_encoder(config: dict):
     """The encoder of a config alone, with random weights, in eval mode."""
     input_size = config.get("input_size") or config.get("frontend_conf", {}).get("n_mels", 80)

@@ -76,8 +76,8 @@ class Comparison:
 
     @property
     def own(self) -> list[Row]:
-        """The measured rows without those of the lossless input cache."""
-        return [row for row in self.measured if row["cache_kind"] != "input"]
+        """The measured rows without those of a model as it would be with another cache."""
+        return [row for row in self.measured if not row.get("is_view")]
 
     @property
     def frames(self) -> str:
@@ -152,9 +152,10 @@ class Comparison:
                     model = model | {"variant": model["stem"]}
                 if len(self.seeds[model["stem"]]) > 1:
                     model = model | {"row_seed": model["seed"]}
-                rows.append({"status": "measured", "cache_kind": _cache_kind(model)} | model)
+                model |= {"status": "measured"}
+                rows.append(model | {"cache_kind": _cache_kind(model)})
                 if lossless := model.get("input_cache"):
-                    rows.append(model | {"status": "measured", "cache_kind": "input"} | lossless)
+                    rows.append(model | {"cache_kind": "input", "is_view": True} | lossless)
             if not found:
                 row = {"status": "missing", "encoder": encoder, "attention": attention}
                 rows.append(row | {"reason": self._reason(encoder, attention)})
@@ -331,7 +332,8 @@ def grid_cells(rows: Iterable[Row]) -> list[Row]:
     """What models do at each chunk size and left context.
 
     Args:
-        rows: Models, with the ``cells`` of their grid.json; seeds of a model share ``stem``.
+        rows: Models, with the ``cells`` of their grid.json; seeds of a model share ``stem``. Where
+            ``is_view``, as they would be with the lossless input cache.
 
     Returns:
         A row per cell of a model: its ``cell`` has ``kb``, ``wer`` per test set as the mean over
@@ -346,7 +348,7 @@ def grid_cells(rows: Iterable[Row]) -> list[Row]:
     made = []
     for same in found.values():
         row, cell = same[0]
-        size = cell.get("input_cache_bytes") if row["cache_kind"] == "input" else cell["bytes"]
+        size = cell.get("input_cache_bytes") if row.get("is_view") else cell["bytes"]
         if size is None:
             continue
         own = {"seeds": len(same), "kb": round(size / KB, 4), "front": {}}

@@ -148,10 +148,17 @@ def restore(models: dict[str, Kept], expdir) -> None:
     """Write directories of models as evaluation leaves them, for ``asr_compare --expdir``.
 
     Those without ``evaluation_results.json`` are left out.
+
+    Raises:
+        UserError: There are no others.
     """
-    for name, model in models.items():
-        if model.evaluation is None:
-            continue
+    evaluated = {name: model for name, model in models.items() if model.evaluation}
+    if not evaluated:
+        raise UserError(
+            f"{expdir}: no kept model of this seed has {schema.NAME}; run espnet-ext evaluate and "
+            "keep again"
+        )
+    for name, model in evaluated.items():
         target = Path(expdir) / name
         for place, counted in model.scores.items():
             write_score(target / place / "score_wer", counted, model.speakers(place))
@@ -352,7 +359,7 @@ def grid_rows(models: dict[str, Kept], dataset: str) -> list[Row]:
             kind = cache_kind(row["attention"], row["attention_conf"])
             lossless = [c for c in row["cells"] if c.get("input_cache_bytes") is not None]
             rows.append(row | {"cache_kind": kind})
-            rows.append(row | {"cache_kind": "input", "cells": lossless})
+            rows.append(row | {"cache_kind": "input", "is_view": True, "cells": lossless})
     return grid_cells(rows)
 
 

@@ -147,7 +147,7 @@ class EagerSpeech2Text(Transcriber):
 
     def _hear(self, stream: Stream, samples: Any, is_final: bool, pass_on: Callable) -> Any:
         """Make features of a packet and pass them on; nothing of the stream changes in a fault."""
-        samples = self._checked(samples)[None]
+        samples = self._waveform(samples)[None]
         try:
             feats, _, frontend = self.frontend.forward_chunk(samples, stream.frontend, is_final)
             given = pass_on(feats, stream.encoder, is_final)
@@ -210,7 +210,7 @@ class EagerSpeech2Text(Transcriber):
     @torch.no_grad()
     def encode_offline(self, samples: Any) -> torch.Tensor:
         """Encoder output (1, T, n_feat) of the chunk-masked offline pass; T is 0 if too short."""
-        samples, encoder = self._checked(samples), self.model.encoder
+        samples, encoder = self._waveform(samples), self.model.encoder
         saved = encoder.chunk_size, encoder.left_context
         encoder.chunk_size, encoder.left_context = self.chunk_size, self.left_context
         try:
@@ -218,9 +218,8 @@ class EagerSpeech2Text(Transcriber):
         finally:
             encoder.chunk_size, encoder.left_context = saved
 
-    def _checked(self, samples: Any) -> torch.Tensor:
-        self._check_mono(samples)
-        return waveform(samples, self.frontend.front.dtype, self.device)
+    def _waveform(self, samples: Any) -> torch.Tensor:
+        return waveform(samples, self.frontend.front.dtype, self.device, channels=False)
 
     def read(self, stream: Stream, y: torch.Tensor, is_final: bool) -> Result:
         """Search ``y`` (1, n, n_feat), the encoder output that has just come."""

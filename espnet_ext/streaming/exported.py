@@ -336,7 +336,6 @@ class ExportedSpeech2Text(Transcriber):
         """See ``StreamingSpeech2Text``."""
         if stream.ended:
             raise UserError("stream: has ended; start() begins another")
-        self._check_mono(samples)
         feats = stream.features(checked_samples(samples), is_final)
         self._keep(stream, feats, is_final)
 

@@ -91,7 +91,8 @@ class Transcriber:
 
         Args:
             stream: From ``start``; it is updated in place.
-            samples: Mono waveform at the model's rate (n,), floats in [-1, 1], any length.
+            samples: Mono waveform at the model's rate (n,), floats in [-1, 1] or int16,
+                any length.
             is_final: No packet follows.
 
         Returns:
@@ -102,11 +103,6 @@ class Transcriber:
                 ended, which leaves it as it was; or the model's output is not a number.
         """
         raise NotImplementedError
-
-    @staticmethod
-    def _check_mono(samples: Any) -> None:
-        if np.ndim(samples) != 1:
-            raise UserError(f"samples: must be mono (n,), got shape {np.shape(samples)}")
 
     # many streams, see ``StreamPool``
 

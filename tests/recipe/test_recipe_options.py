@@ -99,7 +99,7 @@ def test_wrong_option_is_refused(words, message):
     "words, message",
     [
         (["--asr_cofig", "x"], "did you mean --asr_config?"),
-        (["13"], "'13' is not an option"),
+        (["13"], "'13' is one word too many, see --help"),
         (["--use_ngram", "true"], "KenLM"),
         (["--asr_config", "conf/none.yaml"], "no such file: conf/none.yaml"),
         (["--token_type", "phn"], "--token_type is bpe, char or word"),

@@ -346,6 +346,23 @@ def rewrite(path, **changed):
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
+def test_model_trained_with_the_input_cache_is_in_every_table(runs):
+    path = runs / "asr_train_asr_conformer_mha_raw_word/evaluation_results.json"
+    conf = json.loads(path.read_text())["encoder_conf"] | {"attention_conf": {"cache": "input"}}
+    rewrite(path, encoder_conf=conf, input_cache=None)
+    cells = [cell(8, 16, 2048, 340.0, 2.0)]
+    grid = {"encoder": "conformer", "attention": "mha", "attention_conf": {}, "cells": cells}
+    grid["sets"] = {"test_clean": {"utterances": ["u"], "speakers": ["s"], "words": [9]}}
+    path.with_name("grid.json").write_text(json.dumps(grid))
+    comparison = Comparison(runs, ENCODERS, ATTENTIONS)
+    assert not comparison.notes
+    for table in columns.TABLES:
+        names = [columns.row_name(row) for row in table.rows(comparison) if "status" in row]
+        rows = [name for name in names if name.startswith("conformer mha")]
+        per_seed = table.title in ("Difference from MHA", "Over seeds", "Published baselines")
+        assert set(rows) == (set() if per_seed else {"conformer mha (input cache)"}), table.title
+
+
 @pytest.fixture
 def two_seeds(runs, tmp_path):
     """The Conformer's MHA and MLA, and on another machine a second seed with other scores."""

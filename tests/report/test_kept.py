@@ -112,6 +112,14 @@ def test_restored_models_compare_as_the_original_ones(recipe, results, tmp_path)
     assert (out / "report.html").is_file()
 
 
+def test_nothing_to_restore_is_said(tmp_path):
+    (tmp_path / "model").mkdir()
+    models = {"model": Kept(tmp_path, tmp_path / "model")}
+    with pytest.raises(UserError, match="no kept model of this seed has evaluation_results.json"):
+        restore(models, tmp_path / "exp")
+    assert not (tmp_path / "exp").exists()
+
+
 def test_tables_hold_what_was_measured(recipe, results):
     made = tables(results, SET)
     lines = made["models"].splitlines()

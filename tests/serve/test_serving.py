@@ -224,7 +224,7 @@ def test_client_of_the_command_line(open_server, tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert f"{PRETRAINED}: {TEXT}" in lines and lines[-1].startswith("tiny: ")
     first = next(line for line in lines if f"{PRETRAINED}: " in line)  # the other may come before
-    assert re.fullmatch(rf" +0\.\d\d s +[\d.]+ KB  {PRETRAINED}: SEVEN", first)
+    assert re.fullmatch(rf" +\d\.\d\d s +[\d.]+ KB  {PRETRAINED}: SEVEN", first)
     page = (tmp_path / "picture.html").read_text()
     drawn = json.loads(re.search('id="recording">(.*)</script>', page)[1])
     assert [model["name"] for model in drawn["models"]] == [PRETRAINED, "tiny"]

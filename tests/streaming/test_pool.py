@@ -115,6 +115,23 @@ def test_faults_of_a_stream_are_its_own(speech2text):
         pool.push(good, samples)
 
 
+@pytest.mark.parametrize("shape", [(80, 2), (80, 1), (0, 2), ()], ids=str)
+def test_a_pool_refuses_what_a_stream_alone_refuses(speech2text, shape):
+    pool = StreamPool(speech2text)
+    stream, pooled, bad = speech2text.start(), pool.start(), np.zeros(shape, np.float32)
+    said = set()
+    for hear in (
+        lambda: speech2text(stream, bad),
+        lambda: speech2text.take(stream, bad),
+        lambda: speech2text.offline(bad),
+        lambda: pool.push(pooled, bad),
+    ):
+        with pytest.raises(UserError) as refused:
+            hear()
+        said.add(str(refused.value))
+    assert said == {f"samples: must be mono (n,), got shape {shape}"} and pooled.received == 0
+
+
 def test_budget_admits_what_it_holds(speech2text):
     one = StreamPool(speech2text, budget=10**9).stream_bytes
     pool = StreamPool(speech2text, budget=3 * one + one // 2)
