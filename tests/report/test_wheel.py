@@ -30,6 +30,11 @@ print(json.dumps([espnet_ext.__file__, codes]))
 """
 
 
+def alone():
+    """Environment in which no clone is on Python's path."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     """The wheel, built from a copy of the files that git would know."""
@@ -50,7 +55,8 @@ def python(wheel, tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     python = venv / "bin/python"
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
-    subprocess.run([*install, "--no-index", "--disable-pip-version-check", wheel], check=True)
+    install += ["--no-index", "--disable-pip-version-check", wheel]
+    subprocess.run(install, check=True, env=alone())
     (packages,) = venv.glob("lib/python*/site-packages")
     # the .pth files of a directory that a .pth file names, such as this clone's, are not read
     dependencies = Path(sysconfig.get_path("purelib"))
@@ -94,7 +100,7 @@ def test_commands_of_the_wheel_work_outside_a_clone(python, make_run, tmp_path):
     ran = subprocess.run(
         [python, "-W", "ignore", "-c", COMMANDS, json.dumps(commands, default=str)],
         cwd=empty,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        env=alone(),
         capture_output=True,
         text=True,
     )
