@@ -7,6 +7,8 @@ from espnet_ext.attention.from_mha import share
 
 #: added to the covariance's diagonal, relative to its mean, where inputs leave directions empty
 RIDGE = 1e-6
+#: the same, relative to mean squares: what rounding leaves where all inputs are one vector
+ROUNDING = 1e-14
 
 
 class Moments:
@@ -31,8 +33,10 @@ class Moments:
 
     def root(self) -> Tensor:
         """L (width, width) with L L^T the covariance, which a ridge makes regular."""
-        covariance = self.product / self.count - torch.outer(self.mean, self.mean)
-        covariance.diagonal().add_(RIDGE * covariance.diagonal().mean())
+        squares = self.product / self.count
+        covariance = squares - torch.outer(self.mean, self.mean)
+        ridge = RIDGE * covariance.diagonal().mean() + ROUNDING * squares.diagonal().mean()
+        covariance.diagonal().add_(ridge)
         return torch.linalg.cholesky(covariance)
 
 

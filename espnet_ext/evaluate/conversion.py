@@ -4,7 +4,8 @@ from pathlib import Path
 
 from espnet_ext.attention import ATTENTIONS, attention_label, layer_attentions
 from espnet_ext.attention.registry import conversion_options, options_of
-from espnet_ext.convert.model import load, mha_config, recordings
+from espnet_ext.convert.calibration import recordings
+from espnet_ext.convert.model import load, mha_config
 from espnet_ext.errors import UserError, about, check_number
 from espnet_ext.evaluate.cache import measure_cache
 from espnet_ext.evaluate.models import read_model_config, scored_sets
@@ -63,7 +64,7 @@ class Curve:
         self.scores = scored_sets(self.source, inference_tag)
         model = load(mha_config(self.source / "config.yaml"), self.source / checkpoint)
         self.waves = {
-            name: recordings(model, Path(dumpdir, "raw", name, "wav.scp"), num_utts)
+            name: list(recordings(model, Path(dumpdir, "raw", name, "wav.scp"), num_utts).values())
             for name in self.scores
         }
         self.outputs = {
