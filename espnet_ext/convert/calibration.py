@@ -42,23 +42,30 @@ def transcripts(config: dict, wav_scp, utts) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def layer_inputs(
-    model, linears, wav_scp, waves: dict[str, torch.Tensor], texts: dict | None = None
+    model, attentions, wav_scp, waves: dict[str, torch.Tensor], texts: dict | None = None
 ) -> list[Moments]:
-    """Moments of what goes into ``linears`` while a model reads recordings.
+    """Moments of what attentions make keys and values of, while a model reads recordings.
+
+    A frame counts as much as it is attended to, by all queries of all heads: what nobody looks at
+    may be lost.
 
     Args:
         model: The model, in eval mode.
-        linears: Layers of it.
+        attentions: Of its encoder and its decoder.
         wav_scp: Where the recordings are from, for messages.
         waves: Recordings (n,) by id.
         texts: Token ids (L,) by id, if the decoder is to read too. Where there are none, it reads
             what greedy CTC search finds.
     """
-    moments = [Moments(linear.in_features) for linear in linears]
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, args, m=m: m.add(args[0]))
-        for linear, m in zip(linears, moments, strict=True)
-    ]
+    moments = [Moments(attention.linear_k.in_features) for attention in attentions]
+
+    def listen(attention, known):
+        attention.use_sdpa = attention.use_flash_attn = False  # which would keep no weights
+        return attention.register_forward_hook(
+            lambda _, args, __: known.add(args[1][0], attention.attn[0].sum((0, 1)))
+        )
+
+    hooks = [listen(*pair) for pair in zip(attentions, moments, strict=True)]
     for utt, wave in waves.items():
         memory = encode(model, wave)
         if texts is not None and len(memory):

@@ -271,7 +271,7 @@ def _calibrate(model, config, encoder, decoder, request):
     scp, places = request.calibration_scp, encoder + decoder
     waves = recordings(model, scp, request.num_utts)
     texts = transcripts(config, scp, waves) if decoder else None
-    moments = layer_inputs(model, [place.old.linear_k for place in places], scp, waves, texts)
+    moments = layer_inputs(model, [place.old for place in places], scp, waves, texts)
     for place, known in zip(places, moments, strict=True):
         place.moments = known
     return {

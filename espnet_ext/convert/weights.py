@@ -12,19 +12,19 @@ ROUNDING = 1e-14
 
 
 class Moments:
-    """Mean and covariance of vectors that come in batches."""
+    """Mean and covariance of vectors that come in batches, each with a weight."""
 
     def __init__(self, width: int) -> None:
-        self.count = 0
+        self.count = 0.0
         self.total = torch.zeros(width, dtype=torch.float64)
         self.product = torch.zeros(width, width, dtype=torch.float64)
 
-    def add(self, x: Tensor) -> None:
-        """Count vectors (..., width)."""
-        x = x.detach().flatten(0, -2).to("cpu", torch.float64)
-        self.count += len(x)
-        self.total += x.sum(0)
-        self.product += x.T @ x
+    def add(self, x: Tensor, weights: Tensor) -> None:
+        """Count vectors (n, width) with their weights (n,)."""
+        x, weights = (y.detach().to("cpu", torch.float64) for y in (x, weights))
+        self.count += weights.sum().item()
+        self.total += weights @ x
+        self.product += (x.T * weights) @ x
 
     @property
     def mean(self) -> Tensor:

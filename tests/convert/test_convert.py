@@ -326,7 +326,7 @@ def test_moments_of_one_vector_have_a_root():
     """As where the decoder reads nothing but the start of a sentence."""
     for x in (torch.randn(1, 5) * 100, torch.ones(7, 5)):
         moments = Moments(5)
-        moments.add(x)
+        moments.add(x, torch.ones(len(x)))
         assert moments.root().isfinite().all() and moments.root().abs().max() < 1e-4
 
 
