@@ -106,25 +106,29 @@ def test_calibrated_keys_and_values_are_nearer_on_the_calibration_recordings(
         convert(source, tmp_path / name, "mla", f"kv_lora_rank={rank}", **options)
         original, other = (speech_to_text(e).asr_model for e in (source, tmp_path / name))
         kept = []
-        original.encoder.encoders[0].self_attn.linear_k.register_forward_pre_hook(
-            lambda _, args, kept=kept: kept.append(args[0])
+        original.encoder.encoders[0].self_attn.register_forward_hook(
+            lambda module, args, _, kept=kept: kept.append((args[1], module.attn.sum((0, 1, 2))))
         )
         for wave in read(data):
             original.encode(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))
         pairs = zip(original.encoder.encoders, other.encoder.encoders, strict=True)
         mha, mla = next((a.self_attn, b.self_attn) for a, b in pairs)
-        x = torch.cat(kept, dim=1)
-        difference = [
-            a - b
-            for a, b in zip(mha.key_value(mha.record(x)), mla.key_value(mla.record(x)), strict=True)
-        ]
-        # a constant error of keys changes nothing
-        difference[0] = difference[0] - difference[0].mean(dim=2, keepdim=True)
-        errors[name] = sum(d.square().sum().item() for d in difference)
+        inputs, weights = zip(*kept, strict=True)
+        x, attended = torch.cat(inputs, dim=1), torch.cat(weights)
+        shares = attended[:, None] / attended.sum()  # a frame counts as much as it is attended to
+
+        def centred(keys, shares=shares):  # a constant error of keys changes nothing
+            return keys - (shares * keys).sum(2, keepdim=True)
+
+        def squares(keys, values, shares=shares):
+            return sum((shares * t.square()).sum().item() for t in (centred(keys), values))
+
+        keys_values = mha.key_value(mha.record(x))
+        made = mla.key_value(mla.record(x))
+        errors[name] = squares(*(a - b for a, b in zip(keys_values, made, strict=True)))
     assert 0 < errors["aware"] < errors["plain"]
     report = json.loads((tmp_path / "aware" / "conversion.json").read_text())
-    keys_values = [t - t.mean(dim=2, keepdim=True) for t in mha.key_value(mha.record(x))]
-    variance = sum(t.square().sum().item() for t in keys_values)
+    variance = squares(*map(centred, keys_values))
     assert report["lost"][0] == pytest.approx(errors["aware"] / variance, rel=1e-3)
 
 
