@@ -8,7 +8,8 @@ weights. The mean of x has no part in either: its share of the error is a consta
 softmax to drop and in values for a bias to correct: their own, or where heads share it that of the
 output.
 
-``moments`` are those of layer inputs: ``mean`` (D,) and ``root()`` (D, D), L with L L^T = C.
+``moments`` are those of layer inputs, each counted as much as it is attended to: ``mean`` (D,) and
+``root()`` (D, D), L with L L^T = C.
 Letters in shapes: D n_feat, H heads, G key-value heads, d = d_k.
 """
 

@@ -1,4 +1,4 @@
-"""What a conversion measures and decides: moments of layer inputs, and the rank of each layer."""
+"""What a conversion measures and decides: moments of layer inputs, and each layer's rank."""
 
 import torch
 from torch import Tensor
