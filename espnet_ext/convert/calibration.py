@@ -10,6 +10,7 @@ from espnet_ext.audio import read_audio, waveform
 from espnet_ext.config import building
 from espnet_ext.convert.weights import Moments
 from espnet_ext.data.kaldi import normal_space, read_scp, read_wavs
+from espnet_ext.data.tokens import load_bpe
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import known_front_end
 from espnet_ext.utterance import encode
@@ -32,6 +33,8 @@ def transcripts(config: dict, wav_scp, utts) -> dict[str, torch.Tensor]:
     path = Path(wav_scp).with_name("text")
     texts = read_scp(path) if path.is_file() else {}
     with building(path):
+        if config.get("token_type") == "bpe":
+            load_bpe(config["bpemodel"])
         preprocess = ASRTask.build_preprocess_fn(Namespace(**config), train=False)
     return {
         utt: torch.from_numpy(preprocess(utt, {"text": normal_space(texts[utt])})["text"])

@@ -12,6 +12,7 @@ import yaml
 from convert.models import CHECKPOINT, write_audio, write_model
 from espnet_ext.bin.asr_convert import main
 from espnet_ext.convert.weights import Moments, allocate_ranks
+from espnet_ext.errors import UserError
 from tiny import ENCODERS, N_FEAT, N_HEAD, max_error
 
 LOSSLESS = {
@@ -276,6 +277,9 @@ def test_decoder_reads_what_ctc_finds_where_a_recording_has_no_text(
         f"fitted to 3 recordings, {some / 'wav.scp'}; 1 have a text, for the others the decoder "
         "reads what greedy CTC search finds"
     )
+    config |= {"token_type": "bpe", "bpemodel": str(tmp_path / "bpe.model")}
+    with pytest.raises(UserError, match=r"bpe\.model: is no sentencepiece model"):
+        transcripts(config, some / "wav.scp", ["s-u0"])
     silent = write_model(tmp_path / "silent", "kv_conformer", model_conf={"ctc_weight": 0.0})
     line = refusal(
         capsys, silent, tmp_path / "none", None, **asked, calibration_scp=some / "wav.scp"
