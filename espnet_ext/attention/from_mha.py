@@ -5,9 +5,11 @@ scores, which softmax does not see; a value bias passes straight through, becaus
 one. So all that has to be approximated is W = [W_K; W_V]. Where the covariance C of layer inputs x
 is known it is W C^(1/2): the error of keys and values on real inputs is least, not that of the
 weights. The mean of x has no part in either: its share of the error is a constant, in keys for the
-softmax to drop and in values for the bias to correct.
+softmax to drop and in values for a bias to correct: their own, or where heads share it that of the
+output.
 
-``moments`` are those of layer inputs: ``mean`` (D,) and ``root()`` (D, D), L with L L^T = C.
+``moments`` are those of layer inputs, each counted as much as it is attended to: ``mean`` (D,) and
+``root()`` (D, D), L with L L^T = C.
 Letters in shapes: D n_feat, H heads, G key-value heads, d = d_k.
 """
 

@@ -44,11 +44,20 @@ class GroupedQueryAttention(MultiHeadAttention):
     def from_mha(
         self, mha: Any, moments: Any = None, similar: bool = False
     ) -> tuple[dict[str, Tensor], float | None]:
-        """Keys and values are the means of a group's heads (Ainslie et al. 2023)."""
+        """Keys and values are the means of a group's heads (Ainslie et al. 2023).
+
+        What a head's mean value is off by, the output bias takes up.
+        """
         order, lost = group_heads(mha, self.n_kv_head, similar, moments)
 
         def reordered(x: Tensor) -> Tensor:  # (H * d, ...) -> (H, d, ...)
             return x.unflatten(0, (mha.h, -1))[order]
+
+        weight, value = (x.detach().cpu().double() for x in mha.linear_v.parameters())
+        if moments is not None:
+            value = value + weight @ moments.mean
+        heads = reordered(value).unflatten(0, (self.n_kv_head, -1))  # (G, H/G, d)
+        off = (heads - heads.mean(1, keepdim=True)).flatten()  # (H * d,)
 
         state = {}
         for name, value in mha.state_dict().items():
@@ -61,6 +70,8 @@ class GroupedQueryAttention(MultiHeadAttention):
                 state[name] = reordered(value.T).flatten(0, 1).T
             else:
                 state[name] = value
+        out = state["linear_out.weight"].detach().cpu().double()
+        state["linear_out.bias"] = mha.linear_out.bias.detach().cpu().double() + out @ off
         return state, lost
 
 

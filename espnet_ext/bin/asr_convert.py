@@ -44,7 +44,11 @@ def get_parser() -> Parser:
         help="heads that share keys and values, with n_kv_head",
         choices=("neighbours", "similar"),
     )
-    parser.option("calibration_scp", help="wav.scp whose recordings the new weights fit best")
+    parser.option(
+        "calibration_scp",
+        help="wav.scp whose recordings the new weights fit best; the decoder reads them with the "
+        "text beside it, or with what greedy CTC search finds",
+    )
     parser.option("num_utts", positive_int, 50, "how many of them")
     parser.option("decoder_attention", help="as --attention [the decoder stays as it is]")
     parser.option("decoder_attention_conf", default=[], nargs="+", metavar="KEY=VALUE")
@@ -66,6 +70,11 @@ def options(name: str, words: list[str]) -> dict:
 def table(report: dict) -> str:
     """What the new attention keeps and loses, layer by layer."""
     lines = []
+    if report["calibration"]:
+        lines.append(f"fitted to {report['calibration_utts']} recordings, {report['calibration']}")
+    if report["calibration"] and "decoder_attention" in report:
+        lines[-1] += f"; {report['calibration_texts']} have a text, for the others the decoder "
+        lines[-1] += "reads what greedy CTC search finds"
     if "attention" in report:
         lines.append(f"encoder: {report['attention']} {report['attention_conf']}")
         lines += [_line(f"layer {n}", lost) for n, lost in enumerate(report["lost"])]

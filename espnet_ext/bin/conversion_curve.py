@@ -31,7 +31,11 @@ def main(argv=None):
         "finetune",
         listed(name),
         [],
-        'which to fine-tune too, e.g. "mla_64_aware gqa_1_similar", or all',
+        'which to fine-tune too, e.g. "mla_64_aware gqa_1_similar", or all of them; source is the '
+        "model to convert, which says what more training is worth by itself",
+    )
+    parser.option(
+        "scratch", listed(path), [], "models trained without a conversion, to stand beside them"
     )
     parser.option(
         "finetune_config", maybe(path), help="schedule [the repository's finetune_asr.yaml]"
@@ -64,11 +68,14 @@ def main(argv=None):
     expdir = Path(args.expdir or f"{source}_converted")
     args.inference_tag = args.inference_tag or Path(args.inference_config).stem
     driver = Driver(settings(args), source.parent, tuple(args.run_args), say=say)
-    models = sweep(driver, source, expdir, requested, args.finetune, options)
+    scratch = [Path(model) for model in args.scratch]
+    models = sweep(driver, source, expdir, requested, args.finetune, options, scratch)
     found = Curve(source, args.inference_tag, args.inference_asr_model, args.dumpdir)
     rows = found.rows(source)
     for model in models:
-        driver.attempt(model, lambda model: rows.extend(found.rows(model.expdir)))
+        driver.attempt(
+            model, lambda model: rows.extend(found.rows(model.expdir, model.expdir in scratch))
+        )
     print(write_curve(args.output, source, rows), end="")
     print(f"All of it with plots: {Path(args.output) / 'report.html'}")
     return report_failures(models)

@@ -12,20 +12,19 @@ from espnet2.tasks.asr import encoder_choices
 from espnet_ext.attention import ATTENTIONS, attention_label, build_attention, layer_attentions
 from espnet_ext.attention.decoder import decoder_attention
 from espnet_ext.attention.registry import conversion_options, convertible
-from espnet_ext.audio import read_audio, waveform
 from espnet_ext.checkpoint import load_model
+from espnet_ext.convert.calibration import layer_inputs, recordings, transcripts
 from espnet_ext.convert.weights import Moments, allocate_ranks
-from espnet_ext.data.kaldi import read_wavs
 from espnet_ext.errors import UserError
 from espnet_ext.files import KB, whole
-from espnet_ext.frontend import known_front_end
 from espnet_ext.register import ENCODERS
 from espnet_ext.relocate import read_training_config
 from espnet_ext.results import to_json
-from espnet_ext.utterance import encode
 
 #: what the report and the profiler count a cache over
 FRAMES = 1000
+#: both attentions of a decoder layer, in a config and as attributes
+DECODER = {"self_attention": "self_attn", "src_attention": "src_attn"}
 
 
 @dataclass
@@ -39,8 +38,8 @@ class Request:
         budget_kb: In place of ``kv_lora_rank``: KB that all layers together may keep of 1000
             frames, in float32.
         similar: Group heads that are similar, not neighbours, where heads are grouped.
-        calibration_scp: ``wav.scp`` of recordings whose layer inputs the new weights fit best;
-            None fits the weights as they are.
+        calibration_scp: ``wav.scp`` of recordings whose layer inputs the new weights fit best,
+            those of the decoder with the ``text`` beside it; None fits the weights as they are.
         num_utts: How many of them.
         decoder_attention: One for both attentions of the decoder, or None.
         decoder_attention_conf: Its options.
@@ -77,11 +76,23 @@ def convert_model(source, output, request: Request, checkpoint="valid.acc.ave.pt
         raise UserError(f"{output}: exists already; remove it or give another --output")
     config = mha_config(source / "config.yaml")
     model = load(config, source / checkpoint)
-    report = {"version": 1, "source": str(source), "checkpoint": checkpoint}
-    if request.attention:
-        report |= _convert_encoder(model, config, request)
-    if request.decoder_attention:
-        report |= _convert_decoder(model, config, request)
+    _check_request(request)
+    # an option that is impossible shows before anything is computed
+    encoder = _encoder_places(model, request, request.attention_conf)
+    decoder = _decoder_places(model, config, request)
+    report = {
+        "version": 1,
+        "source": str(source),
+        "checkpoint": checkpoint,
+        "similar_heads": request.similar,
+        "calibration": request.calibration_scp and str(request.calibration_scp),
+    }
+    if request.calibration_scp:
+        report |= _calibrate(model, config, encoder, decoder, request)
+    if encoder:
+        report |= _convert_encoder(model, config, encoder, request)
+    if decoder:
+        report |= _convert_decoder(config, decoder, request)
     config["output_dir"] = str(output)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     with whole(output) as directory:
@@ -131,59 +142,63 @@ def load(config: dict, checkpoint):
     return load_model(config, checkpoint.with_name("config.yaml"), checkpoint)[0].eval()
 
 
-def _convert_encoder(model, config, request):
-    """Swap the attentions of the encoder; the config is changed with them."""
-    _check_encoder_request(request)
-    encoder = model.encoder
-    olds = encoder.attentions
-    conf = dict(request.attention_conf)
-    try:  # an option that is impossible shows before anything is computed
-        news = _new_attentions(olds, request.attention, conf)
-    except ValueError as error:
-        message = str(error).removeprefix("attention_conf: ")
-        raise UserError(f"--attention_conf: {message}") from None
-    moments = [None] * len(olds)
-    if request.calibration_scp:
-        linears = [old.linear_k for old in olds]
-        moments = layer_inputs(model, linears, request.calibration_scp, request.num_utts)
-    if request.budget_kb is not None:
-        total = int(request.budget_kb * KB / FRAMES / 4)
-        if total < len(olds):
-            raise UserError(
-                f"--budget_kb: must be at least {4 * FRAMES * len(olds) / KB:g}, which is rank 1 "
-                f"in {len(olds)} layers, got {request.budget_kb:g}"
-            )
-        spectra = [news[0].spectrum(*pair) for pair in zip(olds, moments, strict=True)]
-        conf[news[0].ranked] = allocate_ranks(spectra, total)
-        news = _new_attentions(olds, request.attention, conf)
-    lost = []
-    names = [name for name, _ in layer_attentions(request.attention, conf, len(olds))]
-    every = zip(encoder.encoders, olds, news, names, moments, strict=True)
-    for layer, old, new, name, known in every:
-        given = {"similar": request.similar, "moments": known}
-        lost.append(_fill(new, old, **{key: given[key] for key in conversion_options(name)}))
-        setattr(layer, encoder.attention_name, new)
-    config["encoder_conf"] |= {"attention": request.attention, "attention_conf": conf}
-    return {
-        "attention": attention_label(request.attention),
-        "attention_conf": conf,
-        "similar_heads": request.similar,
-        "calibration": request.calibration_scp and str(request.calibration_scp),
-        "kb_per_1000_frames": 4 * sum(new.cache_values(FRAMES) for new in news) / KB,
-        "lost": lost,
+@dataclass
+class Place:
+    """An attention of a model, and the one that takes its place.
+
+    Attributes:
+        layer: That has it.
+        attribute: As which.
+        name: Of the new one.
+        new: The new one, its weights random until ``fill``.
+        moments: Of what goes into the old one, where that is known.
+    """
+
+    layer: torch.nn.Module
+    attribute: str
+    name: str
+    new: torch.nn.Module
+    moments: Moments | None = None
+
+    @property
+    def old(self):
+        """The attention that is there."""
+        return getattr(self.layer, self.attribute)
+
+    def fill(self, similar: bool) -> float | None:
+        """Give the new attention the weights that come nearest to the old one's, and put it there.
+
+        Returns:
+            The share of keys and values that is lost (squares), None where they are only a start.
+        """
+        given = {"similar": similar, "moments": self.moments}
+        options = {key: given[key] for key in conversion_options(self.name)}
+        state, lost = self.new.from_mha(self.old, **options)
+        self.new.load_state_dict(state)
+        setattr(self.layer, self.attribute, self.new)
+        return lost
+
+
+def _check_request(request):
+    asked = {
+        "attention": (request.attention, request.attention_conf),
+        "decoder_attention": (request.decoder_attention, request.decoder_attention_conf),
     }
+    asked = {option: pair for option, pair in asked.items() if pair[0]}
+    every = []
+    for option, (name, conf) in asked.items():
+        names = name if isinstance(name, list) else [name]
+        if not set(names) <= set(convertible()):
+            raise UserError(f"--{option}: must be one of {', '.join(convertible())}, got {name}")
+        for key in [key for n in names for key in ATTENTIONS[n].not_from_mha if conf.get(key)]:
+            raise UserError(f"--{option}_conf: {key}: a converted model has none, leave it out")
+        every += names
 
-
-def _check_encoder_request(request):
-    name, conf = request.attention, request.attention_conf
-    names = name if isinstance(name, list) else [name]
-    if not set(names) <= set(convertible()):
-        raise UserError(f"--attention: must be one of {', '.join(convertible())}, got {name}")
-
-    def check(option, what, takes):
+    def check(option, what, takes, names=every):
         if not any(takes(name) for name in names):
             able = ", ".join(filter(takes, convertible()))
-            raise UserError(f"--{option}: {what} {able}, --attention is {name}")
+            got = " and ".join(f"--{option} is {name}" for option, (name, _) in asked.items())
+            raise UserError(f"--{option}: {what} {able}, {got}")
 
     if request.similar:
         check("grouping similar", "groups heads of", lambda n: "similar" in conversion_options(n))
@@ -192,88 +207,112 @@ def _check_encoder_request(request):
     if request.budget_kb is not None:
         if not math.isfinite(request.budget_kb):
             raise UserError(f"--budget_kb: must be a number of KB, got {request.budget_kb:g}")
+        name, conf = request.attention, request.attention_conf
+        names = name if isinstance(name, list) else [name] if name else []
+        check("budget_kb", "chooses a rank of", lambda n: ATTENTIONS[n].ranked, names)
         ranked = ATTENTIONS[names[0]].ranked
-        check("budget_kb", "chooses a rank of", lambda n: ATTENTIONS[n].ranked)
         if len(set(names)) > 1 or ranked in conf:
             raise UserError(f"--budget_kb: chooses {ranked} of every layer, so leave that out")
-    for key in [key for n in names for key in ATTENTIONS[n].not_from_mha if conf.get(key)]:
-        raise UserError(f"--attention_conf: {key}: a converted model has none, leave it out")
 
 
-def _new_attentions(olds, attention, conf):
-    layers = layer_attentions(attention, conf, len(olds))
-    return [
-        build_attention(name, old.h, old.n_feat, old.dropout_rate, own)
-        for old, (name, own) in zip(olds, layers, strict=True)
-    ]
+def _encoder_places(model, request, conf) -> list[Place]:
+    """The attentions of the encoder, if they are to be others."""
+    if not request.attention:
+        return []
+    encoder, olds = model.encoder, model.encoder.attentions
+    try:
+        layers = layer_attentions(request.attention, conf, len(olds))
+        return [
+            Place(
+                layer,
+                encoder.attention_name,
+                name,
+                build_attention(name, old.h, old.n_feat, old.dropout_rate, own),
+            )
+            for layer, old, (name, own) in zip(encoder.encoders, olds, layers, strict=True)
+        ]
+    except ValueError as error:
+        message = str(error).removeprefix("attention_conf: ")
+        raise UserError(f"--attention_conf: {message}") from None
 
 
-def _fill(new, old, **options):
-    """Give an attention the weights that come nearest to multi-head attention's.
-
-    Returns:
-        The share of keys and values that is lost (squares), None where they are only a start.
-    """
-    state, lost = new.from_mha(old, **options)
-    new.load_state_dict(state)
-    return lost
-
-
-def recordings(model, wav_scp, num_utts: int) -> list[torch.Tensor]:
-    """Some recordings (n,) of a ``wav.scp``, taken at even distances."""
-    if num_utts < 1:
-        raise UserError(f"--num_utts: must be at least 1, got {num_utts}")
-    if model.frontend is None:
-        raise UserError(f"{wav_scp}: the model reads features, not recordings")
-    fs = known_front_end(model.frontend).fs
-    paths = list(read_wavs(wav_scp).values())
-    chosen = paths[:: max(1, len(paths) // num_utts)][:num_utts]
-    return [waveform(read_audio(path, fs)) for path in chosen]
-
-
-def layer_inputs(model, linears, wav_scp, num_utts: int) -> list[Moments]:
-    """Moments of what goes into ``linears`` while the encoder reads recordings."""
-    moments = [Moments(linear.in_features) for linear in linears]
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, args, m=m: m.add(args[0]))
-        for linear, m in zip(linears, moments, strict=True)
-    ]
-    for wave in recordings(model, wav_scp, num_utts):
-        encode(model, wave)
-    for hook in hooks:
-        hook.remove()
-    if not moments[0].count:
-        raise UserError(f"{wav_scp}: has no recording that is long enough")
-    return moments
-
-
-def _convert_decoder(model, config, request):
-    """Swap both attentions of every decoder layer; the config is changed with them."""
-    name, options = request.decoder_attention, request.decoder_attention_conf
-    kind = config.get("decoder")
+def _decoder_places(model, config, request) -> list[Place]:
+    """Both attentions of every decoder layer, if they are to be others."""
+    name, kind = request.decoder_attention, config.get("decoder")
+    if not name:
+        return []
     if model.decoder is None or kind not in ("transformer", "kv_transformer"):
         raise UserError(
             f"--decoder_attention: the decoder must be transformer or kv_transformer, got {kind}"
             f"{', which the model does not use' if model.decoder is None else ''}"
         )
     conf = config.get("decoder_conf") or {}
-    if any(conf.get(key, "mha") != "mha" for key in ("self_attention", "src_attention")):
+    if any(conf.get(key, "mha") != "mha" for key in DECODER):
         raise UserError("--decoder_attention: the decoder has another attention than mha already")
-    lost = []
-    for layer in model.decoder.decoders:
-        for key, attribute in (("self_attention", "self_attn"), ("src_attention", "src_attn")):
-            old = getattr(layer, attribute)
-            try:
-                new = decoder_attention(key, name, options, old)
-            except ValueError as error:
-                raise UserError(f"--decoder_attention_conf: {error}") from None
-            if new.from_mha is None:
-                raise UserError(
-                    f"--decoder_attention: must be one of {', '.join(convertible())}, got {name}"
-                )
-            if new is not old:
-                lost.append(_fill(new, old))
-            setattr(layer, attribute, new)
-            conf |= {key: name, f"{key}_conf": dict(options)}
-    config |= {"decoder": "kv_transformer", "decoder_conf": conf}
-    return {"decoder_attention": name, "decoder_attention_conf": options, "decoder_lost": lost}
+    try:
+        return [
+            Place(
+                layer,
+                attribute,
+                name,
+                decoder_attention(
+                    key, name, request.decoder_attention_conf, getattr(layer, attribute)
+                ),
+            )
+            for layer in model.decoder.decoders
+            for key, attribute in DECODER.items()
+        ]
+    except ValueError as error:
+        raise UserError(f"--decoder_attention_conf: {error}") from None
+
+
+def _calibrate(model, config, encoder, decoder, request):
+    """Let the source read recordings, so that what goes into each place is known."""
+    scp, places = request.calibration_scp, encoder + decoder
+    waves = recordings(model, scp, request.num_utts)
+    texts = transcripts(config, scp, waves) if decoder else None
+    moments = layer_inputs(model, [place.old for place in places], scp, waves, texts)
+    for place, known in zip(places, moments, strict=True):
+        place.moments = known
+    return {
+        "calibration_utts": len(waves),
+        "calibration_texts": None if texts is None else len(texts),
+    }
+
+
+def _convert_encoder(model, config, places, request):
+    """Swap the attentions of the encoder; the config is changed with them."""
+    conf = dict(request.attention_conf)
+    if request.budget_kb is not None:
+        conf[places[0].new.ranked] = _ranks(places, request.budget_kb)
+        for place, chosen in zip(places, _encoder_places(model, request, conf), strict=True):
+            place.new = chosen.new
+    config["encoder_conf"] |= {"attention": request.attention, "attention_conf": conf}
+    return {
+        "attention": attention_label(request.attention),
+        "attention_conf": conf,
+        "kb_per_1000_frames": 4 * sum(place.new.cache_values(FRAMES) for place in places) / KB,
+        "lost": [place.fill(request.similar) for place in places],
+    }
+
+
+def _ranks(places, budget_kb):
+    """A rank for each layer, so that together they keep to a budget."""
+    total = int(budget_kb * KB / FRAMES / 4)
+    if total < len(places):
+        raise UserError(
+            f"--budget_kb: must be at least {4 * FRAMES * len(places) / KB:g}, which is rank 1 "
+            f"in {len(places)} layers, got {budget_kb:g}"
+        )
+    spectra = [place.new.spectrum(place.old, place.moments) for place in places]
+    return allocate_ranks(spectra, total)
+
+
+def _convert_decoder(config, places, request):
+    """Swap both attentions of every decoder layer; the config is changed with them."""
+    name, conf = request.decoder_attention, dict(request.decoder_attention_conf)
+    both = {key: name for key in DECODER} | {f"{key}_conf": dict(conf) for key in DECODER}
+    decoder_conf = (config.get("decoder_conf") or {}) | both
+    config |= {"decoder": "kv_transformer", "decoder_conf": decoder_conf}
+    lost = [place.fill(request.similar) for place in places]
+    return {"decoder_attention": name, "decoder_attention_conf": conf, "decoder_lost": lost}

@@ -1,4 +1,4 @@
-"""What a conversion measures and decides: moments of layer inputs, and the rank of each layer."""
+"""What a conversion measures and decides: moments of layer inputs, and each layer's rank."""
 
 import torch
 from torch import Tensor
@@ -7,22 +7,24 @@ from espnet_ext.attention.from_mha import share
 
 #: added to the covariance's diagonal, relative to its mean, where inputs leave directions empty
 RIDGE = 1e-6
+#: the same, relative to mean squares: what rounding leaves where all inputs are one vector
+ROUNDING = 1e-14
 
 
 class Moments:
-    """Mean and covariance of vectors that come in batches."""
+    """Mean and covariance of vectors that come in batches, each with a weight."""
 
     def __init__(self, width: int) -> None:
-        self.count = 0
+        self.count = 0.0
         self.total = torch.zeros(width, dtype=torch.float64)
         self.product = torch.zeros(width, width, dtype=torch.float64)
 
-    def add(self, x: Tensor) -> None:
-        """Count vectors (..., width)."""
-        x = x.detach().flatten(0, -2).to("cpu", torch.float64)
-        self.count += len(x)
-        self.total += x.sum(0)
-        self.product += x.T @ x
+    def add(self, x: Tensor, weights: Tensor) -> None:
+        """Count vectors (n, width) with their weights (n,)."""
+        x, weights = (y.detach().to("cpu", torch.float64) for y in (x, weights))
+        self.count += weights.sum().item()
+        self.total += weights @ x
+        self.product += (x.T * weights) @ x
 
     @property
     def mean(self) -> Tensor:
@@ -31,8 +33,10 @@ class Moments:
 
     def root(self) -> Tensor:
         """L (width, width) with L L^T the covariance, which a ridge makes regular."""
-        covariance = self.product / self.count - torch.outer(self.mean, self.mean)
-        covariance.diagonal().add_(RIDGE * covariance.diagonal().mean())
+        squares = self.product / self.count
+        covariance = squares - torch.outer(self.mean, self.mean)
+        ridge = RIDGE * covariance.diagonal().mean() + ROUNDING * squares.diagonal().mean()
+        covariance.diagonal().add_(ridge)
         return torch.linalg.cholesky(covariance)
 
 

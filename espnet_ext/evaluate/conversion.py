@@ -4,7 +4,8 @@ from pathlib import Path
 
 from espnet_ext.attention import ATTENTIONS, attention_label, layer_attentions
 from espnet_ext.attention.registry import conversion_options, options_of
-from espnet_ext.convert.model import load, mha_config, recordings
+from espnet_ext.convert.calibration import recordings
+from espnet_ext.convert.model import load, mha_config
 from espnet_ext.errors import UserError, about, check_number
 from espnet_ext.evaluate.cache import measure_cache
 from espnet_ext.evaluate.models import read_model_config, scored_sets
@@ -21,6 +22,7 @@ from espnet_ext.scoring import read_numbers
 from espnet_ext.utterance import encode
 
 FRAMES = 1000
+SCRATCH = "from scratch"
 COLUMNS = {
     "model": "model",
     "method": "method",
@@ -63,26 +65,28 @@ class Curve:
         self.scores = scored_sets(self.source, inference_tag)
         model = load(mha_config(self.source / "config.yaml"), self.source / checkpoint)
         self.waves = {
-            name: recordings(model, Path(dumpdir, "raw", name, "wav.scp"), num_utts)
+            name: list(recordings(model, Path(dumpdir, "raw", name, "wav.scp"), num_utts).values())
             for name in self.scores
         }
         self.outputs = {
             name: [encode(model, wave) for wave in waves] for name, waves in self.waves.items()
         }
 
-    def rows(self, expdir) -> list[dict]:
+    def rows(self, expdir, scratch: bool = False) -> list[dict]:
         """A row per test set with the keys of ``COLUMNS``.
 
         Args:
             expdir: The source, or a directory that ``asr_convert`` wrote, or that was fine-tuned
-                from such a one, scored.
+                from either, scored.
+            scratch: It may also be a model that was trained by itself.
 
         Raises:
             UserError: It is none, or of no use.
         """
         expdir = Path(expdir)
-        origin = {} if expdir == self.source else _origin(expdir, self.source)
-        config = (read_model_config if origin else mha_config)(expdir / "config.yaml")
+        origin, training = _origin(expdir, self.source, scratch)
+        itself = expdir == self.source
+        config = (mha_config if itself else read_model_config)(expdir / "config.yaml")
         cache = measure_cache(config, FRAMES, 8, [])
         model = load(config, expdir / self.checkpoint)
         rows = []
@@ -90,18 +94,20 @@ class Curve:
             found = read_numbers(path)
             row = {
                 "model": expdir.name,
-                **_method(config["encoder_conf"], origin),
+                **_method(config["encoder_conf"], origin, training == SCRATCH),
+                "training": training,
                 "kb": rounded(cache["bytes"] / KB, 4),
                 "test_set": name,
                 "wer": rounded(found["err"], 2),
                 "drawn": found["drawn"],
             }
             row["wer_low"], row["wer_high"] = (rounded(v, 2) for v in found["err_interval_95"])
-            if origin:
+            if training != SCRATCH and not itself:
                 encoded = [encode(model, wave) for wave in self.waves[name]]
                 with about(f"{expdir}, {name}"):
                     change = _change(encoded, self.outputs[name])
                 row["change"] = None if change is None else float(f"{100 * change:.3g}")
+            if not itself:
                 counts, speakers = read_score(path.parent)
                 baseline, _ = read_score(self.scores[name].parent)
                 test = paired_bootstrap(counts, baseline, speakers)
@@ -119,15 +125,22 @@ def _change(encoded, original):
     return difference / total if total else None
 
 
-def _origin(expdir, source):
-    """``conversion.json`` of a conversion, or of the one that was fine-tuned."""
+def _origin(expdir, source, scratch=False):
+    """``conversion.json`` that a model comes from, {} without one, and how it was trained."""
+    if expdir.resolve() == source.resolve():
+        return {}, "source"
     for place in (expdir, *_started_from(expdir)):
+        training = "zero-shot" if place == expdir else "fine-tuned"
+        if place.resolve() == source.resolve():
+            return {}, training
         path = place / "conversion.json"
         if path.is_file():
             origin = read_json(path, CONVERSION)
             if Path(origin["source"]).resolve() != source.resolve():
                 raise UserError(f"{expdir}: was converted from {origin['source']}, not {source}")
-            return origin | {"tuned": place != expdir}
+            return origin, training
+    if scratch:
+        return {}, SCRATCH
     raise UserError(f"{expdir}: neither written by asr_convert nor fine-tuned from such a model")
 
 
@@ -136,27 +149,26 @@ def _started_from(expdir):
     return [Path(param.split(":")[0]).parent for param in params]
 
 
-def _method(conf, origin):
-    """What was done to a model, in words."""
+def _method(conf, origin, scratch):
+    """What was done to a model, in words, and the rank or the heads that its layers have."""
     layers = layer_attentions(conf.get("attention", "mha"), conf.get("attention_conf"))
     names, options = {name for name, _ in layers}, conf.get("attention_conf") or {}
     method = attention_label(conf.get("attention", "mha"))
+    size = next((options[key] for key in options_of(layers[0][0]) if key in options), None)
+    found = {"conf": text(size, missing="")}
     if not origin:
-        return {"method": f"{method} (source)", "training": "source"}
+        return found | {"method": method if scratch else f"{method} (source)"}
     takes = {option for name in names for option in conversion_options(name)}
     similar, calibration = origin.get("similar_heads"), origin.get("calibration")
     if "similar" in takes:
         method += ", similar heads" if similar else ", neighbouring heads"
     if any(isinstance(options.get(ATTENTIONS[name].ranked), list) for name in names):
         method += ", rank per layer"
-    if "moments" in takes and ("similar" not in takes or similar):
-        method += ", activation-aware" if calibration else ", plain"
-    size = next((options[key] for key in options_of(layers[0][0]) if key in options), None)
-    return {
-        "method": method,
-        "conf": text(size, missing=""),
-        "training": "fine-tuned" if origin["tuned"] else "zero-shot",
-    }
+    if "moments" in takes and calibration:
+        method += ", activation-aware"
+    elif "moments" in takes and ("similar" not in takes or similar):
+        method += ", plain"
+    return found | {"method": method}
 
 
 def write_curve(output, source: Path, rows: list[dict]) -> str:
@@ -183,9 +195,9 @@ def write_curve(output, source: Path, rows: list[dict]) -> str:
 def curve_plot(rows: list[dict], test_set: str) -> bytes:
     """PNG of WER against KB per 1000 frames, with intervals: zero-shot and fine-tuned."""
     rows = [row for row in rows if row["test_set"] == test_set]
-    source, rest = rows[0], rows[1:]
+    source, rest = rows[0], [row for row in rows[1:] if row["training"] != SCRATCH]
     methods = list(dict.fromkeys(row["method"] for row in rest))
-    panels = list(dict.fromkeys(row["training"] for row in rest))
+    panels = sorted({row["training"] for row in rest}, reverse=True)  # zero-shot first
     figure, axes = pyplot.subplots(
         1,
         len(panels),
@@ -217,15 +229,23 @@ def curve_plot(rows: list[dict], test_set: str) -> bytes:
                 markeredgecolor="black",
                 capsize=3,
             )
+        for row in (row for row in rows if row["training"] == SCRATCH):
+            errors = [[row["wer"] - row["wer_low"]], [row["wer_high"] - row["wer"]]]
+            label = f"{row['method']} {row['conf']}, {SCRATCH}"
+            panel.errorbar(row["kb"], row["wer"], errors, label=label, color="black", fmt="*")
         panel.set_xscale("log", base=2)
         plain_numbers(panel.xaxis)
         panel.set_title(f"{test_set}, {training}; 95% interval, {source['drawn']} drawn")
         panel.set_xlabel("attention cache, KB per 1000 frames")
         panel.grid(alpha=0.3)
-    if max(row["wer"] for row in rows) > 10:
+    low, high = min(row["wer_low"] for row in rows), max(row["wer_high"] for row in rows)
+    if high > 10 > low:
         axes[0][0].set_yscale("symlog", linthresh=1)
         plain_numbers(axes[0][0].yaxis)
-    axes[0][0].set_ylim(bottom=0)
+    if low < high / 2:
+        axes[0][0].set_ylim(bottom=0)
     axes[0][0].set_ylabel("WER, %")
-    axes[0][0].legend(fontsize="small")
+    labelled = [panel.get_legend_handles_labels() for panel in axes[0]]
+    shown = {label: handle for pair in labelled for handle, label in zip(*pair, strict=True)}
+    axes[0][0].legend(shown.values(), shown, fontsize="small")
     return png(figure)

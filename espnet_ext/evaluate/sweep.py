@@ -36,7 +36,9 @@ def requests(ranks, budgets, groups, calibration_scp, num_utts: int) -> dict[str
     return found
 
 
-def sweep(driver: Driver, source, expdir, requested, finetune=(), options=()) -> list[Model]:
+def sweep(
+    driver: Driver, source, expdir, requested, finetune=(), options=(), scratch=()
+) -> list[Model]:
     """Convert, decode and fine-tune; what is there is kept, and what fails stops no other.
 
     Args:
@@ -44,8 +46,10 @@ def sweep(driver: Driver, source, expdir, requested, finetune=(), options=()) ->
         source: Directory of the model to convert, which is decoded too.
         expdir: Where the conversions go.
         requested: See ``requests``.
-        finetune: Names of those to fine-tune too, or ``all``.
+        finetune: Names of those to fine-tune too, or ``all`` of them; ``source`` is the model to
+            convert, which says what more training is worth by itself.
         options: Of ``run.sh``, for the fine-tuning.
+        scratch: Directories of models that were trained without a conversion, to decode as well.
 
     Returns:
         The conversions, each followed by its fine-tuned one; ``failure`` says what went wrong.
@@ -53,25 +57,33 @@ def sweep(driver: Driver, source, expdir, requested, finetune=(), options=()) ->
     Raises:
         UserError: A name is unknown, or the model to convert cannot be decoded.
     """
-    if unknown := [name for name in finetune if name not in (*requested, "all")]:
-        raise UserError(f"--finetune {unknown[0]}: is none of {' '.join(requested)}")
+    if unknown := [name for name in finetune if name not in (*requested, "source", "all")]:
+        raise UserError(f"--finetune {unknown[0]}: is none of {' '.join(requested)} source all")
     driver.begin(original := Model(source.name, expdir=source), f"Decoding {source}")
     driver.decode([original])
     if original.failure:
         raise UserError(original.failure)
-    models = []
+    models = [Model(path.name, expdir=path) for path in scratch]
+    for model in models:
+        driver.begin(model, f"Decoding {model.expdir}")
+        driver.decode([model])
+
+    def tune(name, start):
+        models.append(tuned := Model(f"{name}_tuned", expdir=expdir / f"asr_{name}_tuned"))
+        driver.begin(tuned, f"{name}: fine-tuning")
+        tuned.expdir.mkdir(parents=True, exist_ok=True)
+        driver.run([tuned], "--stage", 10, "--stop_stage", 11, "--init_from", start, *options)
+        driver.decode([tuned])
+
+    if "source" in finetune:
+        tune("source", source)
     for name, request in requested.items():
         models.append(model := Model(name, expdir=expdir / f"asr_{name}"))
         driver.begin(model, name)
         driver.attempt(model, _convert, source, request, driver.settings.inference_asr_model)
         driver.decode([model])
         if (name in finetune or "all" in finetune) and not model.failure:
-            models.append(tuned := Model(f"{name}_tuned", expdir=expdir / f"asr_{name}_tuned"))
-            driver.begin(tuned, f"{name}: fine-tuning")
-            tuned.expdir.mkdir(exist_ok=True)
-            stages = ("--stage", 10, "--stop_stage", 11)
-            driver.run([tuned], *stages, "--init_from", model.expdir, *options)
-            driver.decode([tuned])
+            tune(name, model.expdir)
     return models
 
 

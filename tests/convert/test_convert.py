@@ -11,7 +11,8 @@ import yaml
 
 from convert.models import CHECKPOINT, write_audio, write_model
 from espnet_ext.bin.asr_convert import main
-from espnet_ext.convert.weights import allocate_ranks
+from espnet_ext.convert.weights import Moments, allocate_ranks
+from espnet_ext.errors import UserError
 from tiny import ENCODERS, N_FEAT, N_HEAD, max_error
 
 LOSSLESS = {
@@ -106,25 +107,29 @@ def test_calibrated_keys_and_values_are_nearer_on_the_calibration_recordings(
         convert(source, tmp_path / name, "mla", f"kv_lora_rank={rank}", **options)
         original, other = (speech_to_text(e).asr_model for e in (source, tmp_path / name))
         kept = []
-        original.encoder.encoders[0].self_attn.linear_k.register_forward_pre_hook(
-            lambda _, args, kept=kept: kept.append(args[0])
+        original.encoder.encoders[0].self_attn.register_forward_hook(
+            lambda module, args, _, kept=kept: kept.append((args[1], module.attn.sum((0, 1, 2))))
         )
         for wave in read(data):
             original.encode(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))
         pairs = zip(original.encoder.encoders, other.encoder.encoders, strict=True)
         mha, mla = next((a.self_attn, b.self_attn) for a, b in pairs)
-        x = torch.cat(kept, dim=1)
-        difference = [
-            a - b
-            for a, b in zip(mha.key_value(mha.record(x)), mla.key_value(mla.record(x)), strict=True)
-        ]
-        # a constant error of keys changes nothing
-        difference[0] = difference[0] - difference[0].mean(dim=2, keepdim=True)
-        errors[name] = sum(d.square().sum().item() for d in difference)
+        inputs, weights = zip(*kept, strict=True)
+        x, attended = torch.cat(inputs, dim=1), torch.cat(weights)
+        shares = attended[:, None] / attended.sum()  # a frame counts as much as it is attended to
+
+        def centred(keys, shares=shares):  # a constant error of keys changes nothing
+            return keys - (shares * keys).sum(2, keepdim=True)
+
+        def squares(keys, values, shares=shares):
+            return sum((shares * t.square()).sum().item() for t in (centred(keys), values))
+
+        keys_values = mha.key_value(mha.record(x))
+        made = mla.key_value(mla.record(x))
+        errors[name] = squares(*(a - b for a, b in zip(keys_values, made, strict=True)))
     assert 0 < errors["aware"] < errors["plain"]
     report = json.loads((tmp_path / "aware" / "conversion.json").read_text())
-    keys_values = [t - t.mean(dim=2, keepdim=True) for t in mha.key_value(mha.record(x))]
-    variance = sum(t.square().sum().item() for t in keys_values)
+    variance = squares(*map(centred, keys_values))
     assert report["lost"][0] == pytest.approx(errors["aware"] / variance, rel=1e-3)
 
 
@@ -162,10 +167,10 @@ def test_budget_is_kept_and_spent_where_it_saves_most(sources, data, tmp_path):
 
 
 def test_similar_heads_share_keys_and_values(sources, data, tmp_path):
-    """Heads 0 and 2 are made equal, as are 1 and 3: grouped by similarity nothing is lost."""
+    """Heads 0 and 2 differ in their biases alone, as do 1 and 3: grouped so, nothing is lost."""
     source = sources("kv_conformer")
     state = torch.load(source / CHECKPOINT)
-    for name in [n for n in state if "encoder" in n and ("linear_k" in n or "linear_v" in n)]:
+    for name in [n for n in state if "linear_k.weight" in n or "linear_v.weight" in n]:
         if ".self_attn." in name and not name.startswith("decoder"):
             heads = state[name].unflatten(0, (N_HEAD, -1))
             heads[2:] = heads[:2]
@@ -203,6 +208,85 @@ def test_decoder_at_full_rank_gives_the_same_hypotheses(sources, data, tmp_path)
                 assert ours[0] == theirs[0] and abs(ours[-1].score - theirs[-1].score) < 1e-4
 
 
+def teacher_forced(model, waves, texts):
+    """Arguments and output of every attention of the decoder, which reads these tokens."""
+    seen = {}
+    for name, module in model.decoder.named_modules():
+        if name.endswith(("self_attn", "src_attn")):
+            seen[name] = []
+            module.register_forward_hook(lambda _, *x, kept=seen[name]: kept.append(x))
+    with torch.no_grad():
+        for wave, text in zip(waves, texts, strict=True):
+            memory, lengths = model.encode(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))
+            tokens = torch.tensor([[model.sos, *map(model.token_list.index, text)]])
+            model.decoder(memory, lengths, tokens, torch.tensor([tokens.size(1)]))
+    return seen
+
+
+@pytest.mark.parametrize("words", [("mla", "kv_lora_rank=4"), ("gqa", "n_kv_head=1")])
+@pytest.mark.parametrize("joint", [False, True], ids=["decoder", "both"])
+def test_calibrated_decoder_is_nearer_on_its_transcripts(words, joint, sources, data, tmp_path):
+    """Of a few sentences, activations have a low rank: the fitted weights give other outputs."""
+    source = shutil.copytree(sources("kv_conformer"), tmp_path / "source")
+    config = yaml.safe_load((source / "config.yaml").read_text())
+    config["decoder_conf"]["use_sdpa"] = joint  # which says nothing of its weights
+    (source / "config.yaml").write_text(yaml.safe_dump(config))
+    attention, option = words
+    asked = {"decoder_attention": attention, "decoder_attention_conf": option}
+    first = [attention, option] if joint else [None]
+    aware = {"calibration_scp": data / "wav.scp"}
+    plain = convert(source, tmp_path / "plain", *first, **asked)
+    fitted = convert(source, tmp_path / "aware", *first, **asked, **aware)
+    waves, texts = list(read(data)), ["ABCA"] * 3
+    seen = teacher_forced(speech_to_text(source).asr_model, waves, texts)
+    assert len(seen) == 4
+    others = [speech_to_text(e).asr_model.decoder.get_submodule for e in (plain, fitted)]
+    for name, calls in seen.items():
+        with torch.no_grad():
+            errors = [
+                sum((find(name)(*args) - y).square().sum().item() for args, y in calls)
+                for find in others
+            ]
+        # of the means that heads share, only what they are off on average can be mended
+        assert errors[1] < (0.5 if attention == "mla" else 1) * errors[0], (name, errors)
+    report = json.loads((fitted / "conversion.json").read_text())
+    assert (report["calibration_utts"], report["calibration_texts"]) == (3, 3)
+
+
+def test_decoder_reads_what_ctc_finds_where_a_recording_has_no_text(
+    sources, data, tmp_path, capsys
+):
+    from espnet_ext.convert.calibration import transcripts
+
+    source = sources("kv_conformer")
+    some = shutil.copytree(data, tmp_path / "some")
+    first, *_ = (data / "text").read_text().splitlines()
+    (some / "text").write_text(f"{first}\ns-u1\nanother A\n")
+    config = yaml.safe_load((source / "config.yaml").read_text())
+    (ids,) = transcripts(config, some / "wav.scp", ["s-u0", "s-u1", "s-u2"]).values()
+    assert ids.tolist() == [2, 3, 4, 2]
+    asked = {"decoder_attention": "mla", "decoder_attention_conf": "kv_lora_rank=4"}
+    losses = set()
+    for scp in (data / "wav.scp", some / "wav.scp"):
+        output = tmp_path / f"m{len(losses)}"
+        convert(source, output, None, **asked, calibration_scp=scp)
+        losses.add(str(json.loads((output / "conversion.json").read_text())["decoder_lost"]))
+    assert len(losses) == 2, "the text makes no difference"
+    *_, line = [ln for ln in capsys.readouterr().out.splitlines() if ln.startswith("fitted")]
+    assert line == (
+        f"fitted to 3 recordings, {some / 'wav.scp'}; 1 have a text, for the others the decoder "
+        "reads what greedy CTC search finds"
+    )
+    config |= {"token_type": "bpe", "bpemodel": str(tmp_path / "bpe.model")}
+    with pytest.raises(UserError, match=r"bpe\.model: is no sentencepiece model"):
+        transcripts(config, some / "wav.scp", ["s-u0"])
+    silent = write_model(tmp_path / "silent", "kv_conformer", model_conf={"ctc_weight": 0.0})
+    line = refusal(
+        capsys, silent, tmp_path / "none", None, **asked, calibration_scp=some / "wav.scp"
+    )
+    assert "s-u1: has no text beside it for the decoder to read" in line
+
+
 WRONG = {
     "rank": (
         ["mla", "kv_lora_rank=65"],
@@ -233,11 +317,29 @@ def test_impossible_request_is_one_line_and_writes_nothing(case, sources, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_impossible_decoder_request_is_one_line(sources, tmp_path, capsys):
-    words = {"decoder_attention": "gqa", "decoder_attention_conf": "n_kv_head=3"}
-    line = refusal(capsys, sources("kv_conformer"), tmp_path / "m", None, **words)
-    assert "n_kv_head: must divide attention_heads 2, got 3" in line
+@pytest.mark.parametrize(
+    "attention, conf, message",
+    [
+        ("gqa", "n_kv_head=3", "n_kv_head: must divide attention_heads 2, got 3"),
+        ("mla", "kv_norm=true", "--decoder_attention_conf: kv_norm: a converted model has none"),
+        ("flash", "x=1", "--decoder_attention: must be one of mha, gqa, mla, linear, got flash"),
+        ("linear", "x=1", "linear has no decoder form"),
+    ],
+)
+def test_impossible_decoder_request_is_one_line(
+    sources, tmp_path, capsys, attention, conf, message
+):
+    words = {"decoder_attention": attention, "decoder_attention_conf": conf}
+    assert message in refusal(capsys, sources("kv_conformer"), tmp_path / "m", None, **words)
     assert not list(tmp_path.iterdir())
+
+
+def test_moments_of_one_vector_have_a_root():
+    """As where the decoder reads nothing but the start of a sentence."""
+    for x in (torch.randn(1, 5) * 100, torch.ones(7, 5)):
+        moments = Moments(5)
+        moments.add(x, torch.ones(len(x)))
+        assert moments.root().isfinite().all() and moments.root().abs().max() < 1e-4
 
 
 def test_budget_below_one_rank_per_layer_is_refused(sources, tmp_path, capsys):

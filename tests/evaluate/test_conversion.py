@@ -87,7 +87,9 @@ def test_curve_has_a_row_for_every_conversion(recipe, monkeypatch):
         output = ["--output", f"exp/asr_mha_converted/asr_{name}", "--attention"]
         asr_convert.main(["--from", "exp/asr_mha", *output, *words])
     options = ["--model", "exp/asr_mha", "--ranks", "16 8", "--groups", "2"]
-    options += ["--finetune", "mla_8_aware", "--run_args", "--nj '3'", "--budgets", "64"]
+    options += ["--finetune", "mla_8_aware source", "--run_args", "--nj '3'", "--budgets", "64"]
+    write_model(recipe / "exp/asr_alone", "kv_conformer", {"attention": "linear"})
+    options += ["--scratch", "exp/asr_alone"]
     broken = shutil.copytree(
         "exp/asr_mha_converted/asr_mla_8_plain", "exp/asr_mha_converted/asr_mla_64kb_aware"
     )
@@ -100,6 +102,8 @@ def test_curve_has_a_row_for_every_conversion(recipe, monkeypatch):
         rows = list(csv.DictReader(file))
     assert [(row["model"], row["method"], row["training"]) for row in rows] == [
         ("asr_mha", "mha (source)", "source"),
+        ("asr_alone", "linear", "from scratch"),
+        ("asr_source_tuned", "mha (source)", "fine-tuned"),
         ("asr_mla_16_plain", "mla, plain", "zero-shot"),
         ("asr_mla_16_aware", "mla, activation-aware", "zero-shot"),
         ("asr_mla_8_plain", "mla, plain", "zero-shot"),
@@ -108,6 +112,9 @@ def test_curve_has_a_row_for_every_conversion(recipe, monkeypatch):
         ("asr_gqa_2", "gqa, neighbouring heads", "zero-shot"),
         ("asr_gqa_2_similar", "gqa, similar heads, activation-aware", "zero-shot"),
     ]
+    assert float(rows[1]["difference"]) == 0 and rows[1]["change"] == ""
+    assert float(rows[2]["change"]) == 0, "the stand-in for training changes nothing"
+    rows = [rows[0], *rows[3:]]
     assert [row["wer"] for row in rows[:6]] == ["0.0", "25.0", "25.0", "50.0", "50.0", "0.0"]
     kb = 2 * 4 * 1000 / 1024  # of one value per frame and layer
     assert [float(row["kb"]) for row in rows] == [
@@ -120,7 +127,7 @@ def test_curve_has_a_row_for_every_conversion(recipe, monkeypatch):
     page = (recipe / "conversion/report.html").read_text()
     assert all(f">{row['model']}<" in page for row in rows) and "data:image/png" in page
     calls = (recipe / "calls").read_text().splitlines()
-    assert len(calls) == 10 and all(call.endswith("--nj 3") for call in calls)
+    assert len(calls) == 13 and all(call.endswith("--nj 3") for call in calls)
 
 
 @pytest.mark.parametrize(
