@@ -12,7 +12,10 @@ import yaml
 import espnet_ext  # noqa: F401  (adds the encoders to ESPnet's choices)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-NAME = re.compile(r"train_asr_(e_branchformer|branchformer|conformer)_([a-z]+)(_[a-z]+)?\.yaml")
+KIND = "(?:mha|gqa|mla|linear)"  # of all layers, or of the lower and of the upper ones
+NAME = re.compile(
+    rf"train_asr_(e_branchformer|branchformer|conformer)_({KIND}(?:_{KIND})?)(_[a-z]+)?\.yaml"
+)
 CONFIGS = sorted((CONF / "tuning").glob("train_asr_*.yaml"))
 OF_RECIPES = [
     path

@@ -88,8 +88,9 @@ class Adapter(nn.Module):
         seconds, needed = samples / self.frontend.fs, FRAMES_PER_UNKNOWN * (1 + 2 * m)
         if min(sums[:, 0, 0]) < needed:
             raise UserError(
-                f"adapt_features: {len(recordings)} recordings of {seconds:.1f} s are too "
-                f"few, each half of them needs {needed * kaldi.front.hop / kaldi.front.fs:.1f} s"
+                f"adapt_features: {len(recordings)} recordings of {seconds:.1f} s, the first "
+                f"{recordings[0]}, are too few, each half of them needs "
+                f"{needed * kaldi.front.hop / kaldi.front.fs:.1f} s"
             )
         ridge = RIDGE * np.diag(np.arange(1 + 2 * m) > 0)
         weight = np.linalg.solve(fitted[known, known] + ridge, fitted[known, known.stop :])

@@ -65,7 +65,10 @@ COMMANDS = {
         f"--encoders conformer --attentions mla --conf_dir conf --comparison new {DECODED}"
     ],
     "evaluate": [f"{MLA} {DECODED}"],
-    "export": [f"{MLA} --client onnxruntime --wav_scp {SCP} --num_utts 1 --output new"],
+    "export": [
+        f"{MLA} --adapt_features --train_scp dump/raw/train/wav.scp --wav_scp {SCP} --num_utts 1"
+        " --output new"
+    ],
     "compare": ["--expdir exp --encoders conformer --output new --published published.yaml"],
     "grid": [
         f"{MLA} --data_dir dump/raw/test --chunk_sizes 16 --left_contexts 16 -1 --cache_dtypes int8"
@@ -79,7 +82,7 @@ COMMANDS = {
     "curve": [
         f"{MHA} --ranks 8 --groups 2 --num_utts 1 --calibration_scp {SCP} --output new"
         f" --finetune_config conf/finetune.yaml {DECODED}",
-        f"--model {MHA} --ranks 8 --groups 2 --output new {DECODED}",
+        f"--model {MHA} --ranks 8 --groups 2 --scratch {MLA} --output new {DECODED}",
     ],
     "check": [""],
     "new-recipe": [
@@ -154,6 +157,8 @@ def _data():
     for n, name in enumerate(("a", "b", "c")):
         sf.write(f"audio/{name}.wav", speech(0.6 + 0.1 * n, n), FS, subtype="PCM_16")
     sf.write("a.flac", speech(0.6), FS)
+    sf.write("audio/long.wav", speech(5), FS)
+    write("dump/raw/train/wav.scp", "u1 audio/long.wav\nu2 audio/long.wav\n")
     for name, ids in (("test", list(TEXTS)[:2]), ("other", list(TEXTS)[2:]), ("all", list(TEXTS))):
         rows = [(i, number, TEXTS[i]) for number, i in enumerate(TEXTS) if i in ids]
         tables = {

@@ -160,7 +160,7 @@ def changed(adapted, folder, change):
         ({"frontend_conf": {"fs": "16k", "n_fft": 512, "hop_length": 160}}, [],
          "has 8000 Hz, the model needs"),
         ({"frontend_conf": {"n_mels": 128}, "normalize": None}, [], "n_mels: 128 bands at 8000 Hz"),
-        ({}, ["--train_scp", "{folder}/one.scp"], "1 recordings of 4.0 s are too few"),
+        ({}, ["--train_scp", "{folder}/one.scp"], "train100.wav, are too few, each half of"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_adapted_is_one_line(adapted, capsys, tmp_path, change, options, words):
