@@ -6,6 +6,7 @@ streamed as well.
 """
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -143,6 +144,35 @@ def attention_bytes(speech2text, frames: int) -> int:
     return state.ledger()["attention"]
 
 
+def as_streams(load, cell: dict, name: str, data, texts: dict, number: int, cache_dtypes) -> dict:
+    """What a test set gives as live streams of a cell, beside the texts of the offline pass.
+
+    Args:
+        load: Makes the model with options of a stream.
+        cell: Its sizes and bytes.
+        name: Of the test set.
+        data: The ``TestSet``.
+        texts: Of the cell by the offline pass.
+        number: So many recordings are streamed.
+        cache_dtypes: All are streamed with caches of each of these.
+    """
+    sizes = {key: cell[key] for key in ("chunk_size", "left_context")}
+    found = {}
+    if number:
+        first = dict(list(data.wavs.items())[:number])
+        found["streamed"] = same(streamed(load(**sizes), first), texts)
+    others = cell["bytes"] - cell["ledger"]["attention"]
+    for dtype in cache_dtypes:
+        live = load(**sizes, cache_dtype=dtype)
+        heard = streamed(live, data.wavs)
+        found.setdefault("cache_dtypes", {})[dtype] = {
+            "bytes": others + attention_bytes(live, cell["frames"]),
+            **same(heard, texts),
+            "wer": {name: data.wer(heard)},
+        }
+    return found
+
+
 class TestSet:
     """References of a test set, a Kaldi-style directory, and how hypotheses do against them."""
 
@@ -239,11 +269,8 @@ def grid(
             raise UserError(f"{directory}: another test set is called {directory.name}, too")
         sets[directory.name] = TestSet(directory)
 
-    def load(chunk_size, **options):
-        options |= {"chunk_size": chunk_size, "device": device}
-        return StreamingSpeech2Text(config_file, model_file, **options)
-
-    speech2text = load(chunk_sizes[0])
+    load = partial(StreamingSpeech2Text, config_file, model_file, device=device)
+    speech2text = load(chunk_size=chunk_sizes[0])
     feats = {name: features(speech2text, data.wavs) for name, data in sets.items()}
     front, encoder = speech2text.frontend.front, speech2text.model.encoder
     cells = []
@@ -252,22 +279,10 @@ def grid(
         for cell in costs(config, chunk_size, left_contexts):
             left = cell["left_context"]
             texts = {n: decode(speech2text, feats[n], chunk_size, left) for n in sets}
-            name, data = next(iter(sets.items()))
-            if stream and not cells:
-                live = load(chunk_size, left_context=left)
-                first = dict(list(data.wavs.items())[:stream])
-                cell["streamed"] = same(streamed(live, first), texts[name])
-            if cache_dtypes and not cells:
-                others = cell["bytes"] - cell["ledger"]["attention"]
-                cell["cache_dtypes"] = {}
-                for dtype in cache_dtypes:
-                    live = load(chunk_size, left_context=left, cache_dtype=dtype)
-                    heard = streamed(live, data.wavs)
-                    cell["cache_dtypes"][dtype] = {
-                        "bytes": others + attention_bytes(live, cell["frames"]),
-                        **same(heard, texts[name]),
-                        "wer": {name: data.wer(heard)},
-                    }
+            if not cells:
+                name = next(iter(sets))
+                live = stream, cache_dtypes
+                cell |= as_streams(load, cell, name, sets[name], texts[name], *live)
             cell |= {
                 "in_trained_range": in_trained_range(config["encoder_conf"], chunk_size, left),
                 "latency_ms": rounded(1000 * waits / front.fs, 2),
