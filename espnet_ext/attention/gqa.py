@@ -53,10 +53,10 @@ class GroupedQueryAttention(MultiHeadAttention):
         def reordered(x: Tensor) -> Tensor:  # (H * d, ...) -> (H, d, ...)
             return x.unflatten(0, (mha.h, -1))[order]
 
-        weight, value = (x.detach().cpu().double() for x in mha.linear_v.parameters())
+        weight, bias = (x.detach().cpu().double() for x in mha.linear_v.parameters())
         if moments is not None:
-            value = value + weight @ moments.mean
-        heads = reordered(value).unflatten(0, (self.n_kv_head, -1))  # (G, H/G, d)
+            bias = bias + weight @ moments.mean
+        heads = reordered(bias).unflatten(0, (self.n_kv_head, -1))  # (G, H/G, d)
         off = (heads - heads.mean(1, keepdim=True)).flatten()  # (H * d,)
 
         state = {}

@@ -49,14 +49,13 @@ def main(argv=None):
     parser.add_argument(
         "expdirs", nargs="*", type=path, metavar="EXPDIR", help="directories of models, or results"
     )
-    parser.option("expdir", path, ["exp"], "the same", nargs="+")
+    parser.option("expdir", path, [], "the same [exp]", nargs="+")
     parser.option("output", output_path, "comparison")
     add_expected(parser)
     parser.option("published", default=PUBLISHED_BASELINES, help="YAML of published results")
     args = parser.parse_args(argv)
-    compare(
-        args.expdirs or args.expdir, args.output, args.encoders, args.attentions, args.published
-    )
+    expdirs = args.expdirs + args.expdir or ["exp"]
+    compare(expdirs, args.output, args.encoders, args.attentions, args.published)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ def table(report: dict) -> str:
     if report["calibration"]:
         lines.append(f"fitted to {report['calibration_utts']} recordings, {report['calibration']}")
     if report["calibration"] and "decoder_attention" in report:
-        lines[-1] += f"; {report['calibration_texts']} have a text, for the others the decoder "
-        lines[-1] += "reads what greedy CTC search finds"
+        lines[-1] += f"; {report['calibration_texts']} have a text in the model's tokens, for any "
+        lines[-1] += "other the decoder reads what greedy CTC search finds"
     if "attention" in report:
         lines.append(f"encoder: {report['attention']} {report['attention_conf']}")
         lines += [_line(f"layer {n}", lost) for n, lost in enumerate(report["lost"])]

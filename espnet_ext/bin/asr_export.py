@@ -69,7 +69,7 @@ def _data(args, config):
     """Files to compare on, and those to adapt and to count words on."""
     from pathlib import Path
 
-    from espnet_ext.data.kaldi import read_scp, read_wavs
+    from espnet_ext.data.kaldi import at_even_distances, read_scp, read_wavs
     from espnet_ext.relocate import data_table, read_training_config
 
     content = read_training_config(config)
@@ -79,27 +79,23 @@ def _data(args, config):
         found = data_table(content, *which)
         return read(found) if Path(found).is_file() else {}
 
+    def adapt():
+        train = read_wavs(args.train_scp) if args.train_scp else table(read_wavs, "train")
+        if not train:
+            raise UserError(
+                f"{config}: train_data_path_and_name_and_type: no recordings here to adapt on; go "
+                "to the recipe's directory, or name some with --train_scp"
+            )
+        wavs, texts = table(read_wavs, "valid"), table(read_scp, "valid", "text")
+        counted = at_even_distances(list(wavs), ADAPTED_ON)
+        valid = {key: (wavs[key], texts[key]) for key in counted if texts.get(key)}
+        return at_even_distances(list(train.values()), ADAPTED_ON), valid
+
+    if args.train_scp and not args.adapt_features:
+        raise UserError("train_scp: recordings to adapt on, give --adapt_features too")
     wavs = read_wavs(args.wav_scp) if args.wav_scp else table(read_wavs, "valid")
-    data = {"recordings": list(wavs.values())[: args.num_utts or None]}
-    if not args.adapt_features:
-        if args.train_scp:
-            raise UserError("train_scp: recordings to adapt on, give --adapt_features too")
-        return data
-    train = read_wavs(args.train_scp) if args.train_scp else table(read_wavs, "train")
-    if not train:
-        raise UserError(
-            f"{config}: train_data_path_and_name_and_type: no recordings here to adapt on; go to "
-            "the recipe's directory, or name some with --train_scp"
-        )
-    wavs, texts = table(read_wavs, "valid"), table(read_scp, "valid", "text")
-    valid = {key: (wavs[key], texts[key]) for key in _spread(wavs) if texts.get(key)}
-    return data | {"adapt": ([train[key] for key in _spread(train)], valid)}
-
-
-def _spread(table):
-    """At most ``ADAPTED_ON`` keys, of all speakers of a sorted table."""
-    keys = list(table)
-    return keys[:: max(1, -(-len(keys) // ADAPTED_ON))]
+    recordings = list(wavs.values())[: args.num_utts or None]
+    return {"recordings": recordings, "adapt": adapt if args.adapt_features else None}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ compare. Run it in the directory of the recipe.
 from pathlib import Path
 
 from espnet_ext import model_options as shared
-from espnet_ext.errors import UserError, cli
+from espnet_ext.errors import UserError, about, cli
 from espnet_ext.options import Parser, boolean, count, name, output, path
 
 
@@ -57,7 +57,9 @@ def main(argv=None):
         page = Path(args.page)
         text = "".join(f"{line}\n" for line in read_lines(page))
         made = tables(args.results, args.test_set, args.seed)
-        write_atomic(page, updated(text, made).encode())
+        with about(page):
+            text = updated(text, made)
+        write_atomic(page, text.encode())
 
 
 if __name__ == "__main__":

@@ -162,6 +162,9 @@ def main(argv=None):
     parser.option("rate", positive_int, 16000, "Hz of - for a server")
     args = parser.parse_args(argv)
     _choose_model(args)
+    if args.picture and os.path.exists(args.source) and os.path.exists(args.picture):
+        if os.path.samefile(args.source, args.picture):
+            raise UserError(f"--picture: {args.picture} is the recording")
     from espnet_ext.audio import STANDARD_INPUT
     from espnet_ext.serve.picture import Recording, picture
 

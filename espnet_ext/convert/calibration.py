@@ -9,7 +9,7 @@ from espnet2.tasks.asr import ASRTask
 from espnet_ext.audio import read_audio, waveform
 from espnet_ext.config import building
 from espnet_ext.convert.weights import Moments
-from espnet_ext.data.kaldi import normal_space, read_scp, read_wavs
+from espnet_ext.data.kaldi import at_even_distances, normal_space, read_scp, read_wavs
 from espnet_ext.data.tokens import load_bpe
 from espnet_ext.errors import UserError
 from espnet_ext.frontend import known_front_end
@@ -23,24 +23,28 @@ def recordings(model, wav_scp, num_utts: int) -> dict[str, torch.Tensor]:
     if model.frontend is None:
         raise UserError(f"{wav_scp}: the model reads features, not recordings")
     fs = known_front_end(model.frontend).fs
-    paths = list(read_wavs(wav_scp).items())
-    chosen = paths[:: max(1, len(paths) // num_utts)][:num_utts]
+    chosen = at_even_distances(list(read_wavs(wav_scp).items()), num_utts)
     return {utt: waveform(read_audio(path, fs)) for utt, path in chosen}
 
 
 def transcripts(config: dict, wav_scp, utts) -> dict[str, torch.Tensor]:
-    """Token ids (L,) of the recordings that have a text in the file ``text`` beside ``wav.scp``."""
+    """Token ids (L,) of the recordings that have a text in the file ``text`` beside ``wav.scp``.
+
+    A text of unknown tokens alone, such as one in another case, says nothing and is left out.
+    """
     path = Path(wav_scp).with_name("text")
     texts = read_scp(path) if path.is_file() else {}
     with building(path):
         if config.get("token_type") == "bpe":
             load_bpe(config["bpemodel"])
         preprocess = ASRTask.build_preprocess_fn(Namespace(**config), train=False)
-    return {
+    found = {
         utt: torch.from_numpy(preprocess(utt, {"text": normal_space(texts[utt])})["text"])
         for utt in utts
         if texts.get(utt) and preprocess
     }
+    unknown = config["token_list"].index("<unk>") if "<unk>" in config["token_list"] else None
+    return {utt: tokens for utt, tokens in found.items() if not (tokens == unknown).all()}
 
 
 @torch.no_grad()

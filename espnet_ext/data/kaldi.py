@@ -140,6 +140,12 @@ def _difference(path, expected, found, source):
             yield f"{path}: {word} the id {min(ids)}{more}; compared with {source}"
 
 
+def at_even_distances(items: list, number: int) -> list:
+    """At most so many of a list, from its beginning to its end: of all speakers of a sorted one."""
+    number = min(number, len(items))
+    return [items[i * len(items) // number] for i in range(number)]
+
+
 def read_wavs(path):
     """Read the paths of recordings by id.
 

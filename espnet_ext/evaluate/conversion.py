@@ -90,7 +90,8 @@ class Curve:
         cache = measure_cache(config, FRAMES, 8, [])
         model = load(config, expdir / self.checkpoint)
         rows = []
-        for name, path in scored_sets(expdir, self.tag).items():
+        scores = scored_sets(expdir, self.tag)
+        for name, path in ((name, scores[name]) for name in self.scores if name in scores):
             found = read_numbers(path)
             row = {
                 "model": expdir.name,
@@ -197,7 +198,7 @@ def curve_plot(rows: list[dict], test_set: str) -> bytes:
     rows = [row for row in rows if row["test_set"] == test_set]
     source, rest = rows[0], [row for row in rows[1:] if row["training"] != SCRATCH]
     methods = list(dict.fromkeys(row["method"] for row in rest))
-    panels = sorted({row["training"] for row in rest}, reverse=True)  # zero-shot first
+    panels = sorted({row["training"] for row in rest or [source]}, reverse=True)  # zero-shot first
     figure, axes = pyplot.subplots(
         1,
         len(panels),

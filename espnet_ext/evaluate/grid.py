@@ -263,8 +263,11 @@ def grid(
     expdir = Path(expdir)
     config_file, model_file = find_model(expdir, checkpoint)
     config = read_model_config(config_file)
+    chunk_sizes, left_contexts, cache_dtypes = (
+        list(dict.fromkeys(given)) for given in (chunk_sizes, left_contexts, cache_dtypes)
+    )
     sets = {}
-    for directory in map(Path, data_dirs):
+    for directory in (Path(given).resolve() for given in data_dirs):
         if directory.name in sets:
             raise UserError(f"{directory}: another test set is called {directory.name}, too")
         sets[directory.name] = TestSet(directory)

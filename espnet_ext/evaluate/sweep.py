@@ -52,7 +52,8 @@ def sweep(
         scratch: Directories of models that were trained without a conversion, to decode as well.
 
     Returns:
-        The conversions, each followed by its fine-tuned one; ``failure`` says what went wrong.
+        Those of ``scratch``, the fine-tuned source, and the conversions, each followed by its
+        fine-tuned one; ``failure`` says what went wrong.
 
     Raises:
         UserError: A name is unknown, or the model to convert cannot be decoded.

@@ -38,7 +38,7 @@ class Adapter(nn.Module):
         if kaldi.hop != front.hop:
             raise UserError(
                 f"hop_length: adapt_features needs Kaldi's {kaldi.hop} samples at {front.fs} Hz, "
-                f"got {front.hop}; --client onnxruntime exports it for onnxruntime alone"
+                f"got {front.hop}; without it, --client onnxruntime exports the model"
             )
         between = (front.window / 2 - front.left) - (kaldi.window / 2 - kaldi.left)
         self.late = 1 + int(between // front.hop)

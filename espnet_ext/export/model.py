@@ -36,8 +36,8 @@ def export(
         client: ``sherpa-onnx``, or ``onnxruntime`` for what sherpa-onnx cannot run.
         recordings: Files that the certificate compares on; noise without any.
         commit: Of this package, for the certificate.
-        adapt: Recordings to fit a map from Kaldi's features to the model's own log-mel on, and
-            those to count words of, id to path and text; None to take the features as they are.
+        adapt: Gives the recordings to fit a map from Kaldi's features to the model's own log-mel
+            on, and those to count words of, id to path and text; None to take features as they are.
 
     Returns:
         The certificate.
@@ -64,7 +64,7 @@ def export(
             front = adapter.frontend
         info, arrays = features_of(front)
     if adapt:
-        train, valid = adapt
+        train, valid = adapt()
         adapted = adapter.fit(StreamingFrontend(speech2text.model.frontend), train)
     graph = _graph(speech2text, client, info, adapter)
     graphs = {"model.onnx": graph}

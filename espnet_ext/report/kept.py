@@ -31,7 +31,7 @@ from espnet_ext.scoring import Score, score, write_score
 REFERENCES = ("text", "utt2spk")
 #: chunk size of the live streams whose tables are made, as evaluation decodes them
 CHUNK = 16
-MARK = re.compile(r"<!-- table: (\w+) -->\n\n(?:(?:\|[^\n]*\n)+\n?)?")
+MARK = re.compile(r"<!-- table: (\w+) -->\n*(?:(?:\|[^\n]*\n)+\n?)?")
 
 
 class Kept:
@@ -77,8 +77,18 @@ class Kept:
         return cells
 
     def streamed(self, dataset: str) -> tuple[int, int]:
-        """The one of ``cells`` that pages show first: 64 frames of left context, or all."""
-        return (CHUNK, 64) if (CHUNK, 64) in self.cells(dataset) else (CHUNK, -1)
+        """The one of ``cells`` that pages show first: 64 frames of left context; linear has all.
+
+        Raises:
+            UserError: There are others, and it is not among them.
+        """
+        cells = self.cells(dataset)
+        if (CHUNK, 64) not in cells and any(left >= 0 for _, left in cells):
+            raise UserError(
+                f"{self.directory / GRID}: lacks chunk size {CHUNK} with left context 64; run "
+                "espnet-ext grid and keep again"
+            )
+        return (CHUNK, 64) if (CHUNK, 64) in cells else (CHUNK, -1)
 
     def errors(self, dataset: str, cell: tuple[int, int]) -> tuple[Errors, dict[str, str]]:
         """Errors and words, and the speaker, of each utterance in one of ``cells``."""
@@ -259,16 +269,17 @@ def _cell(cell, dataset):
 
 def table_dtypes(models: dict[str, Kept], dataset: str) -> str:
     """Error rates and states of streams with narrower caches, and how many texts are the same."""
-    found = {}
+    found = []
     for model in models.values():
         for cell in model.cells(dataset).values() if model.grid else ():
-            if cell.get("cache_dtypes"):
-                found[label(model.grid)] = cell
-    dtypes = list(dict.fromkeys(d for cell in found.values() for d in cell["cache_dtypes"]))
+            lives = cell.get("cache_dtypes") or {}
+            if any(dataset in live["wer"] for live in lives.values()):
+                found.append((label(model.grid), cell))
+    dtypes = list(dict.fromkeys(dtype for _, cell in found for dtype in cell["cache_dtypes"]))
     header = ["model", "chunk", "left context", "float32"]
     header += [word for dtype in dtypes for word in (dtype, "same text")]
     rows = []
-    for name, cell in found.items():
+    for name, cell in found:
         left = "all" if cell["left_context"] < 0 else str(cell["left_context"])
         row = [name, str(cell["chunk_size"]), left, _cell(cell, dataset)]
         for live in map(cell["cache_dtypes"].get, dtypes):
@@ -384,4 +395,7 @@ def updated(page: str, made: dict[str, str]) -> str:
             raise UserError(f"no table is called {match[1]}; there are {', '.join(made)}")
         return f"<!-- table: {match[1]} -->\n\n{made[match[1]]}\n"
 
-    return MARK.sub(table, page)
+    page, number = MARK.subn(table, page)
+    if not number:
+        raise UserError(f"has no <!-- table: NAME -->; tables are {', '.join(made)}")
+    return page

@@ -71,7 +71,7 @@ COMMANDS = {
     ],
     "compare": ["--expdir exp --encoders conformer --output new --published published.yaml"],
     "grid": [
-        f"{MLA} --data_dir dump/raw/test --chunk_sizes 16 --left_contexts 16 -1 --cache_dtypes int8"
+        f"{MLA} --data_dir dump/raw/test --chunk_sizes 16 --left_contexts 64 -1 --cache_dtypes int8"
     ],
     "keep": [
         f"{MLA} --results new --weights true --dumpdir dump",

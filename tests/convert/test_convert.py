@@ -261,7 +261,7 @@ def test_decoder_reads_what_ctc_finds_where_a_recording_has_no_text(
     source = sources("kv_conformer")
     some = shutil.copytree(data, tmp_path / "some")
     first, *_ = (data / "text").read_text().splitlines()
-    (some / "text").write_text(f"{first}\ns-u1\nanother A\n")
+    (some / "text").write_text(f"{first}\ns-u1\ns-u2 zz\nanother A\n")  # z is no token
     config = yaml.safe_load((source / "config.yaml").read_text())
     (ids,) = transcripts(config, some / "wav.scp", ["s-u0", "s-u1", "s-u2"]).values()
     assert ids.tolist() == [2, 3, 4, 2]
@@ -274,8 +274,8 @@ def test_decoder_reads_what_ctc_finds_where_a_recording_has_no_text(
     assert len(losses) == 2, "the text makes no difference"
     *_, line = [ln for ln in capsys.readouterr().out.splitlines() if ln.startswith("fitted")]
     assert line == (
-        f"fitted to 3 recordings, {some / 'wav.scp'}; 1 have a text, for the others the decoder "
-        "reads what greedy CTC search finds"
+        f"fitted to 3 recordings, {some / 'wav.scp'}; 1 have a text in the model's tokens, "
+        "for any other the decoder reads what greedy CTC search finds"
     )
     config |= {"token_type": "bpe", "bpemodel": str(tmp_path / "bpe.model")}
     with pytest.raises(UserError, match=r"bpe\.model: is no sentencepiece model"):

@@ -65,6 +65,14 @@ def test_scp_writes_only_what_espnet_reads_back(tmp_path_factory, key, value):
         assert kaldi.read_scp(path) == read_2columns_text(path) == {key: value}
 
 
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_items_at_even_distances_reach_from_the_beginning_to_the_end(size, number):
+    chosen = kaldi.at_even_distances(list(range(size)), number)
+    assert len(chosen) == min(size, number) and chosen[0] == 0
+    steps = {b - a for a, b in zip(chosen, [*chosen[1:], size], strict=True)}
+    assert min(steps) >= 1 and max(steps) - min(steps) <= 1
+
+
 @pytest.mark.parametrize("key", ["", "a b", "a\tb", " a", "a\n"])
 def test_scp_refuses_ids_with_spaces(tmp_path, key):
     with pytest.raises(UserError, match="id"):

@@ -15,7 +15,7 @@ import yaml
 from convert.models import CHECKPOINT, write_audio, write_model
 from espnet_ext.bin import asr_convert
 from espnet_ext.errors import UserError
-from espnet_ext.evaluate.conversion import _change, _origin
+from espnet_ext.evaluate.conversion import COLUMNS, _change, _origin, curve_plot
 
 REPO = Path(__file__).parents[2]
 
@@ -162,6 +162,14 @@ def test_model_of_another_source_is_refused(recipe, monkeypatch):
             (other / "conversion.json").write_text(json.dumps(conversion))
         with pytest.raises(UserError, match=message):
             _origin(other, Path("exp/asr_mha"))
+
+
+def test_plot_of_a_source_whose_conversions_all_failed_is_one(tmp_path):
+    row = dict.fromkeys(COLUMNS) | {"method": "mha (source)", "training": "source", "kb": 3.0}
+    row |= {"test_set": "test", "wer": 5.0, "wer_low": 4.0, "wer_high": 6.0, "drawn": "utterances"}
+    scratch = row | {"method": "mla", "training": "from scratch", "conf": "4"}
+    for rows in ([row], [row, scratch]):
+        assert curve_plot(rows, "test").startswith(b"\x89PNG")
 
 
 def test_change_of_outputs_is_a_number_or_missing():

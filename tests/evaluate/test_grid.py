@@ -152,7 +152,7 @@ def test_command_writes_every_cell_with_what_paired_differences_need(
         (expdir / path.name).write_bytes(path.read_bytes())
     (expdir / "feats_stats.npz").write_bytes((RECORDING.parent / "feats_stats.npz").read_bytes())
     threads = torch.get_num_threads()
-    cells = ["--chunk_sizes", "8", "16", "--left_contexts", "128", "-1"]
+    cells = ["--chunk_sizes", "8", "16", "8", "--left_contexts", "128", "-1", "128"]
     dtypes = ["--cache_dtypes", "float16", "int8"]
     assert asr_grid.main([str(expdir), "--data_dir", str(recordings), *cells, *dtypes]) == 0
     torch.set_num_threads(threads)

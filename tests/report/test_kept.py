@@ -177,6 +177,26 @@ def test_figure_has_every_cell_and_the_lossless_caches(results, tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_cell_of_another_left_context_stands_in_no_column_of_64(results, tmp_path):
+    copy = shutil.copytree(results, tmp_path / "results")
+    path = copy / "seed2/conformer_gqa/grid.json"
+    found = json.loads(path.read_text())
+    found["cells"][0]["left_context"] = 32
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="grid.json: lacks chunk size 16 with left context 64"):
+        tables(copy, SET)
+
+
+def test_narrower_caches_of_another_test_set_are_left_out(results, tmp_path):
+    copy = shutil.copytree(results, tmp_path / "results")
+    path = copy / "seed1/conformer_mla/grid.json"
+    found = json.loads(path.read_text())
+    live = found["cells"][0]["cache_dtypes"]["int8"]
+    live["wer"] = {"another": live["wer"][SET]}
+    path.write_text(json.dumps(found))
+    assert len(tables(copy, SET)["dtypes"].splitlines()) == 2 + 1
+
+
 def test_page_gets_its_tables_and_keeps_its_words(results, tmp_path, monkeypatch):
     page = tmp_path / "RESULTS.md"
     page.write_text("# A\n\n<!-- table: grid -->\n\n| old |\n|---|\n\nafter\n")
@@ -186,6 +206,13 @@ def test_page_gets_its_tables_and_keeps_its_words(results, tmp_path, monkeypatch
     assert page.read_text() == f"# A\n\n<!-- table: grid -->\n\n{made}\nafter\n"
     main(options)
     assert page.read_text().count("| model |") == 1
+    page.write_text(f"# A\n\n<!-- table: grid -->\n{made}")
+    main(options)
+    assert page.read_text() == f"# A\n\n<!-- table: grid -->\n\n{made}\n"
+    page.write_text("# A\n")
+    with pytest.raises(SystemExit):
+        main(options)
+    assert page.read_text() == "# A\n"
     with pytest.raises(UserError, match="no table is called gird; there are models"):
         updated("<!-- table: gird -->\n\n", tables(results, SET))
 
