@@ -15,7 +15,7 @@ import yaml
 from convert.models import CHECKPOINT, write_audio, write_model
 from espnet_ext.bin import asr_convert
 from espnet_ext.errors import UserError
-from espnet_ext.evaluate.conversion import COLUMNS, _change, _origin, curve_plot
+from espnet_ext.evaluate.conversion import COLUMNS, Curve, _change, _origin, curve_plot
 
 REPO = Path(__file__).parents[2]
 
@@ -128,6 +128,11 @@ def test_curve_has_a_row_for_every_conversion(recipe, monkeypatch):
     assert all(f">{row['model']}<" in page for row in rows) and "data:image/png" in page
     calls = (recipe / "calls").read_text().splitlines()
     assert len(calls) == 13 and all(call.endswith("--nj 3") for call in calls)
+    # a test set that the source was not decoded on has nothing to be compared with
+    (scored,) = Path("exp/asr_alone").glob("*/dev")
+    shutil.copytree(scored, scored.with_name("other"))
+    curve = Curve("exp/asr_mha", scored.parent.name, num_utts=1)
+    assert [row["test_set"] for row in curve.rows("exp/asr_alone", scratch=True)] == ["dev"]
 
 
 @pytest.mark.parametrize(
