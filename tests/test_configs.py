@@ -10,9 +10,10 @@ import torch
 import yaml
 
 import espnet_ext  # noqa: F401  (adds the encoders to ESPnet's choices)
+from espnet_ext.attention import ATTENTIONS
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-KIND = "(?:mha|gqa|mla|linear)"  # of all layers, or of the lower and of the upper ones
+KIND = f"(?:{'|'.join(ATTENTIONS)})"  # of all layers, or of the lower and of the upper ones
 NAME = re.compile(
     rf"train_asr_(e_branchformer|branchformer|conformer)_({KIND}(?:_{KIND})?)(_[a-z]+)?\.yaml"
 )
