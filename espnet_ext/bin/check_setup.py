@@ -12,11 +12,12 @@ from packaging.requirements import Requirement
 from espnet_ext.errors import UserError, cli
 from espnet_ext.options import Parser
 
-# A check returns a line that says what it found, or raises an error that says what is wrong.
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_RATE = 16000
 # Archives 7.7, extracted 7.7, speed-perturbed copies 13, one experiment 3.5.
 LIBRISPEECH_100_GB = 32
+
+# A check returns a line that says what it found, or raises an error that says what is wrong.
 
 
 def check_versions(constraints=ROOT / "constraints.txt"):

@@ -38,12 +38,14 @@ def transcripts(config: dict, wav_scp, utts) -> dict[str, torch.Tensor]:
         if config.get("token_type") == "bpe":
             load_bpe(config["bpemodel"])
         preprocess = ASRTask.build_preprocess_fn(Namespace(**config), train=False)
+    if preprocess is None:
+        return {}
+    unknown = getattr(preprocess.token_id_converter, "unk_id", -1)  # Hugging Face's has none
     found = {
         utt: torch.from_numpy(preprocess(utt, {"text": normal_space(texts[utt])})["text"])
         for utt in utts
-        if texts.get(utt) and preprocess
+        if texts.get(utt)
     }
-    unknown = config["token_list"].index("<unk>") if "<unk>" in config["token_list"] else None
     return {utt: tokens for utt, tokens in found.items() if not (tokens == unknown).all()}
 
 

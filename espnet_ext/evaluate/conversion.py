@@ -85,7 +85,7 @@ class Curve:
         """
         expdir = Path(expdir)
         origin, training = _origin(expdir, self.source, scratch)
-        itself = expdir == self.source
+        itself = training == "source"
         config = (mha_config if itself else read_model_config)(expdir / "config.yaml")
         cache = measure_cache(config, FRAMES, 8, [])
         model = load(config, expdir / self.checkpoint)

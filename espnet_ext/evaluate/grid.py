@@ -284,8 +284,7 @@ def grid(
             texts = {n: decode(speech2text, feats[n], chunk_size, left) for n in sets}
             if not cells:
                 name = next(iter(sets))
-                live = stream, cache_dtypes
-                cell |= as_streams(load, cell, name, sets[name], texts[name], *live)
+                cell |= as_streams(load, cell, name, sets[name], texts[name], stream, cache_dtypes)
             cell |= {
                 "in_trained_range": in_trained_range(config["encoder_conf"], chunk_size, left),
                 "latency_ms": rounded(1000 * waits / front.fs, 2),

@@ -242,8 +242,12 @@ def _sizes(model, dataset):
 
 def _costs(own, whole):
     ratio = whole / own["cache"]
-    shown = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.3g}"
-    return [f"{own['cache'] / KB:.0f}", shown, f"{own['state'] / KB:.1f}"]
+    cache, state = _kb(own)
+    return [cache, f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.3g}", state]
+
+
+def _kb(sizes):
+    return f"{sizes['cache'] / KB:.0f}", f"{sizes['state'] / KB:.1f}"
 
 
 def table_grid(models: dict[str, Kept], dataset: str) -> str:
@@ -320,8 +324,7 @@ def table_summary(kept: dict[int, dict[str, Kept]], dataset: str) -> str:
         own, lossless = _sizes(first, dataset)
         for name, sizes in ((label(first.grid), own), ("the same, input cache", lossless)):
             if sizes:
-                cache, _, state = _costs(sizes, 0)
-                rows.append([name, *rates, cache, state])
+                rows.append([name, *rates, *_kb(sizes)])
     return markdown(header, rows)
 
 
