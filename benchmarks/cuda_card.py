@@ -504,8 +504,6 @@ PARTS = {
 
 def run_part(name, device, sizes):
     """Run one part in this process; returns its exit status."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
     try:
         return 0 if PARTS[name][0](device, sizes) else 1
     except torch.OutOfMemoryError:
@@ -577,6 +575,8 @@ def main(argv=None):
         print("cuda.sh: no CUDA card here: nothing was run, nothing was written")
         return 0
     if args.part:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
         return run_part(args.part, args.device, TINY if args.tiny else FULL)
     end = time.monotonic() + 60 * args.minutes
     sections, failed = {}, []

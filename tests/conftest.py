@@ -1,5 +1,6 @@
 """Every test runs on a CPU with one thread, from one seed."""
 
+import logging
 import os
 import random
 import shutil
@@ -22,6 +23,17 @@ def _seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _log():
+    """A test that leaves the log changed fails itself, not the next one that reads it."""
+    before = logging.root.level, logging.root.manager.disable
+    yield
+    after = logging.root.level, logging.root.manager.disable
+    logging.root.setLevel(before[0])
+    logging.disable(before[1])
+    assert after == before
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,7 @@ def run(words):
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        _own_log(),
         contextlib.chdir(here),
         mock.patch.object(sys, "argv", ["espnet-ext"]),
         mock.patch("espnet_ext.evaluate.process.workers", lambda *_, **__: _lent(Here())),
@@ -101,8 +102,21 @@ def run(words):
             signal.signal(signal.SIGALRM, before)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            logging.root.handlers.clear()
     return Outcome(words, int(status), out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _own_log():
+    """A log as a process begins with; what the command sets up is for the block alone."""
+    root = logging.root
+    level, handlers = root.level, root.handlers[:]
+    root.setLevel(logging.WARNING)
+    root.handlers.clear()
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 @contextlib.contextmanager
