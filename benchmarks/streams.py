@@ -21,6 +21,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -231,12 +232,22 @@ def client_rows(args):
     from espnet_ext.pretrained import RECORDING
 
     pcm, rate = soundfile.read(RECORDING, dtype="int16")
-    command = [sys.executable, "-m", "espnet_ext", "serve", "--port", "0"]
+    package = [sys.executable, "-m", "espnet_ext"]
+    command = [*package, "serve", "--port", "0"]
     command += ["--max_clients", str(args.clients + 8), "--threads", str(args.threads)]
+    with tempfile.TemporaryDirectory() as folder:
+        if args.runtime == "onnxruntime":
+            made = f"{folder}/exported"
+            export = [*package, "export", str(RECORDING.parent), "--output", made]
+            subprocess.run([*export, "--client", "onnxruntime"], check=True, stdout=sys.stderr)
+            command += [made, "--runtime", "onnxruntime"]
+        _clients_row(args, command, pcm, rate)
+
+
+def _clients_row(args, command, pcm, rate):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        while not (found := re.search(r"http://(\S+:[0-9]+)", server.stdout.readline())):
-            pass
-        url = f"ws://{found[1]}/stream"
+        address = next(filter(None, (re.search(r"http://(\S+:[0-9]+)", x) for x in server.stdout)))
+        url = f"ws://{address[1]}/stream"
         begun = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = asyncio.run(_speak_together(url, pcm, rate, args.clients, args.seconds))
         held = int(Path(f"/proc/{server.pid}/statm").read_text().split()[1])
@@ -249,11 +260,12 @@ def client_rows(args):
         return
     late = sorted(seconds for times, _ in whole for seconds in times)
     print(
-        "\n| clients | with a last text | texts | answer late by, median | 95% | largest "
-        "| processor s | resident MB |\n|---|---|---|---|---|---|---|---|"
+        "\n| runtime | clients | with a last text | texts | answer late by, median | 95% | largest "
+        "| processor s | resident MB |\n|---|---|---|---|---|---|---|---|---|"
     )
     print(
-        f"| {args.clients} for {args.seconds} s | {len(whole)} | {len({t for _, t in whole})} "
+        f"| {args.runtime} | {args.clients} for {args.seconds} s | {len(whole)} "
+        f"| {len({t for _, t in whole})} "
         f"| {statistics.median(late):.2f} s | {late[int(0.95 * len(late))]:.2f} s "
         f"| {late[-1]:.2f} s | {cpu:.0f} | {held * os.sysconf('SC_PAGE_SIZE') / 2**20:.0f} |"
     )
@@ -272,6 +284,7 @@ def main(argv=None):
     parser.add_argument("--repeats", type=int, default=7, help="pairs per row")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--wenet", metavar="DIR", help="a checkout of WeNet, to be measured beside")
+    parser.add_argument("--runtime", default="torch", choices=("torch", "onnxruntime"))
     parser.add_argument("--clients", type=int, default=200, help="that speak in real time")
     parser.add_argument("--seconds", type=int, default=60, help="that each of them speaks")
     parser.add_argument("--only", nargs="+", choices=("batch", "wenet", "memory", "clients"))

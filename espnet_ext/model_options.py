@@ -93,6 +93,18 @@ def add_ctc_search(parser: Parser) -> None:
     parser.option("beam_size", positive_int, 10, "hypotheses")
 
 
+def add_runtime(parser: Parser) -> None:
+    """What computes."""
+    parser.option("runtime", default="torch", choices=("torch", "onnxruntime"))
+
+
+def exported_files(args, folder) -> dict:
+    """What ``StreamingSpeech2Text`` takes of the directory of an export."""
+    name = args.inference_asr_model
+    file = os.path.join(folder, "model.onnx" if name == CHECKPOINT else name)
+    return {"asr_model_file": file, "threads": args.threads}
+
+
 def add_endpoint(parser: Parser) -> None:
     """What ends an utterance."""
     parser.option("endpoint", positive, help="seconds of blank that end an utterance [its end]")

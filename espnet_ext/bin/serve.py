@@ -1,8 +1,8 @@
 """Serve models to a live page and to programs: text as it is spoken, and what each model holds.
 
 Every EXPDIR hears the same microphone or file, side by side. Without one it is the small model in
-the package, which knows the digits in English. Open the address that is printed; docs/serving.md
-has the protocol.
+the package, which knows the digits in English. With --runtime onnxruntime every EXPDIR is what
+espnet-ext export has made. Open the address that is printed; docs/serving.md has the protocol.
 """
 
 import ipaddress
@@ -54,6 +54,7 @@ def main(argv=None):
     shared.add_checkpoint(parser)
     shared.add_device(parser)
     shared.add_stream(parser)
+    shared.add_runtime(parser)
     shared.add_ctc_search(parser)
     shared.add_endpoint(parser)
     parser.option("host", text, "127.0.0.1", "address to listen on; another needs a token")
@@ -74,20 +75,27 @@ def main(argv=None):
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name}: missing; pip install 'espnet-ext[serve]'") from None
     check_certificate(args.certfile, args.keyfile)
-    import torch
-
     from espnet_ext.serve.engine import load_models
 
-    torch.set_num_threads(args.threads)
+    exported = args.runtime != "torch"
+    if exported and not args.expdirs:
+        raise UserError("EXPDIR: missing; give directories that espnet-ext export has made")
     folders = args.expdirs or [RECORDING.parent]
     names = [Path(folder).resolve().name for folder in args.expdirs] or [PRETRAINED]
     args.token = args.token or (None if local(args.host) else secrets.token_urlsafe(16))
     args.allowed_origins = tuple(origin.rstrip("/") for origin in args.allowed_origins)
     limits = Limits(**chosen(args, Limits))
-    files = [find_model(folder, args.inference_asr_model) for folder in folders]
+    if exported:
+        files = [shared.exported_files(args, folder) for folder in folders]
+    else:
+        import torch
+
+        torch.set_num_threads(args.threads)
+        pairs = [find_model(folder, args.inference_asr_model) for folder in folders]
+        files = [dict(zip(("asr_train_config", "asr_model_file"), p, strict=True)) for p in pairs]
     models = load_models(
         list(zip(names, files, strict=True)),
-        shared.stream_options(args),
+        shared.stream_options(args) | {"runtime": args.runtime},
         int(args.budget_mb * MB),
         args.max_seconds,
         args.max_batch,

@@ -19,7 +19,6 @@ from espnet_ext import model_options as shared
 from espnet_ext.errors import UserError, cli
 from espnet_ext.files import KB, write_atomic
 from espnet_ext.options import Parser, boolean, output, positive_int
-from espnet_ext.packing import CHECKPOINT
 from espnet_ext.pretrained import PRETRAINED, RECORDING
 from espnet_ext.results import to_json
 
@@ -53,11 +52,11 @@ def _loaded(args):
 
         torch.set_num_threads(args.threads)
         return StreamingSpeech2Text(**shared.model_files(args), **options)
-    file = args.asr_model_file
     if args.expdir:
-        name = args.inference_asr_model
-        file = os.path.join(args.expdir, "model.onnx" if name == CHECKPOINT else name)
-    return StreamingSpeech2Text(args.asr_train_config, file, threads=args.threads, **options)
+        options |= shared.exported_files(args, args.expdir)
+    else:
+        options |= {"asr_model_file": args.asr_model_file, "threads": args.threads}
+    return StreamingSpeech2Text(args.asr_train_config, **options)
 
 
 def _packets(args, recording, fs):
@@ -154,7 +153,7 @@ def main(argv=None):
     shared.add_search(parser)
     shared.add_endpoint(parser)
     parser.option("output", default="text", choices=("text", "json"))
-    parser.option("runtime", default="torch", choices=("torch", "onnxruntime"))
+    shared.add_runtime(parser)
     parser.option("picture", output, help="HTML file: words, bytes and time per chunk over time")
     parser.option("real_time", boolean, False, "read FILE at the speed of speech")
     parser.option("server", help="ws://HOST:PORT of espnet-ext serve, instead of a model")

@@ -200,6 +200,7 @@ def _graph(speech2text, client, features, adapter=None):
     container = Container(step.shapes)
     own = {
         "version": VERSION,
+        "attention": speech2text.attention,
         "chunk_size": step.chunk_size,
         "left_context": step.left_context,
         "frames": step.frames,

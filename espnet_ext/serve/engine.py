@@ -7,9 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from espnet_ext.attention import ATTENTIONS
 from espnet_ext.errors import UserError, about
 from espnet_ext.streaming.pool import PooledStream, StreamPool
 from espnet_ext.streaming.speech2text import StreamingSpeech2Text
@@ -28,11 +26,9 @@ class ServedModel:
     def describe(self) -> dict:
         """What a client should know of it."""
         model = self.speech2text
-        names = {kind: name for name, kind in ATTENTIONS.items()}
-        attentions = dict.fromkeys(names[type(a)] for a in model.model.encoder.attentions)
         return {
             "name": self.name,
-            "attention": " + ".join(attentions),
+            "attention": model.attention,
             "rate": model.fs,
             "chunk_seconds": model.chunk_seconds,
             "chunk_size": model.chunk_size,
@@ -92,7 +88,8 @@ class Engine:
     def push(self, model: ServedModel, stream: PooledStream, samples) -> None:
         """See ``StreamPool.push``."""
         model.pool.push(stream, samples)
-        self._work.set()
+        if model.pool.due:
+            self._work.set()
 
     def finish(self, model: ServedModel, stream: PooledStream) -> None:
         """See ``StreamPool.finish``."""
@@ -152,7 +149,7 @@ class Engine:
 
 
 def load_models(
-    models: list[tuple[str, tuple[str | Path, str | Path]]],
+    models: list[tuple[str, dict]],
     options: dict,
     budget: int,
     max_seconds: float,
@@ -161,8 +158,8 @@ def load_models(
     """Models to serve.
 
     Args:
-        models: Name of each, and its config and checkpoint.
-        options: Other options of ``StreamingSpeech2Text``.
+        models: Name of each, and its files as ``StreamingSpeech2Text`` takes them.
+        options: Its other options.
         budget: Bytes that the streams of a model may hold.
         max_seconds: Longest stream.
         max_batch: Streams in a step, at most.
@@ -175,7 +172,7 @@ def load_models(
         same = sum(known.partition(" (")[0] == name for known in served)
         unique = f"{name} ({same + 1})" if same else name
         with about(unique):
-            speech2text = StreamingSpeech2Text(*files, **options)
+            speech2text = StreamingSpeech2Text(**files, **options)
             # a resampler may round up
             pool = StreamPool(speech2text, budget, max_batch, max_seconds + 1)
         served[unique] = ServedModel(unique, speech2text, pool, budget)

@@ -176,6 +176,8 @@ class Service:
     async def stop(self) -> None:
         """Take no more, and give every stream that has begun its final result, within a bound."""
         self.stopping.set()
+        for client in self.clients:
+            client.hurry()
         end = time.monotonic() + self.limits.stop_seconds
         while self.clients and time.monotonic() < end:
             await asyncio.sleep(0.02)
@@ -190,6 +192,7 @@ class Client:
         self.streams: dict[ServedModel, PooledStream] = {}
         self.outbox: asyncio.Queue[tuple[ServedModel, Outcome]] = asyncio.Queue()
         self.second, self.messages = 0, 0
+        self.patience: asyncio.Timeout | None = None
 
     async def run(self) -> None:
         """Hear the client and answer until every model has said its last."""
@@ -240,22 +243,23 @@ class Client:
         return listen
 
     async def _receive(self):
-        """The next message; None when the server stops."""
-        tasks = [
-            self.loop.create_task(self.websocket.receive()),
-            self.loop.create_task(self.service.stopping.wait()),
-        ]
+        """The next message; None when the server stops and nothing has come yet."""
+        idle = self.limits.idle_seconds
         try:
-            idle = self.limits.idle_seconds
-            await asyncio.wait(tasks, timeout=idle, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done():
-                return self._checked(tasks[0].result())
-            if tasks[1].done():
+            stopping = self.service.stopping.is_set()
+            async with asyncio.timeout(0 if stopping else idle) as self.patience:
+                return self._checked(await self.websocket.receive())
+        except TimeoutError:
+            if self.service.stopping.is_set():
                 return None
-            raise Refusal("idle", f"nothing came for {idle:g} s")
+            raise Refusal("idle", f"nothing came for {idle:g} s") from None
         finally:
-            for task in tasks:
-                task.cancel()
+            self.patience = None
+
+    def hurry(self) -> None:
+        """Wait for no more messages: the server stops."""
+        if self.patience:
+            self.patience.reschedule(self.loop.time())
 
     def _checked(self, message):
         if message["type"] == "websocket.disconnect":
@@ -339,10 +343,10 @@ class Client:
                 del said[model]
                 message = {"type": "failed", "model": model.name, "message": str(result)}
             else:
-                before = [word for one in result.utterances for word in _words(one)]
-                words, same = before + _words(result), 0
-                while same < min(len(words), len(said[model])):
-                    if words[same] != said[model][same]:
+                before = [word for one in result.utterances for word in one.words]
+                words, same = before + result.words, 0
+                for word, known in zip(words, said[model], strict=False):
+                    if word is not known and _word(word) != _word(known):
                         break
                     same += 1
                 message = {
@@ -350,7 +354,7 @@ class Client:
                     "model": model.name,
                     "is_final": result.is_final,
                     "keep": ended[model] + same,
-                    "words": words[same:],
+                    "words": [_word(word) for word in words[same:]],
                     "heard": round(outcome.heard, 3),
                     "ms": round(outcome.ms, 3),
                     "batch": outcome.batch,
@@ -372,17 +376,14 @@ def _settle(future):
         future.set_result(None)
 
 
-def _words(result):
-    """Words as a client gets them; when they appeared it knows best."""
-    return [
-        {
-            "text": word.text,
-            "start": round(word.start, 3),
-            "end": round(word.end, 3),
-            "confidence": round(word.confidence, 3),
-        }
-        for word in result.words
-    ]
+def _word(word):
+    """A word as a client gets it; when it appeared the client knows best."""
+    return {
+        "text": word.text,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        "confidence": round(word.confidence, 3),
+    }
 
 
 def _json(message, kind):

@@ -11,6 +11,7 @@ from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_ext.attention import ATTENTIONS
 from espnet_ext.audio import waveform
 from espnet_ext.checkpoint import StrictASRTask
 from espnet_ext.config import building
@@ -116,6 +117,10 @@ class EagerSpeech2Text(Transcriber):
         except ValueError as error:
             raise UserError(f"{asr_train_config}: {error}") from None
         self.model.encoder.lay_out_weights()
+        names = {kind: name for name, kind in ATTENTIONS.items()}
+        self.attention = " + ".join(
+            dict.fromkeys(names[type(a)] for a in self.model.encoder.attentions)
+        )
         self.chunk_size, self.left_context = state.chunk_size, state.left_context
         front, (step, _) = self.frontend.front, self.model.encoder.subsampling
         self.fs, self.frame_seconds = front.fs, step * front.hop / front.fs
@@ -243,10 +248,9 @@ class EagerSpeech2Text(Transcriber):
         return self.tokenizer.tokens2text(symbols)
 
     def _best(self, stream: Stream, is_final: bool) -> Hypothesis:
-        nbest = stream.search.nbest()
         if is_final and self.rescore and stream.encoded:
-            nbest = self._rescored(nbest, torch.cat(stream.encoded, dim=1))
-        return nbest[0]
+            return self._rescored(stream.search.nbest(), torch.cat(stream.encoded, dim=1))[0]
+        return super()._best(stream, is_final)
 
     def _rescored(self, nbest: list[Hypothesis], encoded: torch.Tensor) -> list[Hypothesis]:
         """Possible hypotheses in the order of CTC and attention decoder together.

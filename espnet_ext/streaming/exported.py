@@ -73,6 +73,12 @@ class ExportedStep:
         _, *past = self.session.get_inputs()
         self._names = [value.name for value in past]
         self._forms = [(value.shape, DTYPES[value.type]) for value in past]
+        #: bytes of a stream's past by kind; ``container`` is what only the file's form asks for
+        self.sizes = {"attention": 0, "convolution": 0, "container": 0}
+        for name, x in zip(self._names, self.zeros(), strict=True):
+            what = name.partition(".")[2]
+            kind = "convolution" if what.startswith("convolution") else "attention"
+            self.sizes[kind if what and not what.startswith("unused") else "container"] += x.nbytes
         # where the streams of a batch are, in each of them
         self._axes = [
             next(i for i, n in enumerate(shape) if isinstance(n, str)) for shape, _ in self._forms
@@ -241,6 +247,7 @@ class ExportedStream(Transcript):
     features: Features
     pending: np.ndarray
     past: list[np.ndarray]
+    sizes: dict[str, int]
     frames: int = 0
     ended: bool = False
 
@@ -252,7 +259,7 @@ class ExportedStream(Transcript):
     def ledger(self) -> dict[str, int]:
         """Bytes in use by kind."""
         return {
-            "encoder": sum(x.nbytes for x in self.past),
+            **self.sizes,
             "subsampling": self.pending.nbytes,
             "frontend": self.features.nbytes,
         }
@@ -312,6 +319,7 @@ class ExportedSpeech2Text(Transcriber):
                     "again with that"
                 )
         self.chunk_size, self.left_context = self.model.chunk_size, self.model.left_context
+        self.attention = self.model.info.get("attention", "exported")  # older ones do not say
         self.fs = self.model.info["features"]["fs"]
         self.frame_seconds = self.model.step * self.model.info["features"]["hop"] / self.fs
         self._set_search(search, beam_size, endpoint)
@@ -322,7 +330,8 @@ class ExportedSpeech2Text(Transcriber):
         features = Features(self._arrays, self.model.info["features"])
         pending = np.zeros((0, features.bands.shape[1]), np.float32)
         search = make_search(self.search, self.beam_size)
-        return ExportedStream(features, pending, self.model.zeros(), search=search)
+        past, sizes = self.model.zeros(), self.model.sizes
+        return ExportedStream(features, pending, past, sizes, search=search)
 
     def __call__(self, stream, samples=(), is_final: bool = False) -> Result:
         """See ``StreamingSpeech2Text``."""

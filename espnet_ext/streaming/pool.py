@@ -25,12 +25,16 @@ class PooledStream:
         waiting: Samples that no step has taken yet, in parts (n,).
         received: Samples pushed so far.
         finished: No packet follows.
+        needed: Samples pushed without which no step can do anything for it.
+        due: It waits for a step.
     """
 
     stream: Any
     waiting: deque = field(default_factory=deque)
     received: int = 0
     finished: bool = False
+    needed: int = 0
+    due: bool = False
 
     @property
     def lag(self) -> int:
@@ -88,8 +92,10 @@ class StreamPool:
         if not self.max_waiting >= period:
             raise UserError(f"max_waiting: must be a chunk, {period:g} s, or more")
         self._part = speech2text.samples(period)
-        #: streams that have begun and not ended, the longest unserved first
+        #: streams that have begun and not ended
         self.streams: dict[PooledStream, None] = {}
+        #: those that a step may do something for, the one that waits longest first
+        self.due: deque[PooledStream] = deque()
         #: how many streams the budget holds, None without a limit
         self.max_streams: int | None = None
         if budget is not None:
@@ -111,7 +117,8 @@ class StreamPool:
         with self._lock:
             if self.max_streams is not None and len(self.streams) >= self.max_streams:
                 raise PoolFull(f"budget: holds {self.max_streams} streams, and so many are open")
-            stream = PooledStream(self.speech2text.start())
+            stream = PooledStream(own := self.speech2text.start())
+            stream.needed = self.speech2text.lacking(own)
             self.streams[stream] = None
             return stream
 
@@ -139,6 +146,7 @@ class StreamPool:
         parts = range(0, len(samples), self._part)
         stream.waiting.extend(samples[at : at + self._part] for at in parts)
         stream.received = total  # last: what counts as waiting is there
+        self._call(stream)
 
     def room(self, stream: PooledStream) -> int:
         """How many samples of a stream may be pushed before a step has taken some."""
@@ -147,6 +155,7 @@ class StreamPool:
     def finish(self, stream: PooledStream) -> None:
         """No samples follow: steps to come encode what waits and give the last result."""
         stream.finished = True
+        self._call(stream)
 
     def drop(self, stream: PooledStream) -> None:
         """Forget a stream at once."""
@@ -161,7 +170,11 @@ class StreamPool:
         """
         batch: list[PooledStream] = []
         outcomes: list[tuple[PooledStream, Result | UserError]] = []
-        for stream in list(self.streams):
+        taken: list[PooledStream] = []
+        while self.due and len(batch) < self.max_batch:
+            taken.append(stream := self.due.popleft())
+            if stream not in self.streams:
+                continue
             try:
                 if self._take(stream):
                     batch.append(stream)
@@ -169,18 +182,26 @@ class StreamPool:
                     outcomes.append((stream, self.speech2text.last(stream.stream)))
             except UserError as error:
                 outcomes.append((stream, error))
-            if len(batch) == self.max_batch:
-                break
         if batch:
             results = self.speech2text.step([stream.stream for stream in batch])
             outcomes += zip(batch, results, strict=True)
-        with self._lock:
-            for stream, outcome in outcomes:
-                there = stream in self.streams
+        for stream, outcome in outcomes:
+            if isinstance(outcome, UserError) or outcome.is_final:
                 self.drop(stream)
-                if there and isinstance(outcome, Result) and not outcome.is_final:
-                    self.streams[stream] = None  # behind those that were not served
+        for stream in taken:  # behind those that were not served
+            own = stream.stream
+            stream.needed = own.received + self.speech2text.lacking(own)
+            stream.due = False
+            self._call(stream)
         return outcomes
+
+    def _call(self, stream: PooledStream) -> None:
+        """Let a stream wait for a step if one can do something for it."""
+        with self._lock:
+            possible = stream.finished or stream.received >= stream.needed
+            if possible and not stream.due and stream in self.streams:
+                stream.due = True
+                self.due.append(stream)
 
     def _take(self, stream: PooledStream) -> bool:
         """Take what waits until a chunk is full; whether one is."""

@@ -73,9 +73,18 @@ class GreedySearch:
             self.last = token
         self.frames += len(log_probs)
 
+    @property
+    def settled(self) -> int:
+        """How many tokens, with their spans, no frame to come changes."""
+        return max(0, len(self.tokens) - 1)
+
+    def best(self) -> Hypothesis:
+        """The best hypothesis."""
+        return Hypothesis(self.tokens, self.score, self.spans)
+
     def nbest(self) -> list[Hypothesis]:
         """Hypotheses, the best first."""
-        return [Hypothesis(self.tokens, self.score, self.spans)]
+        return [self.best()]
 
 
 class PrefixBeamSearch:
@@ -167,16 +176,25 @@ class PrefixBeamSearch:
                 for prefix in kept
             }
 
+    @property
+    def settled(self) -> int:
+        """How many tokens, with their spans, no frame to come changes."""
+        return len(self.committed_spans)
+
+    def best(self) -> Hypothesis:
+        """The best hypothesis."""
+        return self._hypothesis(next(iter(self.beam)))
+
     def nbest(self) -> list[Hypothesis]:
         """Hypotheses, the best first."""
-        return [
-            Hypothesis(
-                self.committed + list(prefix),
-                float(np.logaddexp(*ends)),
-                self.committed_spans + list(self.spans[prefix]),
-            )
-            for prefix, ends in self.beam.items()
-        ]
+        return [self._hypothesis(prefix) for prefix in self.beam]
+
+    def _hypothesis(self, prefix: tuple[int, ...]) -> Hypothesis:
+        return Hypothesis(
+            self.committed + list(prefix),
+            float(np.logaddexp(*self.beam[prefix])),
+            self.committed_spans + list(self.spans[prefix]),
+        )
 
 
 def make_search(search: str, beam_size: int) -> GreedySearch | PrefixBeamSearch:

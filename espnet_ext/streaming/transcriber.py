@@ -16,6 +16,9 @@ from espnet_ext.streaming.searches import (
 )
 from espnet_ext.streaming.words import Word, words_of
 
+#: token types whose words are the same text in any company
+LOCAL = ("char", "word", "bpe", "phn")
+
 
 @dataclass
 class Result:
@@ -38,6 +41,23 @@ class Result:
     utterances: tuple["Result", ...] = ()
 
 
+@dataclass
+class Settled:
+    """Words that nothing to come changes, so that a result costs no more after an hour.
+
+    Attributes:
+        tokens: How many tokens they are.
+        words: The words.
+        text: The text of these tokens.
+        ending: Symbols of the last word, and what follows it.
+    """
+
+    tokens: int = 0
+    words: list[Word] = field(default_factory=list)
+    text: str = ""
+    ending: list[str] = field(default_factory=list)
+
+
 @dataclass(kw_only=True)
 class Transcript:
     """What the text of a stream goes on from.
@@ -46,12 +66,14 @@ class Transcript:
         search: State of the CTC search of this utterance.
         before: Encoder frames of the utterances before it.
         blanks: Encoder frames since the last token.
-        appeared: Of each word of the utterance, what it was last and since when, see ``Word``.
+        settled: What is known of the utterance for good.
+        appeared: Of each word after it, what it was last and since when, see ``Word``.
     """
 
     search: GreedySearch | PrefixBeamSearch
     before: int = 0
     blanks: int = 0
+    settled: Settled = field(default_factory=Settled)
     appeared: list[tuple[str, float]] = field(default_factory=list)
 
     @property
@@ -67,6 +89,8 @@ class Transcriber:
     ``StreamingSpeech2Text``.
     """
 
+    #: names of the encoder's attentions, with a plus between them
+    attention: str
     chunk_size: int
     left_context: int
     fs: int
@@ -165,7 +189,7 @@ class Transcriber:
 
     def _best(self, stream: Any, is_final: bool) -> Hypothesis:
         """The best hypothesis of a stream's utterance."""
-        return stream.search.nbest()[0]
+        return stream.search.best()
 
     def _extend(self, stream: Any, log_probs: np.ndarray) -> list[Result]:
         """Search log probabilities (n, tokens) of a chunk; the utterance that ended with it."""
@@ -182,30 +206,66 @@ class Transcriber:
     def _begin(self, stream: Any) -> None:
         """A new utterance of a stream."""
         stream.before += stream.search.frames
-        stream.search, stream.appeared = make_search(self.search, self.beam_size), []
+        stream.search = make_search(self.search, self.beam_size)
+        stream.settled, stream.appeared = Settled(), []
 
     def _result(
         self, stream: Any, is_final: bool, utterances: list[Result] | None = None
     ) -> Result:
         """What is known of a stream's utterance."""
-        best = self._best(stream, is_final)
-        symbols = self._symbols(best.tokens)
-        words: list[Word] = []
+        best, settled = self._best(stream, is_final), stream.settled
+        symbols, spans = self._symbols(best.tokens[settled.tokens :]), best.spans[settled.tokens :]
         before, seconds = stream.before, self.frame_seconds
         heard = round(stream.received / self.fs, 4)
+        words: list[Word] = []  # after those that are settled
+        begins: list[int] = []  # of their symbols
         for group in words_of(symbols, self.token_type):
             if text := self._text(symbols[group]).strip():
-                spans, place = best.spans[group], len(words)
-                known = stream.appeared[place : place + 1]
+                own, known = spans[group], stream.appeared[len(words) : len(words) + 1]
+                begins.append(group.start)
                 words.append(
                     Word(
                         text,
-                        round((before + spans[0].first) * seconds, 4),
-                        round((before + spans[-1].last + 1) * seconds, 4),
-                        math.exp(sum(span.log_prob for span in spans)),
+                        round((before + own[0].first) * seconds, 4),
+                        round((before + own[-1].last + 1) * seconds, 4),
+                        math.exp(sum(span.log_prob for span in own)),
                         known[0][1] if known and known[0][0] == text else heard,
                     )
                 )
-        stream.appeared = [(word.text, word.appeared) for word in words]
-        text, tokens = self._text(symbols), list(best.tokens)
-        return Result(text, tokens, best.score, is_final, words, tuple(utterances or ()))
+        result = Result(
+            self._after(settled, symbols),
+            list(best.tokens),
+            best.score,
+            is_final,
+            settled.words + words,
+            tuple(utterances or ()),
+        )
+        count = self._settle(settled, stream.search.settled, symbols, words, begins)
+        stream.appeared = [(word.text, word.appeared) for word in words[count:]]
+        return result
+
+    def _after(self, settled: Settled, symbols: list[str]) -> str:
+        """The text with symbols that follow; what stands between two words is the tokenizer's."""
+        ending = len(self._text(settled.ending)) if settled.ending else 0
+        return settled.text + self._text(settled.ending + symbols)[ending:]
+
+    def _settle(
+        self,
+        settled: Settled,
+        tokens: int,
+        symbols: list[str],
+        words: list[Word],
+        begins: list[int],
+    ) -> int:
+        """Add the words before the last one that begins in so many tokens; how many they were."""
+        if self.token_type not in LOCAL:
+            return 0
+        count = sum(settled.tokens + begin <= tokens for begin in begins) - 1
+        if count < 1:
+            return 0
+        end = begins[count]
+        settled.text = self._after(settled, symbols[:end])
+        settled.ending = symbols[begins[count - 1] : end]
+        settled.words += words[:count]
+        settled.tokens += end
+        return count

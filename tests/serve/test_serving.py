@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from chromium import CHROMIUM, Chromium
-from espnet_ext.bin import serve, stream
+from espnet_ext.bin import asr_export, serve, stream
 from espnet_ext.pretrained import PRETRAINED, RECORDING
 from espnet_ext.serve.picture import picture
 from espnet_ext.serve.server import CODES, Service
@@ -137,6 +138,27 @@ async def speak(url, samples, rate, packet, pause=0.0, **options):
             await asyncio.sleep(pause)
         await socket.send(json.dumps({"type": "finish"}))
         return await reading
+
+
+def test_exports_are_served_without_pytorch(tmp_path):
+    folder = tmp_path / "exported"
+    asr_export.main([str(RECORDING.parent), "--output", str(folder), "--client", "onnxruntime"])
+    server = Server(folder, "--runtime", "onnxruntime")
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    samples = recording(0, 8000)
+    messages, code = asyncio.run(speak(server.url, samples, 8000, 777))
+    assert server.stop() == (0, "")
+    own = StreamingSpeech2Text.from_pretrained(folder, runtime="onnxruntime")
+    assert code == 1000 and messages[-1]["text"] == alone(own, samples, 8000).text
+    assert messages[0]["models"][0]["attention"] == "mla" == own.attention
+    assert "onnxruntime" in maps and "libtorch" not in maps
+    *_, last = (m for m in messages if not m.get("is_final"))
+    eager = StreamingSpeech2Text.from_pretrained()
+    stream_ = eager.start()
+    eager(stream_, np.zeros(8000 * 9, np.float32))
+    want = stream_.ledger()
+    for kind in ("attention", "convolution"):
+        assert last["bytes"][kind] == want[kind]
 
 
 async def misbehave(url, *said, wait=False, headers=None, **start):

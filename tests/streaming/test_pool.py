@@ -78,7 +78,7 @@ def test_any_lengths_packets_and_batches(speech2text, seconds, begins, packet, m
         assert result.tokens == speech2text(stream, is_final=True).tokens
 
 
-def test_those_longest_unserved_come_first(speech2text):
+def test_those_that_wait_longest_come_first(speech2text):
     pool = StreamPool(speech2text, max_batch=1)
     streams = [pool.start() for _ in range(3)]
     for stream in streams:
@@ -86,7 +86,20 @@ def test_those_longest_unserved_come_first(speech2text):
     assert [pool.step()[0][0] for _ in range(3)] == streams
     for stream in (streams[2], streams[0]):
         pool.push(stream, recording(1, 0.6))
-    assert [pool.step()[0][0] for _ in range(2)] == [streams[0], streams[2]]
+    assert [pool.step()[0][0] for _ in range(2)] == [streams[2], streams[0]]
+
+
+def test_a_step_without_a_whole_chunk_looks_at_no_stream(speech2text, monkeypatch):
+    pool = StreamPool(speech2text)
+    streams = [pool.start() for _ in range(5)]
+    looked = []
+    monkeypatch.setattr(type(pool), "_take", lambda self, stream: looked.append(stream))
+    chunk = speech2text.samples(speech2text.chunk_seconds)
+    for stream in streams:
+        pool.push(stream, np.zeros(chunk // 2, np.float32))
+    assert not pool.due and not pool.step() and not looked
+    pool.push(streams[3], np.zeros(chunk, np.float32))
+    assert not pool.step() and looked == [streams[3]]
 
 
 def test_faults_of_a_stream_are_its_own(speech2text):
@@ -103,6 +116,7 @@ def test_faults_of_a_stream_are_its_own(speech2text):
     pool.step()
     state = loud.stream.encoder
     state.pending = (torch.full((200, state.pending[0].size(1)), 3e38),)
+    pool.push(loud, samples)
     outcomes = dict(pool.step())
     assert isinstance(outcomes[loud], UserError) and loud not in pool.streams
     pool.finish(good)

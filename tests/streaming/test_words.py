@@ -6,12 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from espnet2.text.char_tokenizer import CharTokenizer
+from espnet2.text.word_tokenizer import WordTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_ext.bin import stream
-from espnet_ext.streaming.searches import GreedySearch, PrefixBeamSearch
+from espnet_ext.streaming.exported import text_of
+from espnet_ext.streaming.searches import GreedySearch, PrefixBeamSearch, make_search
 from espnet_ext.streaming.speech2text import StreamingSpeech2Text
+from espnet_ext.streaming.transcriber import Settled, Transcriber, Transcript
 from espnet_ext.streaming.words import words_of
 from tiny import FS, speech
 
@@ -76,6 +80,65 @@ def test_spans_of_the_beam_are_in_order_and_inside(seed, length, sharp):
 )
 def test_tokens_that_make_a_word(token_type, tokens, want):
     assert [tokens[group] for group in words_of(tokens, token_type)] == want
+
+
+PIECES = ["<blank>", "<unk>", "\u2581A", "B", "\u2581", "C", "\u2581D"]
+VOCABULARIES = {
+    "bpe": (PIECES, text_of),
+    "char": (["<blank>", "<unk>", "<space>", "A", "B"], CharTokenizer().tokens2text),
+    "word": (["<blank>", "<unk>", "ONE", "TWO"], WordTokenizer().tokens2text),
+    "phn": (["<blank>", "<unk>", "AH", "B"], "".join),
+}
+
+
+class Rows(Transcriber):
+    """Log probabilities are all that it hears; a frame is a sample."""
+
+    fs = frame_seconds = 1
+
+    def __init__(self, token_type, search):
+        self.token_type, (self.tokens, self._text) = token_type, VOCABULARIES[token_type]
+        self._set_search(search, 4, None)
+
+    def start(self):
+        stream = Heard(search=make_search(self.search, self.beam_size))
+        stream.rows = 0
+        return stream
+
+    def __call__(self, stream, rows=(), is_final=False):
+        self._extend(stream, rows)
+        stream.rows += len(rows)
+        return self._result(stream, is_final)
+
+    def _symbols(self, tokens):
+        return [self.tokens[token] for token in tokens]
+
+
+class Heard(Transcript):
+    received = property(lambda self: self.rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    token_type=st.sampled_from(sorted(VOCABULARIES)),
+    search=st.sampled_from(sorted(SEARCHES)),
+    seed=st.integers(0, 10**6),
+    packets=st.lists(st.integers(1, 20), min_size=1, max_size=8),
+    sharp=st.floats(0.5, 8),
+)
+def test_words_that_are_settled_change_no_result(token_type, search, seed, packets, sharp):
+    model, rng = Rows(token_type, search), np.random.default_rng(seed)
+    stream, whole, known = model.start(), model.start(), []
+    for size in packets:
+        logits = torch.from_numpy(rng.normal(size=(size, len(model.tokens))) * sharp)
+        rows = logits.log_softmax(-1).numpy()
+        whole.settled, whole.appeared = Settled(), known
+        got, want = model(stream, rows), model(whole, rows)
+        assert got == want and got.text == model._text(model._symbols(got.tokens))
+        known = [(word.text, word.appeared) for word in got.words]
+        assert stream.settled.tokens <= stream.search.settled
+    spoken = len(got.words)
+    assert spoken < 8 or search == "beam" or len(stream.settled.words) >= spoken - 2
 
 
 def load(model_dir, **options):

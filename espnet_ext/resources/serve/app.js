@@ -2,7 +2,7 @@
 // The live page: sound to the server, what each model makes of it to the columns.
 
 const $ = id => document.getElementById(id);
-const KINDS = {attention: 'attention', convolution: 'convolutions', subsampling: 'frames that wait', frontend: 'front end', rescoring: 'rescoring'};
+const KINDS = {attention: 'attention', convolution: 'convolutions', subsampling: 'frames that wait', frontend: 'front end', rescoring: 'rescoring', container: 'of the ONNX container'};
 const LEVELS = 20;         // of loudness, in a second
 const wait = ms => new Promise(done => setTimeout(done, ms));
 const kilobytes = n => n < 1024 * 1024 ? `${(n / 1024).toFixed(1)} KB` : `${(n / 1024 / 1024).toFixed(1)} MB`;
