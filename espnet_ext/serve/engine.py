@@ -125,7 +125,7 @@ class Engine:
                         self._waiting.popleft()()
 
     def _step(self, model):
-        """One step of a model; whether there was one."""
+        """One step of a model; whether it may be stepped again at once."""
         began = time.perf_counter()
         try:
             outcomes = model.pool.step()
@@ -145,7 +145,7 @@ class Engine:
                 heard, ledger = own.received / model.speech2text.fs, own.ledger()
                 with contextlib.suppress(RuntimeError):  # its event loop has ended
                     listener(Outcome(result, ms, len(outcomes), heard, ledger))
-        return bool(outcomes)
+        return bool(outcomes or model.pool.due)
 
 
 def load_models(

@@ -258,7 +258,7 @@ class Client:
 
     def hurry(self) -> None:
         """Wait for no more messages: the server stops."""
-        if self.patience:
+        if self.patience and not self.patience.expired():
             self.patience.reschedule(self.loop.time())
 
     def _checked(self, message):
@@ -317,9 +317,9 @@ class Client:
             speech2text, left = model.speech2text, parts[model.speech2text.fs]
             size = speech2text.samples(speech2text.chunk_seconds)
             while len(left) and stream in model.pool.streams:  # not where the model has failed
-                part, left = left[:size], left[size:]
-                while model.pool.room(stream) < len(part):
+                while (room := model.pool.room(stream)) < 1 and stream in model.pool.streams:
                     await self._round()
+                part, left = np.split(left, [min(size, max(room, 0))])
                 with contextlib.suppress(UserError):  # it has failed in this moment
                     self.engine.push(model, stream, part)
 

@@ -118,7 +118,7 @@ class StreamPool:
             if self.max_streams is not None and len(self.streams) >= self.max_streams:
                 raise PoolFull(f"budget: holds {self.max_streams} streams, and so many are open")
             stream = PooledStream(own := self.speech2text.start())
-            stream.needed = self.speech2text.lacking(own)
+            stream.needed = self._lacking(own)
             self.streams[stream] = None
             return stream
 
@@ -159,7 +159,10 @@ class StreamPool:
 
     def drop(self, stream: PooledStream) -> None:
         """Forget a stream at once."""
-        self.streams.pop(stream, None)
+        with self._lock:
+            self.streams.pop(stream, None)
+            if stream in self.due:
+                self.due.remove(stream)
 
     def step(self) -> list[tuple[PooledStream, Result | UserError]]:
         """Encode one chunk of each stream that has one, ``max_batch`` of them at most.
@@ -170,30 +173,43 @@ class StreamPool:
         """
         batch: list[PooledStream] = []
         outcomes: list[tuple[PooledStream, Result | UserError]] = []
-        taken: list[PooledStream] = []
-        while self.due and len(batch) < self.max_batch:
-            taken.append(stream := self.due.popleft())
-            if stream not in self.streams:
-                continue
-            try:
-                if self._take(stream):
-                    batch.append(stream)
-                elif stream.stream.ended:
-                    outcomes.append((stream, self.speech2text.last(stream.stream)))
-            except UserError as error:
-                outcomes.append((stream, error))
-        if batch:
-            results = self.speech2text.step([stream.stream for stream in batch])
-            outcomes += zip(batch, results, strict=True)
-        for stream, outcome in outcomes:
-            if isinstance(outcome, UserError) or outcome.is_final:
-                self.drop(stream)
-        for stream in taken:  # behind those that were not served
-            own = stream.stream
-            stream.needed = own.received + self.speech2text.lacking(own)
-            stream.due = False
-            self._call(stream)
+        called: list[tuple[PooledStream, int]] = []  # and what each is sure to need
+        try:
+            while len(batch) < self.max_batch and (stream := self._next()):
+                seen = stream.received
+                try:
+                    if self._take(stream):
+                        batch.append(stream)
+                    elif stream.stream.ended:
+                        outcomes.append((stream, self.speech2text.last(stream.stream)))
+                    else:
+                        seen += 1  # what was there did not do
+                except UserError as error:
+                    outcomes.append((stream, error))
+                finally:
+                    called.append((stream, seen))
+            if batch:
+                results = self.speech2text.step([stream.stream for stream in batch])
+                outcomes += zip(batch, results, strict=True)
+            for stream, outcome in outcomes:
+                if isinstance(outcome, UserError) or outcome.is_final:
+                    self.drop(stream)
+        finally:
+            for stream, seen in called:  # behind those that were not served
+                own = stream.stream
+                stream.needed = max(seen, own.received + self._lacking(own))
+                stream.due = False
+                self._call(stream)
         return outcomes
+
+    def _lacking(self, own: Any) -> int:
+        """Samples with which a step can do something for a stream; a part that waits is taken."""
+        return min(self.speech2text.lacking(own), self._part)
+
+    def _next(self) -> PooledStream | None:
+        """The stream that waits longest for a step."""
+        with self._lock:
+            return self.due.popleft() if self.due else None
 
     def _call(self, stream: PooledStream) -> None:
         """Let a stream wait for a step if one can do something for it."""
@@ -209,7 +225,7 @@ class StreamPool:
         while not speech2text.ready(own):
             finished = stream.finished  # first, as nothing is pushed after it
             lag = stream.lag
-            if lag and (finished or lag >= speech2text.lacking(own)):
+            if lag and (finished or lag >= self._lacking(own)):
                 parts, size = [], 0  # features of much at once cost less
                 while stream.waiting and size + len(stream.waiting[0]) <= self._part:
                     parts.append(stream.waiting.popleft())

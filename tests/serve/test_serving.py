@@ -140,6 +140,15 @@ async def speak(url, samples, rate, packet, pause=0.0, **options):
         return await reading
 
 
+def test_packets_of_more_than_a_chunk_and_less_than_the_first_needs_are_heard(open_server, models):
+    samples = recording(0, 8000)[: 3 * 5200]
+    messages, code = asyncio.run(
+        asyncio.wait_for(speak(open_server().url, samples, 8000, 5200), 60)
+    )
+    finals = {m["model"]: m["text"] for m in messages if m.get("is_final")}
+    assert code == 1000 and finals[PRETRAINED] == alone(models[PRETRAINED], samples, 8000).text
+
+
 def test_exports_are_served_without_pytorch(tmp_path):
     folder = tmp_path / "exported"
     asr_export.main([str(RECORDING.parent), "--output", str(folder), "--client", "onnxruntime"])

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -100,6 +101,65 @@ def test_a_step_without_a_whole_chunk_looks_at_no_stream(speech2text, monkeypatc
     assert not pool.due and not pool.step() and not looked
     pool.push(streams[3], np.zeros(chunk, np.float32))
     assert not pool.step() and looked == [streams[3]]
+
+
+@pytest.mark.parametrize("chunks", [1, 1.3, 2])
+def test_what_waits_is_taken_however_little_may_wait(speech2text, chunks):
+    period = speech2text.chunk_seconds
+    pool = StreamPool(speech2text, max_waiting=chunks * period)
+    stream, samples, given = pool.start(), recording(1, 2), 0
+    for _ in range(1000):
+        if part := min(pool.room(stream), len(samples) - given):
+            pool.push(stream, samples[given : given + part])
+            given += part
+        pool.step()
+    assert given == len(samples)
+
+
+def test_what_comes_while_a_step_looks_is_not_forgotten(speech2text, monkeypatch):
+    pool = StreamPool(speech2text)
+    stream, take, samples = pool.start(), StreamPool._take, recording(1, 2)
+    chunk = speech2text.samples(speech2text.chunk_seconds)
+
+    def slow(self, own):
+        ready = take(self, own)
+        if not ready and own.received < chunk + 99:
+            self.push(own, samples[own.received : own.received + chunk])
+        return ready
+
+    monkeypatch.setattr(StreamPool, "_take", slow)
+    pool.push(stream, samples[: chunk // 2])
+    stream.needed = 0  # a bound may be low
+    pool.push(stream, samples[chunk // 2 : chunk // 2 + 9])
+    assert not pool.step() and list(pool.due) == [stream]
+    assert [one for one, _ in pool.step()] == [stream] and not pool.due
+
+
+def test_streams_of_a_step_that_failed_can_be_stepped_again(speech2text, monkeypatch):
+    pool = StreamPool(speech2text)
+    stream = pool.start()
+    pool.push(stream, recording(1, 0.6))
+    pool.finish(stream)
+
+    def full(streams):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(speech2text, "step", full)
+        pool.step()
+    finals = [result for _ in range(9) for _, result in pool.step() if result.is_final]
+    assert [result.text for result in finals] == [speech2text.offline(recording(1, 0.6)).text]
+
+
+def test_a_stream_that_is_dropped_leaves_nothing_behind(speech2text):
+    pool = StreamPool(speech2text)
+    stream = pool.start()
+    pool.push(stream, recording(1, 0.6))
+    kept = weakref.ref(stream)
+    assert pool.due
+    pool.drop(stream)
+    del stream
+    assert kept() is None and not pool.due and not pool.step()
 
 
 def test_faults_of_a_stream_are_its_own(speech2text):
