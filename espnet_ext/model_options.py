@@ -67,10 +67,21 @@ def model_files(args) -> dict:
     """The values of ``add_model`` as ``asr_train_config`` and ``asr_model_file``."""
     if bool(args.expdir) == bool(args.asr_train_config):
         raise UserError("give EXPDIR, or --asr_train_config with --asr_model_file")
-    files = args.asr_train_config, args.asr_model_file
     if args.expdir:
-        files = find_model(args.expdir, args.inference_asr_model)
-    return dict(zip(("asr_train_config", "asr_model_file"), files, strict=True))
+        return trained_files(args, args.expdir)
+    return {"asr_train_config": args.asr_train_config, "asr_model_file": args.asr_model_file}
+
+
+def trained_files(args, folder) -> dict:
+    """What ``StreamingSpeech2Text`` takes of the directory of a trained or unpacked model."""
+    config, checkpoint = find_model(folder, args.inference_asr_model)
+    return {"asr_train_config": config, "asr_model_file": checkpoint}
+
+
+def exported_files(args, folder) -> dict:
+    """What ``StreamingSpeech2Text`` takes of the directory of an export."""
+    name = args.inference_asr_model
+    return {"asr_model_file": os.path.join(folder, "model.onnx" if name == CHECKPOINT else name)}
 
 
 def add_stream(parser: Parser) -> None:
@@ -98,13 +109,6 @@ def add_runtime(parser: Parser) -> None:
     parser.option("runtime", default="torch", choices=("torch", "onnxruntime"))
 
 
-def exported_files(args, folder) -> dict:
-    """What ``StreamingSpeech2Text`` takes of the directory of an export."""
-    name = args.inference_asr_model
-    file = os.path.join(folder, "model.onnx" if name == CHECKPOINT else name)
-    return {"asr_model_file": file, "threads": args.threads}
-
-
 def add_endpoint(parser: Parser) -> None:
     """What ends an utterance."""
     parser.option("endpoint", positive, help="seconds of blank that end an utterance [its end]")
@@ -119,11 +123,15 @@ def add_search(parser: Parser) -> None:
 
 
 def stream_options(args) -> dict:
-    """The values of ``add_stream`` and ``add_search`` as ``StreamingSpeech2Text`` takes them."""
+    """The values of the options of streams as ``StreamingSpeech2Text`` takes them."""
     names = (
-        "chunk_size left_context cache_dtype search beam_size rescore ctc_weight endpoint device"
+        "chunk_size left_context cache_dtype search beam_size rescore ctc_weight endpoint device "
+        "runtime"
     )
-    return {key: getattr(args, key) for key in names.split() if hasattr(args, key)}
+    options = {key: getattr(args, key) for key in names.split() if hasattr(args, key)}
+    if options.get("runtime") == "onnxruntime":  # PyTorch's threads are the whole process's
+        options["threads"] = args.threads
+    return options
 
 
 def add_decoding(parser: Parser) -> None:

@@ -23,7 +23,6 @@ from espnet_ext.options import (
     positive_int,
     text,
 )
-from espnet_ext.packing import find_model
 from espnet_ext.pretrained import PRETRAINED, RECORDING
 from espnet_ext.serve.limits import Limits
 
@@ -91,11 +90,10 @@ def main(argv=None):
         import torch
 
         torch.set_num_threads(args.threads)
-        pairs = [find_model(folder, args.inference_asr_model) for folder in folders]
-        files = [dict(zip(("asr_train_config", "asr_model_file"), p, strict=True)) for p in pairs]
+        files = [shared.trained_files(args, folder) for folder in folders]
     models = load_models(
         list(zip(names, files, strict=True)),
-        shared.stream_options(args) | {"runtime": args.runtime},
+        shared.stream_options(args),
         int(args.budget_mb * MB),
         args.max_seconds,
         args.max_batch,

@@ -46,17 +46,16 @@ def _loaded(args):
     """The model in its runtime; the other one is not imported."""
     from espnet_ext.streaming.speech2text import StreamingSpeech2Text
 
-    options = shared.stream_options(args) | {"runtime": args.runtime}
     if args.runtime == "torch":
         import torch
 
         torch.set_num_threads(args.threads)
-        return StreamingSpeech2Text(**shared.model_files(args), **options)
-    if args.expdir:
-        options |= shared.exported_files(args, args.expdir)
+        files = shared.model_files(args)
     else:
-        options |= {"asr_model_file": args.asr_model_file, "threads": args.threads}
-    return StreamingSpeech2Text(args.asr_train_config, **options)
+        files = {"asr_train_config": args.asr_train_config, "asr_model_file": args.asr_model_file}
+        if args.expdir:
+            files |= shared.exported_files(args, args.expdir)
+    return StreamingSpeech2Text(**files, **shared.stream_options(args))
 
 
 def _packets(args, recording, fs):

@@ -314,12 +314,12 @@ class Client:
             for fs, own in resamplers.items()
         }
         for model, stream in self.streams.items():
-            speech2text, left = model.speech2text, parts[model.speech2text.fs]
-            size = speech2text.samples(speech2text.chunk_seconds)
+            left = parts[model.speech2text.fs]
             while len(left) and stream in model.pool.streams:  # not where the model has failed
-                while (room := model.pool.room(stream)) < 1 and stream in model.pool.streams:
+                if (room := model.pool.room(stream)) < 1:
                     await self._round()
-                part, left = np.split(left, [min(size, max(room, 0))])
+                    continue
+                part, left = left[:room], left[room:]
                 with contextlib.suppress(UserError):  # it has failed in this moment
                     self.engine.push(model, stream, part)
 

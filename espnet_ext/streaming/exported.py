@@ -76,9 +76,12 @@ class ExportedStep:
         #: bytes of a stream's past by kind; ``container`` is what only the file's form asks for
         self.sizes = {"attention": 0, "convolution": 0, "container": 0}
         for name, x in zip(self._names, self.zeros(), strict=True):
-            what = name.partition(".")[2]
-            kind = "convolution" if what.startswith("convolution") else "attention"
-            self.sizes[kind if what and not what.startswith("unused") else "container"] += x.nbytes
+            what = name.partition(".")[2]  # of a layer
+            if not what or what.startswith("unused"):
+                kind = "container"
+            else:
+                kind = "convolution" if what.startswith("convolution") else "attention"
+            self.sizes[kind] += x.nbytes
         # where the streams of a batch are, in each of them
         self._axes = [
             next(i for i, n in enumerate(shape) if isinstance(n, str)) for shape, _ in self._forms

@@ -173,21 +173,17 @@ class StreamPool:
         """
         batch: list[PooledStream] = []
         outcomes: list[tuple[PooledStream, Result | UserError]] = []
-        called: list[tuple[PooledStream, int]] = []  # and what each is sure to need
+        called: list[PooledStream] = []
         try:
             while len(batch) < self.max_batch and (stream := self._next()):
-                seen = stream.received
+                called.append(stream)
                 try:
                     if self._take(stream):
                         batch.append(stream)
                     elif stream.stream.ended:
                         outcomes.append((stream, self.speech2text.last(stream.stream)))
-                    else:
-                        seen += 1  # what was there did not do
                 except UserError as error:
                     outcomes.append((stream, error))
-                finally:
-                    called.append((stream, seen))
             if batch:
                 results = self.speech2text.step([stream.stream for stream in batch])
                 outcomes += zip(batch, results, strict=True)
@@ -195,16 +191,18 @@ class StreamPool:
                 if isinstance(outcome, UserError) or outcome.is_final:
                     self.drop(stream)
         finally:
-            for stream, seen in called:  # behind those that were not served
+            for stream in called:  # behind those that were not served
                 own = stream.stream
-                stream.needed = max(seen, own.received + self._lacking(own))
+                stream.needed = own.received + self._lacking(own)
                 stream.due = False
                 self._call(stream)
         return outcomes
 
     def _lacking(self, own: Any) -> int:
         """Samples with which a step can do something for a stream; a part that waits is taken."""
-        return min(self.speech2text.lacking(own), self._part)
+        if self.speech2text.ready(own):
+            return 0
+        return max(1, min(self.speech2text.lacking(own), self._part))
 
     def _next(self) -> PooledStream | None:
         """The stream that waits longest for a step."""
